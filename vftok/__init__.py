@@ -1,0 +1,29 @@
+"""vftok: flexible-length video tokens in JAX.
+
+Public names load on first use, so that ``import vftok`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Tokenizer": "vftok.tokenizer",
+    "VideoTokens": "vftok.types",
+    "CFG": "vftok.models.flow",
+    "APG": "vftok.models.flow",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str):
+  if name not in _PUBLIC:
+    raise AttributeError(f"module 'vftok' has no attribute {name!r}")
+  return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+  return sorted(__all__)
