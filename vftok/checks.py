@@ -1,0 +1,71 @@
+"""The boundary: bad videos and settings become one sentence here and never reach a program."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vftok.models.flow import APG, CFG, SOLVERS
+from vftok.types import is_concrete
+
+
+def check_video(
+  video, frame_size: tuple[int, int], name: str = "video", frames: bool = True
+) -> jax.Array | np.ndarray:
+  """[B, F, H, W, 3], uint8 or float in [-1, 1]; values are looked at unless JAX is tracing. Returns the array."""
+  video = video if isinstance(video, jax.Array) else np.asarray(video)
+  h, w = frame_size
+  if video.ndim != 5 or video.shape[-1] != 3:
+    raise ValueError(f"{name} has shape {video.shape}, expected [B, F, {h}, {w}, 3], channels last.")
+  if video.shape[2:4] != (h, w):
+    size = f"{video.shape[2]}x{video.shape[3]}"
+    raise ValueError(
+      f"{name} frames are {size}, expected {h}x{w}: resize and crop them first (vftok.data.video does)."
+    )
+  if video.shape[0] == 0:
+    raise ValueError(f"{name} has shape {video.shape}, expected at least one video in the batch.")
+  if frames and video.shape[1] == 0:
+    raise ValueError(f"{name} has shape {video.shape}, expected at least one frame.")
+  if video.dtype == np.uint8:
+    return video
+  if not jnp.issubdtype(video.dtype, jnp.floating):
+    raise ValueError(f"{name} has dtype {video.dtype}, expected uint8, or float in [-1, 1].")
+  if is_concrete(video) and video.size:
+    xp = jnp if isinstance(video, jax.Array) else np
+    low, high = float(xp.min(video)), float(xp.max(video))
+    if not (np.isfinite(low) and np.isfinite(high)):
+      raise ValueError(f"{name} holds NaN or infinite values, expected float in [-1, 1]: clean it first.")
+    if low < -1.001 or high > 1.001:
+      hint = (
+        "this looks like 0..255, pass uint8 or x / 127.5 - 1" if high > 1.5 and low >= 0 else "rescale it"
+      )
+      raise ValueError(
+        f"{name} holds values from {low:.4g} to {high:.4g}, expected float in [-1, 1]: {hint}."
+      )
+  return video
+
+
+def check_sampling(steps, solver: str, guidance, has_null: bool) -> None:
+  if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1:
+    raise ValueError(f"steps is {steps!r}, expected a whole number of solver steps, 1 or more.")
+  if solver not in SOLVERS:
+    raise ValueError(f"solver is {solver!r}, expected one of {', '.join(SOLVERS)}.")
+  if guidance is None:
+    return
+  if not isinstance(guidance, (CFG, APG)):
+    raise ValueError(f"guidance is {guidance!r}, expected None, vftok.CFG(scale) or vftok.APG(scale).")
+  if not has_null:
+    raise ValueError("this model has no null vector, so it cannot be guided: pass guidance=None.")
+  scale = jnp.shape(guidance.scale)
+  if scale not in ((), (steps,)):
+    raise ValueError(f"guidance.scale has shape {scale}, expected one number, or one per step [{steps}].")
+
+
+def check_array(array, shape: tuple[int, ...], name: str) -> jax.Array:
+  array = jnp.asarray(array)
+  if array.shape != tuple(shape) or not jnp.issubdtype(array.dtype, jnp.floating):
+    raise ValueError(
+      f"{name} has shape {array.shape} and dtype {array.dtype}, expected float {tuple(shape)}."
+    )
+  return array.astype(jnp.float32)

@@ -1,0 +1,102 @@
+"""From files to (config, parameters) and back: vftok's own layout and the released ones, strict in both directions."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util as traverse
+import jax
+import numpy as np
+
+from vftok import hub
+from vftok.config import FORMAT, TokenizerConfig, from_json, to_json
+from vftok.convert import reference_config, reference_weights, vidtok
+from vftok.convert.reference_weights import VAE_PREFIX
+
+
+def abstract_params(cfg: TokenizerConfig) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+  """Path -> shape of every parameter, without making one."""
+  from vftok.tokenizer import Tokenizer
+
+  tree = nn.unbox(jax.eval_shape(Tokenizer(cfg).init, jax.random.key(0)))
+  return traverse.flatten_dict(tree)
+
+
+def load(name: str | os.PathLike, vae: str | os.PathLike | None = None) -> tuple[TokenizerConfig, dict[str, Any]]:
+  """See `Tokenizer.load`."""
+  checkpoint = hub.open_checkpoint(name)
+  if "format" in checkpoint.config:
+    return _load_own(checkpoint)
+  return _load_reference(checkpoint, vae)
+
+
+def save(cfg: TokenizerConfig, params, directory: str | os.PathLike) -> None:
+  """vftok's own layout: one tensor per leaf, named by its path."""
+  flat = traverse.flatten_dict(nn.unbox(params), sep="/")
+  hub.save_files(directory, {key: np.asarray(value) for key, value in flat.items()}, to_json(cfg))
+
+
+def _load_own(checkpoint: hub.Checkpoint) -> tuple[TokenizerConfig, dict[str, Any]]:
+  if checkpoint.config["format"] != FORMAT:
+    raise ValueError(f"{checkpoint.path} has format {checkpoint.config['format']!r}, expected {FORMAT!r}: it is no tokenizer.")
+  cfg = from_json(checkpoint.config)
+  expected = {"/".join(path): leaf.shape for path, leaf in abstract_params(cfg).items()}
+  found = checkpoint.shapes
+  hub.report_keys(checkpoint.path, expected.keys() - found.keys(), found.keys() - expected.keys())
+  for key, shape in expected.items():
+    hub.report_shape(checkpoint.path, key, found[key], shape)
+  flat = {key: jax.numpy.asarray(value) for key, value in checkpoint.tensors(expected)}
+  return cfg, traverse.unflatten_dict(flat, sep="/")
+
+
+def _load_reference(checkpoint: hub.Checkpoint, vae) -> tuple[TokenizerConfig, dict[str, Any]]:
+  sources = {key: (checkpoint, name) for key, name in reference_weights.plain_keys(checkpoint.shapes).items()}
+  if not any(key.startswith(VAE_PREFIX) for key in sources):
+    other = hub.open_weights(_vae_source(checkpoint, vae))
+    plain = reference_weights.plain_keys(other.shapes)
+    sources |= {key: (other, name) for key, name in plain.items() if key.startswith(VAE_PREFIX)}
+  shapes = {key: file.shapes[name] for key, (file, name) in sources.items()}
+
+  try:
+    vae_cfg = vidtok.infer_config({k.removeprefix(VAE_PREFIX): s for k, s in shapes.items() if k.startswith(VAE_PREFIX)})
+  except (KeyError, IndexError) as error:
+    raise ValueError(f"{checkpoint.path} lacks the VAE tensor {VAE_PREFIX}{error.args[0]}: fetch it again.") from None
+  cfg, names = reference_config.parse(checkpoint.config, vae_cfg)
+  if "readout" in names.decoder:
+    readout = reference_weights.infer_readout(shapes, f"decoder.module_dict.{names.decoder['readout']}")
+    cfg = dataclasses.replace(cfg, decoder=dataclasses.replace(cfg.decoder, readout=readout))
+
+  rules = reference_weights.rules(cfg, names)
+  hub.report_keys(checkpoint.path, rules.keys() - shapes.keys(), shapes.keys() - rules.keys())
+  leaves = abstract_params(cfg)
+  slots = {key: np.broadcast_to(np.int8(0), leaves[rule.path].shape)[rule.index] for key, rule in rules.items()}
+  for key, rule in rules.items():
+    hub.report_shape(checkpoint.path, key, shapes[key], rule.to_theirs(slots[key]).shape)
+
+  flat: dict[tuple[str, ...], np.ndarray] = {}
+  for file in {id(file): file for file, _ in sources.values()}.values():
+    names_here = {name: key for key, (owner, name) in sources.items() if owner is file}
+    for name, value in file.tensors(names_here):
+      key = names_here[name]
+      path, index = rules[key].path, rules[key].index
+      if path not in flat:
+        flat[path] = np.empty(leaves[path].shape, value.dtype)
+      flat[path][index] = rules[key].to_ours(value, slots[key].shape)
+  return cfg, traverse.unflatten_dict({path: jax.numpy.asarray(value) for path, value in flat.items()})
+
+
+def _vae_source(checkpoint: hub.Checkpoint, vae):
+  """Where `vae.*` is when the file has none: the caller's word, else the config's `hub_vae`."""
+  if vae is not None:
+    return vae
+  named = (checkpoint.config.get("hub_vae") or {}).get("repo")
+  if named is None:
+    raise ValueError(f"{checkpoint.path} has no VAE tensors and its config names no source: pass vae=.")
+  try:
+    hub.open_weights(named)
+  except FileNotFoundError as error:
+    raise FileNotFoundError(f"{checkpoint.path} has no VAE of its own and takes it from {named}: pass vae=, or {error}") from None
+  return named

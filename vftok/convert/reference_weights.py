@@ -1,0 +1,141 @@
+"""One rename table between released checkpoints and our parameter tree, strict and used in both directions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from vftok.config import TokenizerConfig
+from vftok.convert import vidtok
+from vftok.convert.reference_config import Names
+from vftok.models.transformer import StackConfig
+
+PREFIX = "video_tokenizer."
+VAE_PREFIX = "vae.vidtok."
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """Where one torch tensor goes: our leaf, the part of it (layer, branch), and the two transposes."""
+
+  path: tuple[str, ...]
+  index: tuple[int | slice, ...]
+  to_ours: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+  to_theirs: Callable[[np.ndarray], np.ndarray]
+
+
+def _linear_to_ours(a, shape):
+  return a.T.reshape(shape)
+
+
+def _vector_to_ours(a, shape):
+  return a.reshape(shape)
+
+
+def _linear_to_theirs(inputs: int):
+  def convert(a):
+    return a.reshape(int(np.prod(a.shape[:inputs])), -1).T
+
+  return convert
+
+
+def _flatten(a):
+  return a.reshape(-1)
+
+
+LINEAR = (_linear_to_ours, _linear_to_theirs(1))
+LINEAR_2IN = (_linear_to_ours, _linear_to_theirs(2))
+VECTOR = (_vector_to_ours, _flatten)
+SAME = (lambda a, shape: a, lambda a: a)
+# learnable [n, 1, D, m] <-> [n, m, D]; fixed [1, D, h, w] <-> [h, w, D]
+LEARNED_TABLE = (lambda a, shape: a[:, 0].swapaxes(1, 2), lambda a: a.swapaxes(1, 2)[:, None])
+FIXED_TABLE = (lambda a, shape: a[0].transpose(1, 2, 0), lambda a: a.transpose(2, 0, 1)[None])
+
+
+def rules(cfg: TokenizerConfig, names: Names) -> dict[str, Rule]:
+  """Torch key (without `video_tokenizer.`) -> Rule, for every tensor the config asks for."""
+  table: dict[str, Rule] = {}
+  for key, (path, kind) in vidtok.rules(cfg.vae).items():
+    to_ours, to_theirs = vidtok.KINDS[kind]
+    table[VAE_PREFIX + key] = Rule(("vae", *path), (), lambda a, shape, f=to_ours: f(a), to_theirs)
+
+  def add(key, path, conversion, index=()):
+    table[key] = Rule(tuple(path), tuple(index), *conversion)
+
+  def linear(key, path, bias=True):
+    add(f"{key}.weight", (*path, "kernel"), LINEAR)
+    if bias:
+      add(f"{key}.bias", (*path, "bias"), VECTOR)
+
+  for part, part_cfg, role_names in (("encoder", cfg.encoder, names.encoder), ("decoder", cfg.decoder, names.decoder)):
+    at = {role: f"{part}.module_dict.{name}" for role, name in role_names.items()}
+    linear(f"{at['patch_in']}.patch_proj", (part, "patch_in"))
+    for role, field in (("patch_positions", "positions"), ("register_positions", "register_positions")):
+      position = getattr(part_cfg, field, None)
+      if position is not None:
+        conversion = FIXED_TABLE if position.kind == "sincos" else LEARNED_TABLE
+        add(f"{at[role]}.posembs", (part, role, "table"), conversion)
+    flip = part == "decoder" and names.registers_first
+    _stack_rules(add, f"{at['stack']}", (part, "stack", "blocks"), part_cfg.stack, flip)
+    linear(f"{at['head']}.proj", (part, "head"))
+  enc, dec = (
+    {role: f"{part}.module_dict.{name}" for role, name in role_names.items()}
+    for part, role_names in (("encoder", names.encoder), ("decoder", names.decoder))
+  )
+  add(f"{enc['registers']}.registers", ("encoder", "registers"), SAME)
+  if cfg.encoder.global_token:
+    linear("global_token_input.proj", ("encoder", "global_in"))
+  linear(f"{dec['codes_in']}.proj", ("decoder", "codes_in"))
+  tensor = {"mask": "dropout_mask_token", "prefix": "dropout_mask_token", "null": "nullcond"}
+  for role in cfg.decoder.replacements:
+    add(f"{dec[role]}.{tensor[role]}", ("decoder", f"{role}_token"), VECTOR)
+  linear(f"{dec['time']}.mlp.0", ("decoder", "time_in"))
+  linear(f"{dec['time']}.mlp.2", ("decoder", "time_out"))
+  if cfg.decoder.head_adaln:
+    linear(f"{dec['head']}.adaLN_modulation.1", ("decoder", "head_adaln"))
+  if cfg.decoder.readout is not None:
+    readout = dataclasses.replace(cfg.decoder.stack, depth=cfg.decoder.readout[0], adaln=0)
+    _stack_rules(add, f"{dec['readout']}.transformer", ("decoder", "readout", "stack", "blocks"), readout, False)
+    linear(f"{dec['readout']}.out_proj", ("decoder", "readout", "out"), bias=False)
+  return table
+
+
+def _stack_rules(add, key: str, path: tuple[str, ...], cfg: StackConfig, flip: bool) -> None:
+  for i in range(cfg.depth):
+    block = f"{key}.blocks.{i}"
+    for j, name in enumerate(("wq", "wk", "wv")):
+      add(f"{block}.attn.{name}.weight", (*path, "qkv_kernel"), LINEAR, (i, slice(None), j))
+      if cfg.qkv_bias:
+        add(f"{block}.attn.{name}.bias", (*path, "qkv_bias"), VECTOR, (i, j))
+    add(f"{block}.attn.proj.weight", (*path, "proj_kernel"), LINEAR_2IN, (i,))
+    for j, name in enumerate(("fc1", "fc3") if cfg.gated_mlp else ("fc1",)):
+      add(f"{block}.mlp.{name}.weight", (*path, "up_kernel"), LINEAR, (i, slice(None), j))
+      if cfg.mlp_bias:
+        add(f"{block}.mlp.{name}.bias", (*path, "up_bias"), VECTOR, (i, j))
+    add(f"{block}.mlp.fc2.weight", (*path, "down_kernel"), LINEAR, (i,))
+    if cfg.proj_bias:
+      add(f"{block}.attn.proj.bias", (*path, "proj_bias"), VECTOR, (i,))
+    if cfg.mlp_bias:
+      add(f"{block}.mlp.fc2.bias", (*path, "down_bias"), VECTOR, (i,))
+    if cfg.adaln:
+      kinds = slice(None, None, -1) if flip else slice(None)
+      add(f"{block}.adaLN_modulation.1.weight", (*path, "adaln_kernel"), LINEAR, (i, slice(None), kinds))
+      add(f"{block}.adaLN_modulation.1.bias", (*path, "adaln_bias"), VECTOR, (i, kinds))
+
+
+def plain_keys(keys) -> dict[str, str]:
+  """Plain key -> key in the file: without the wrapper's prefix, which released files have and SemanTok's lack."""
+  prefixed = bool(keys) and all(key.startswith(PREFIX) for key in keys)
+  names = {key: key.removeprefix(PREFIX) if prefixed else key for key in keys}
+  return {name.replace("_checkpoint_wrapped_module.", ""): key for key, name in names.items()}
+
+
+def infer_readout(shapes: Mapping[str, tuple[int, ...]], key: str) -> tuple[int, int]:
+  """(depth, features) of a stored REPA head, which its config entry does not tell in a known way."""
+  blocks = {name.split(".")[5] for name in shapes if name.startswith(f"{key}.transformer.blocks.")}
+  out = shapes.get(f"{key}.out_proj.weight")
+  if out is None:
+    raise ValueError(f"the checkpoint lacks {key}.out_proj.weight: check that it and its config are of one model.")
+  return len(blocks), int(out[0])

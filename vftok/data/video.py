@@ -1,0 +1,337 @@
+"""Video files in and out: frames uint8 [F, H, W, 3] and frames per second, by PyAV.
+
+Reading never shortens silently: a damaged frame, or a file that ends before its header said, is an error
+that names the frame. Writing is whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import secrets
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+
+_STATES_DURATION = {"mov", "matroska", "avi"}  # containers whose header says how long they are, and means it
+_BT709, _LIMITED_RANGE = 1, 1
+
+
+def video_info(path) -> tuple[float, float | None]:
+  """(frames per second, the average where it varies; seconds, None where the header does not say)."""
+  with _opened(path) as container:
+    stream, seconds = container.streams.video[0], None
+    if stream.duration is not None:
+      seconds = float(stream.duration * stream.time_base)
+    elif container.duration:
+      seconds = container.duration / av.time_base
+    return float(_rate(stream)), seconds
+
+
+def read_video(path, size=None, fps: float | None = None, **clip) -> tuple[np.ndarray, float]:
+  """All of `iter_frames` (same arguments) in memory: (frames uint8 [F, H, W, 3], frames per second)."""
+  frames = np.stack(list(iter_frames(path, size, fps, **clip)))
+  return frames, float(video_info(path)[0] if fps is None else fps)
+
+
+def iter_frames(
+  path, size=None, fps: float | None = None, *, start=0.0, max_frames: int | None = None, min_frames: int = 1
+) -> Iterator[np.ndarray]:
+  """Decodes a video file (any container and codec that FFmpeg knows) frame by frame: uint8 [H, W, 3].
+
+  Memory does not grow with length. Rotation written by a phone is applied.
+
+  Args:
+    size: (H, W) to give back: the short side is resized (bicubic, antialiased), then the centre cropped.
+      None keeps the file's own size.
+    fps: frames per second to give back, 0.01..1000: at each moment the frame that is on screen then, by the
+      file's own timestamps (made from its rate where they are missing). None keeps every frame.
+    start: seconds to skip; frames before it are decoded and dropped, which is exact in every container.
+    max_frames: stop after so many frames. What follows them is not read, so not checked either.
+    min_frames: fewer frames than this are an error.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: an argument out of range (at once); and while iterating: a file that is empty, not video,
+      damaged or cut short (the sentence says at which frame), or has fewer frames than `min_frames`.
+  """
+  if fps is not None:
+    check_fps(fps)
+  if size is not None and (len(size) != 2 or min(size) < 1):
+    raise ValueError(f"size is {size}, expected (height, width) in pixels: pass two numbers of at least 1.")
+  if not (math.isfinite(start) and start >= 0):
+    raise ValueError(f"start is {start}, expected seconds from the beginning of the video: pass 0 or more.")
+  for name, count in (("max_frames", max_frames), ("min_frames", min_frames)):
+    if count is not None and count < 1:
+      raise ValueError(f"{name} is {count}, expected a number of frames: pass 1 or more.")
+  return _clip(Path(path), size, fps, start, max_frames, min_frames)
+
+
+def check_fps(fps: float) -> None:
+  """Raises ValueError unless 0.01 <= fps <= 1000."""
+  if not 0.01 <= fps <= 1000:
+    raise ValueError(f"fps is {fps}, expected frames per second: pass 0.01 to 1000.")
+
+
+def _clip(path, size, fps, start, max_frames, min_frames):  # noqa: PLR0917
+  count, shape = 0, None
+  with contextlib.closing(_decoded(path)) as decoded:
+    for frame in _on_screen(decoded, fps, start):
+      pixels = _pixels(frame, size)
+      shape = shape or pixels.shape
+      if pixels.shape != shape:
+        raise ValueError(
+          f"{path} changes from {shape[1]}x{shape[0]} to {pixels.shape[1]}x{pixels.shape[0]} pixels at frame "
+          f"{count}, expected one size: pass size=(H, W) to bring all frames to it."
+        )
+      count += 1
+      yield pixels
+      if count == max_frames:
+        return
+  if count < min_frames:
+    where = (f" from {start:g} s on" if start else "") + (f" at {fps:g} frames per second" if fps else "")
+    raise ValueError(f"{path} has {count} frames{where}, expected at least {min_frames}: ask for fewer.")
+
+
+def _on_screen(decoded, fps, start):
+  """The frames to give back, in order; one comes twice where fps is above the file's own."""
+  eps, shown = 1e-6, 0  # seconds: containers round their timestamps
+  for begin, end, frame in decoded:
+    if fps is None and begin >= start - eps:
+      yield frame
+    while fps is not None and start + shown / fps < end - eps:
+      yield frame
+      shown += 1
+
+
+def _decoded(path):
+  """Yields (begin, end, frame), in seconds from the first frame; raises where the file is not healthy."""
+  with _opened(path) as container:
+    stream = container.streams.video[0]
+    stream.codec_context.options = {"err_detect": "explode"}  # by default FFmpeg paints over damage
+    period = float(1 / _rate(stream))
+    count, frame, begin, origin, reached = 0, None, 0.0, 0.0, 0.0
+    try:
+      for packet in container.demux():
+        if (
+          packet.stream is not stream
+        ):  # sound may outlast the picture: it counts in the container's duration
+          if packet.pts is not None:
+            reached = max(reached, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+          continue
+        if packet.is_corrupt:
+          raise ValueError(f"{path} is damaged or cut short at frame {count}: get a whole copy of it.")
+        for following in packet.decode():
+          if following.is_corrupt:
+            raise ValueError(f"{path} is damaged at frame {count}: get a whole copy of it.")
+          time = None if following.pts is None else float(following.pts * following.time_base)
+          if frame is None:
+            origin = time or 0.0
+          else:
+            # No timestamp, or one that runs backwards: the next frame comes one period later.
+            end = begin + period if time is None or time - origin <= begin else time - origin
+            yield begin, end, frame
+            begin = end
+          frame, count = following, count + 1
+    except av.error.FFmpegError as error:
+      raise ValueError(f"{path} is damaged at frame {count}: get a whole copy of it.") from error
+    if frame is None:
+      raise ValueError(f"{path} has no frame that can be decoded, expected a video: get a whole copy of it.")
+    end = begin + (float(frame.duration * frame.time_base) if frame.duration else period)
+    _check_end(path, container, count, end, max(reached, origin + end))
+    yield begin, end, frame
+
+
+def _check_end(path, container, count, end, reached):
+  """Raises ValueError where the file ends before its header says it would."""
+  stream, kinds = container.streams.video[0], set(container.format.name.split(","))
+  promised = end
+  if kinds & _STATES_DURATION and stream.duration is not None:
+    promised = float(stream.duration * stream.time_base)
+  elif kinds & _STATES_DURATION and container.duration:
+    promised, end = container.duration / av.time_base, reached
+  # A stated frame count makes a loss certain; a bare duration may be rounded or padded by whoever wrote it.
+  period = float(1 / _rate(stream))
+  slack = 1.5 * period if stream.frames > count else max(0.25, 3 * period)
+  if end < promised - slack:
+    raise ValueError(
+      f"{path} was cut short, it ends at frame {count} ({end:.2f} s) and its header says {promised:.2f} s: "
+      f"get a whole copy of it, or read no more than {count} frames."
+    )
+  if "gif" in kinds:
+    with open(path, "rb") as file:
+      file.seek(max(0, os.path.getsize(path) - 64))
+      if not file.read().rstrip(b"\0").endswith(b";"):
+        raise ValueError(f"{path} was cut short, it ends at frame {count}: get a whole copy of it.")
+
+
+@contextlib.contextmanager
+def _opened(path):
+  """An input container that holds a video stream."""
+  path = Path(path)
+  if not path.exists():
+    raise FileNotFoundError(f"{path} does not exist: check the path of the video.")
+  if not path.is_file():
+    raise ValueError(f"{path} is not a file, expected a video: pass an .mp4 or the like.")
+  if path.stat().st_size == 0:
+    raise ValueError(f"{path} is empty (0 bytes), expected a video: get a whole copy of it.")
+  try:
+    # A colon in the path makes no protocol of it, and a playlist must not reach for the network.
+    container = av.open(f"file:{path}", metadata_errors="ignore", options={"protocol_whitelist": "file"})
+  except av.error.FFmpegError as error:
+    reason = (error.strerror or type(error).__name__).lower()
+    raise ValueError(
+      f"{path} is cut short or not a video ({reason}): pass a file that FFmpeg can play."
+    ) from error
+  with container:
+    if not container.streams.video:
+      kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
+      raise ValueError(f"{path} holds {kinds} and no video stream: pass a file with pictures.")
+    yield container
+
+
+def _rate(stream) -> Fraction:
+  return stream.average_rate or stream.guessed_rate or Fraction(25)
+
+
+def _pixels(frame, size) -> np.ndarray:
+  pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+  if size is not None:
+    (height, width), (h, w) = size, pixels.shape[:2]
+    scale = max(height / h, width / w)
+    h, w = max(height, round(h * scale)), max(width, round(w * scale))
+    if scale != 1:
+      pixels = np.asarray(Image.fromarray(pixels).resize((w, h), Image.Resampling.BICUBIC))
+    top, left = (h - height) // 2, (w - width) // 2
+    pixels = pixels[top : top + height, left : left + width]
+  return np.ascontiguousarray(pixels)
+
+
+def check_target(path) -> None:
+  """Raises FileNotFoundError or ValueError where no file can be written at `path`."""
+  path = Path(path)
+  if not path.parent.is_dir():
+    raise FileNotFoundError(f"{path.parent} is not a folder, so {path.name} cannot go there: make it first.")
+  if path.is_dir():
+    raise ValueError(f"{path} is a folder, expected a file to write: add a name.")
+
+
+@contextlib.contextmanager
+def whole_file(path) -> Iterator[Path]:
+  """Gives a temporary path beside `path`: renamed onto it when the block succeeds, removed when it fails."""
+  check_target(path)
+  path = Path(path)
+  temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+  try:
+    yield temporary
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def to_uint8(video) -> np.ndarray:
+  """uint8 of the same shape from floats in [-1, 1], clipped and rounded to nearest; uint8 passes through."""
+  video = np.asarray(video)
+  if video.dtype == np.uint8:
+    return video
+  return np.rint((np.clip(video, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
+
+
+def check_video_name(path) -> None:
+  """Raises ValueError unless `path` ends in one of the two kinds that `video_writer` writes."""
+  if Path(path).suffix.lower() not in (".mp4", ".gif"):
+    raise ValueError(f"{path} ends in {Path(path).suffix!r}, expected a video to write: use .mp4 or .gif.")
+
+
+def write_video(path, frames, fps: float) -> None:
+  """Writes frames uint8 [F, H, W, 3] at once; see `video_writer`."""
+  with video_writer(path, fps) as writer:
+    writer.write(frames)
+
+
+@contextlib.contextmanager
+def video_writer(path, fps: float) -> Iterator[_Writer]:
+  """Writes a video piece by piece: H.264 in .mp4, or an animated .gif with a palette per frame.
+
+  `with video_writer(path, fps) as writer: writer.write(frames)`; the file appears whole when the block ends,
+  and not at all when it fails. H.264 at 4:2:0 has even sides: an odd one grows by a repeated row or column.
+
+  Raises:
+    ValueError: another file ending, fps out of range, pieces that are not uint8 [F, H, W, 3] of one size, or
+      no frame at all.
+    FileNotFoundError: the folder does not exist.
+  """
+  check_fps(fps)
+  check_video_name(path)
+  kind = Path(path).suffix.lower()[1:]
+  if kind == "gif" and fps > 50:
+    raise ValueError(f"fps is {fps:g}, expected at most 50 in a .gif: write an .mp4 or lower fps.")
+  with whole_file(path) as temporary, av.open(f"file:{temporary}", "w", format=kind) as container:
+    writer = _Writer(container, fps)
+    yield writer
+    if not writer.frames:
+      raise ValueError(f"there are no frames to write to {path}: pass at least one.")
+    writer.finish()
+
+
+class _Writer:
+  def __init__(self, container, fps):
+    self.container, self.fps, self.frames, self.shape = container, fps, 0, None
+    self.gif = container.format.name == "gif"
+
+  def write(self, frames) -> None:
+    """Appends frames uint8 [F, H, W, 3]."""
+    frames = np.asarray(frames)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
+      raise ValueError(
+        f"frames are {frames.dtype} {frames.shape}, expected uint8 [F, H, W, 3]: see to_uint8."
+      )
+    if not self.gif:
+      frames = np.pad(
+        frames, [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)], mode="edge"
+      )
+    if self.shape is None:
+      self.shape = frames.shape[1:]
+      self._start(*self.shape[:2])
+    if frames.shape[1:] != self.shape:
+      raise ValueError(
+        f"frames are {frames.shape[1:]}, expected {self.shape} like the ones before: resize them."
+      )
+    for pixels in frames:
+      self.container.mux(self.stream.encode(self._paletted(pixels) if self.gif else self._yuv(pixels)))
+      self.frames += 1
+
+  def finish(self):
+    self.container.mux(self.stream.encode(None))
+
+  def _start(self, height, width):
+    rate = Fraction(self.fps).limit_denominator(100_000)
+    self.stream = self.container.add_stream("gif" if self.gif else "libx264", rate=rate)
+    self.stream.height, self.stream.width, self.stream.pix_fmt = (
+      height,
+      width,
+      "pal8" if self.gif else "yuv420p",
+    )
+    if not self.gif:
+      codec = self.stream.codec_context
+      codec.options = {"crf": "16"}
+      # Said in the file, or players guess the colour matrix from the frame size.
+      codec.colorspace = codec.color_primaries = codec.color_trc = _BT709
+      codec.color_range = _LIMITED_RANGE
+
+  def _yuv(self, pixels):
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+    return frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range=_LIMITED_RANGE)
+
+  def _paletted(self, pixels):
+    image = Image.fromarray(pixels)
+    image = image.quantize(palette=image.quantize(256), dither=Image.Dither.FLOYDSTEINBERG)
+    colours = np.array(image.getpalette(), np.uint8).reshape(-1, 3)
+    argb = np.full((256, 4), 255, np.uint8)
+    argb[: len(colours), 1:] = colours
+    return av.VideoFrame.from_ndarray((np.asarray(image), argb), format="pal8")

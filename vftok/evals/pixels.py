@@ -1,0 +1,90 @@
+"""PSNR and SSIM of videos, by dm_pix.
+
+Conventions, the field's usual ones for video tokenizers:
+  values: uint8 0..255, or floats in [-1, 1]; both are brought to [0, 1], so the data range is 1.
+  PSNR: 10 log10(1 / MSE), one MSE over the whole clip (not the mean of per-frame values); inf where equal.
+  SSIM: 11 x 11 Gaussian window of sigma 1.5 without padding, k1 0.01, k2 0.03, each RGB channel by itself,
+    mean over positions, channels and frames. Frames must be at least 11 x 11.
+"""
+
+from __future__ import annotations
+
+import math
+
+import dm_pix
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@jax.jit
+def _scores(a_FxHxWx3, b_FxHxWx3):
+  """(mean squared error, SSIM) of each frame, float32 [F]; one frame at a time, so memory stays small."""
+  return jax.lax.map(lambda ab: (dm_pix.mse(*ab), dm_pix.ssim(*ab)), (a_FxHxWx3, b_FxHxWx3))
+
+
+class PixelScores:
+  """PSNR and SSIM of one video that comes in pieces; exact, however it is cut."""
+
+  def __init__(self):
+    self.frames, self._mse, self._ssim = 0, 0.0, 0.0
+
+  def update(self, reference, video) -> None:
+    """Adds frames [F, H, W, 3] of both, uint8 or float in [-1, 1]. Raises ValueError for anything else."""
+    reference, video = _unit(reference, "reference"), _unit(video, "video")
+    if reference.shape != video.shape:
+      raise ValueError(
+        f"video is {video.shape}, expected the reference's {reference.shape}: cut or resize one."
+      )
+    mse_F, ssim_F = _scores(reference, video)
+    self.frames += len(video)
+    self._mse += float(np.asarray(mse_F, np.float64).sum())
+    self._ssim += float(np.asarray(ssim_F, np.float64).sum())
+
+  @property
+  def psnr(self) -> float:
+    """Decibels; inf where both videos are equal, nan before the first frame."""
+    if not self.frames:
+      return math.nan
+    return -10 * math.log10(self._mse / self.frames) if self._mse else math.inf
+
+  @property
+  def ssim(self) -> float:
+    """-1..1, 1 where both are equal; nan before the first frame."""
+    return self._ssim / self.frames if self.frames else math.nan
+
+
+def psnr(reference, video) -> np.ndarray:
+  """float64 [B], decibels, of videos [B, F, H, W, 3] uint8 or float in [-1, 1]."""
+  return np.array([scores.psnr for scores in _each(reference, video)])
+
+
+def ssim(reference, video) -> np.ndarray:
+  """float64 [B], -1..1, of videos [B, F, H, W, 3] uint8 or float in [-1, 1]."""
+  return np.array([scores.ssim for scores in _each(reference, video)])
+
+
+def _each(reference, video):
+  if len(reference) != len(video):
+    raise ValueError(
+      f"there are {len(video)} videos, expected {len(reference)} like the references: match them."
+    )
+  for one, other in zip(reference, video, strict=True):
+    scores = PixelScores()
+    scores.update(one, other)
+    yield scores
+
+
+def _unit(frames, name: str) -> jax.Array:
+  frames = np.asarray(frames)
+  if frames.ndim != 4 or frames.shape[3] != 3 or min(frames.shape[1:3]) < 11 or not len(frames):
+    raise ValueError(
+      f"{name} is {frames.shape}, expected [F, H, W, 3] of at least 11 x 11 pixels: reshape it."
+    )
+  if frames.dtype == np.uint8:
+    return jnp.asarray(frames, jnp.float32) / 255
+  if frames.dtype.kind != "f" or not np.all(np.abs(frames) <= 1):
+    raise ValueError(
+      f"{name} is {frames.dtype} beyond [-1, 1], expected uint8 or floats in [-1, 1]: rescale it."
+    )
+  return (jnp.asarray(frames, jnp.float32) + 1) / 2

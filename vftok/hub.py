@@ -1,0 +1,194 @@
+"""Where a model's files are, and how they are read and written: safetensors and JSON only, whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """A safetensors file and its config; tensors are read on demand."""
+
+  path: pathlib.Path
+  config: dict[str, Any]
+  shapes: dict[str, tuple[int, ...]]
+
+  def tensors(self, keys: Iterable[str]):
+    """Yields (key, numpy array) without holding more than one at a time."""
+    with _open(self.path) as file:
+      for key in keys:
+        yield key, file.get_tensor(key)
+
+
+def open_checkpoint(name: str | os.PathLike) -> Checkpoint:
+  """Finds and checks a model: a directory, one safetensors file with its config in the metadata, or a Hub id.
+
+  Raises:
+    FileNotFoundError: nothing of that name here or on the Hub.
+    ValueError: no safetensors, damaged, or without a config.
+  """
+  path = pathlib.Path(name)
+  if not path.exists():
+    path = _download(str(name))
+  weights = path / WEIGHTS if path.is_dir() else path
+  if not weights.is_file():
+    others = sorted(p.name for p in path.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
+    hint = f"{others[0]} is a pickle, convert it to safetensors first" if others else f"put {WEIGHTS} there"
+    raise FileNotFoundError(f"{path} has no {WEIGHTS}: {hint}.")
+  shapes, metadata = _read_header(weights)
+  if path.is_dir() and (path / CONFIG).is_file():
+    config = _read_json(path / CONFIG)
+  elif path.is_dir():
+    raise FileNotFoundError(f"{path} has no {CONFIG}: put the model's config beside {WEIGHTS}.")
+  else:
+    config = config_of_metadata(metadata)
+    if not config:
+      raise ValueError(
+        f"{weights} carries no config in its metadata: pass the directory that holds {CONFIG} too."
+      )
+  return Checkpoint(weights, config, shapes)
+
+
+def open_weights(name: str | os.PathLike) -> Checkpoint:
+  """Like `open_checkpoint` for weights whose config does not matter (a VAE taken from another model's file)."""
+  path = pathlib.Path(name)
+  if not path.exists():
+    path = _download(str(name))
+  weights = path / WEIGHTS if path.is_dir() else path
+  if not weights.is_file():
+    raise FileNotFoundError(f"{path} has no {WEIGHTS}: pass a directory, file or Hub id that holds one.")
+  return Checkpoint(weights, {}, _read_header(weights)[0])
+
+
+def config_of_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
+  """The config inside a safetensors metadata map: JSON under `config`, or one text form per top-level key."""
+  if "config" in metadata:
+    config = _parse_text(metadata["config"], "config")
+    return config if isinstance(config, dict) else {}
+  markers = ("video_flex_tok", "videoflextok", "_target_", "format")
+  if not any(key in metadata for key in markers) or metadata.get("format") in ("pt", "np", "flax"):
+    metadata = {k: v for k, v in metadata.items() if k != "format"}
+  if not any(key in metadata for key in markers):
+    return {}
+  return {key: _parse_text(text, key) for key, text in metadata.items()}
+
+
+def save_files(
+  directory: str | os.PathLike, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]
+) -> None:
+  """Writes model.safetensors and config.json; an interrupted call leaves what was there before."""
+  target = pathlib.Path(directory)
+  if target.exists() and not target.is_dir():
+    raise ValueError(f"{target} is a file, expected a directory to save the model in: choose another name.")
+  target.parent.mkdir(parents=True, exist_ok=True)
+  partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+  try:
+    save_file(
+      {k: np.ascontiguousarray(v) for k, v in tensors.items()}, partial / WEIGHTS, metadata={"format": "pt"}
+    )
+    (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    partial.chmod(0o755)
+    if not target.exists():
+      partial.rename(target)
+    else:
+      for name in (WEIGHTS, CONFIG):
+        os.replace(partial / name, target / name)
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def report_keys(path, missing: Iterable[str], unused: Iterable[str]) -> None:
+  """Raises one ValueError naming tensors that the config asks for and the file lacks, or the other way round."""
+  parts = []
+  for keys, what in ((sorted(missing), "lacks"), (sorted(unused), "has unused")):
+    if keys:
+      named = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+      parts.append(f"{what} {named}")
+  if parts:
+    raise ValueError(
+      f"{path} does not fit its config: it {' and '.join(parts)}; check that both are of one model."
+    )
+
+
+def report_shape(path, key: str, found, expected) -> None:
+  if tuple(found) != tuple(expected):
+    raise ValueError(
+      f"{path} holds {key} with shape {tuple(found)}, expected {tuple(expected)} by its config."
+    )
+
+
+def _open(path: pathlib.Path):
+  try:
+    return safe_open(path, framework="np")
+  except SafetensorError as error:
+    with open(path, "rb") as file:
+      start = file.read(2)
+    if start == b"PK" or start[:1] == b"\x80":
+      raise ValueError(
+        f"{path} is a pickle, expected safetensors: convert it where you trust its origin."
+      ) from None
+    reason = re.sub(r"^.*?header: ", "", str(error))
+    raise ValueError(f"{path} is no whole safetensors file ({reason}): fetch it again.") from None
+
+
+def _read_header(path: pathlib.Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+  with _open(path) as file:
+    return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}, file.metadata() or {}
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    config = json.loads(path.read_text(encoding="utf-8"))
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"{path} is no JSON ({str(error).splitlines()[0]}): fetch it again.") from None
+  if not isinstance(config, dict):
+    raise ValueError(f"{path} holds {type(config).__name__}, expected a JSON object with the model's config.")
+  return config
+
+
+def _parse_text(text: str, key: str) -> Any:
+  """JSON, or the text of a Python literal as released files carry it (a YAML flow mapping with null for None)."""
+  try:
+    return json.loads(text)
+  except ValueError:
+    try:
+      return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError):
+      raise ValueError(f"metadata entry {key!r} is neither JSON nor YAML: fetch the file again.") from None
+
+
+def _download(name: str) -> pathlib.Path:
+  if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
+    raise FileNotFoundError(
+      f"{name} does not exist: pass a directory, a .safetensors file or a Hub id like org/model."
+    )
+  try:
+    import huggingface_hub
+  except ImportError:
+    raise FileNotFoundError(
+      f"{name} is not on this disk: to fetch it from the Hub, pip install 'vftok[hub]'."
+    ) from None
+  try:
+    return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=[WEIGHTS, CONFIG]))
+  except (
+    Exception
+  ) as error:  # the Hub client has its own error for every kind of failure; all mean "not here"
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    raise FileNotFoundError(
+      f"{name} is neither on this disk nor could it be fetched from the Hub ({reason})."
+    ) from None

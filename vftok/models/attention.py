@@ -1,0 +1,130 @@
+"""One attention for encoder and decoder: only the visible part of the mask is computed.
+
+q and k are LayerNorms without affine (QK-norm) and logits are scaled by 8 / head_dim, so |logit| <= 8: the softmax
+needs no pass for the maximum. Where QK-norm is off, `bounded=False` brings that pass back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vftok.models import masks
+
+LOGIT_BOUND = 8.0
+QUERY_CHUNK = 256  # rows of the score matrix alive at once; larger ones fall out of a CPU's cache
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """The sequence [patches | registers] x steps and its visibility; static, so it drives what is compiled.
+
+  Attributes:
+    steps, patches, registers: T, P, R of the sequence; it has T * (P + R) positions.
+    mode: one of `masks.MODES`; `cross` belongs to mode "flexible".
+    last_stands_for: how many equal registers the last one of every step stands for (exact collapse):
+      M equal keys are one key with log M added to its logit, and one query serves all of them.
+  """
+
+  steps: int
+  patches: int
+  registers: int
+  mode: str
+  cross: tuple[str, ...] = ("full",) * 4
+  last_stands_for: int = 1
+
+  @property
+  def block(self) -> int:
+    return self.patches + self.registers
+
+  @property
+  def length(self) -> int:
+    return self.steps * self.block
+
+  def row_groups(self) -> list[tuple[int, int, int, bool]]:
+    """(first row, rows, visible keys, causal among them), which together cover the mask exactly."""
+    p, r, s = self.patches, self.registers, self.block
+    steps = range(self.steps)
+    if self.mode == "full":
+      return [(0, self.length, self.length, False)]
+    if self.mode == "causal":
+      return [(t * s, s, (t + 1) * s, True) for t in steps]
+    if self.mode == "time_block_causal":
+      return [(t * s, s, (t + 1) * s, False) for t in steps]
+    if self.mode == "time_block_causal_last":
+      pairs = [[(t * s, p, t * s + p, False), (t * s + p, r, (t + 1) * s, True)] for t in steps]
+      return [group for pair in pairs for group in pair if group[1]]
+    raise ValueError(f"mask mode {self.mode!r} has no row groups, use the dense mask.")
+
+  def dense_mask(self) -> np.ndarray:
+    return masks.dense(self.mode, self.steps, self.patches, self.registers, self.cross)
+
+  def log_multiplicity(self) -> np.ndarray | None:
+    """float32 [N], what is added to each key's logit; None where no key stands for others."""
+    if self.last_stands_for == 1:
+      return None
+    per_step = np.zeros(self.block, np.float32)
+    per_step[-1] = math.log(self.last_stands_for)
+    return np.tile(per_step, self.steps)
+
+
+def attend(q_BxnxNxd, k_BxnxNxd, v_BxnxNxd, layout: Layout, *, bounded: bool = True) -> jax.Array:
+  """Softmax attention under `layout`, logits scaled by 8 / d. Returns [B, n, N, d] in v's dtype.
+
+  `bounded=True` promises |logit| <= 8, true after QK-norm. Softmax runs in float32.
+  """
+  if layout.mode == "flexible":
+    return attend_dense(q_BxnxNxd, k_BxnxNxd, v_BxnxNxd, layout)
+  k_BxnxNxd = k_BxnxNxd * (8.0 / k_BxnxNxd.shape[-1])  # 8/d, the muP form of 1/sqrt(64)
+  bias_N = layout.log_multiplicity()
+  rows = functools.partial(_attend_rows, bounded=bounded)
+  out = [
+    rows(
+      q_BxnxNxd[:, :, first : first + count],
+      k_BxnxNxd[:, :, :visible],
+      v_BxnxNxd[:, :, :visible],
+      None if bias_N is None else bias_N[:visible],
+      first_row=first if causal else None,
+    )
+    for first, count, visible, causal in layout.row_groups()
+  ]
+  return out[0] if len(out) == 1 else jnp.concatenate(out, axis=2)
+
+
+def attend_dense(q, k, v, layout: Layout) -> jax.Array:
+  """The textbook form over the written-out mask: oracle of the tests and path of mode "flexible"."""
+  logits = jnp.einsum("bnqd,bnkd->bnqk", q, k, preferred_element_type=jnp.float32) * (8.0 / q.shape[-1])
+  bias_N = layout.log_multiplicity()
+  logits = logits if bias_N is None else logits + bias_N
+  weights = jax.nn.softmax(jnp.where(layout.dense_mask(), logits, -jnp.inf), axis=-1)
+  return jnp.einsum("bnqk,bnkd->bnqd", weights.astype(v.dtype), v)
+
+
+def _attend_rows(q_BxnxQxd, k_BxnxMxd, v_BxnxMxd, bias_M, *, first_row: int | None, bounded: bool) -> jax.Array:
+  """Rows that see all M keys, or (first_row given) key j only from absolute row i >= j on."""
+  b, n, q_len, d = q_BxnxQxd.shape
+  chunks = -(-q_len // QUERY_CHUNK)
+  size = -(-q_len // chunks)
+
+  @jax.checkpoint  # scores are made again in the backward pass instead of being stored: N^2 floats a head
+  def chunk(start, q_Bxnxcxd):
+    logits = jnp.einsum("bncd,bnmd->bncm", q_Bxnxcxd, k_BxnxMxd, preferred_element_type=jnp.float32)
+    if first_row is not None:
+      row = first_row + start + jnp.arange(size)[:, None]
+      logits = jnp.where(jnp.arange(k_BxnxMxd.shape[2])[None] <= row, logits, -jnp.inf)
+    shift = LOGIT_BOUND if bounded else jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+    p_Bxnxcxm = jnp.exp(logits - (shift if bias_M is None else shift - bias_M))
+    out = jnp.einsum("bncm,bnmd->bncd", p_Bxnxcxm.astype(v_BxnxMxd.dtype), v_BxnxMxd, preferred_element_type=jnp.float32)
+    return (out / p_Bxnxcxm.sum(axis=-1, keepdims=True)).astype(v_BxnxMxd.dtype)
+
+  if chunks == 1:
+    return chunk(0, q_BxnxQxd)
+  q = jnp.pad(q_BxnxQxd, ((0, 0), (0, 0), (0, chunks * size - q_len), (0, 0)))
+  q = q.reshape(b, n, chunks, size, d).transpose(2, 0, 1, 3, 4)
+  out = jax.lax.map(lambda args: chunk(*args), (jnp.arange(chunks) * size, q))
+  return out.transpose(1, 2, 0, 3, 4).reshape(b, n, chunks * size, d)[:, :, :q_len]

@@ -1,0 +1,157 @@
+"""Rectified-flow decoder: tokens + noisy latents + flow time -> velocity (spec of VideoFlexTok, section 4).
+
+Registers beyond `keep` of a step are all the same mask vector, with the same modulation and the same visibility, so
+they stay equal in every layer: the decoder takes only the first k slots and lets ONE more token stand for the other
+K - k. This is exact; k is a shape (a bucket), `keep` stays data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vftok.models import masks
+from vftok.models.attention import Layout
+from vftok.models.layers import (
+  Linear,
+  PositionConfig,
+  Positions,
+  layer_norm,
+  patchify,
+  timestep_features,
+  trunc_normal,
+  unpatchify,
+)
+from vftok.models.transformer import Stack, StackConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+  """Attributes:
+  replacements: learned vectors that overwrite registers, applied in this order: "mask" beyond keep, "prefix" in steps
+    given as clean frames, "null" in samples without condition. A released model may lack any of them.
+  head_adaln: whether the output head is modulated by time.
+  readout: (depth, out features) of a REPA head stored with the model, or None.
+  """
+
+  stack: StackConfig
+  patch: tuple[int, int, int] = (1, 2, 2)
+  channels: int = 16
+  code_dim: int = 6
+  registers: int = 256
+  positions: PositionConfig | None = PositionConfig("learnable_sum", (16, 16, 16))
+  register_positions: PositionConfig | None = PositionConfig("learnable_sum", (256, 256))
+  replacements: tuple[str, ...] = ("mask", "prefix", "null")
+  mask: str = "time_block_causal"
+  cross: tuple[str, ...] = ("full",) * 4
+  head_adaln: bool = True
+  time_features: int = 256
+  max_timestep: float = 1.0
+  readout: tuple[int, int] | None = None
+
+  @property
+  def collapsible(self) -> bool:
+    """Whether dropped registers may be merged: equal content needs a mask vector, equal visibility the right mask."""
+    return masks.collapsible(self.mask) and bool({"mask", "null"} & set(self.replacements))
+
+
+class Decoder(nn.Module):
+  """(codes, noisy latents, t) -> velocity float32 [B, T, h, w, C], the model's estimate of noise - clean."""
+
+  cfg: DecoderConfig
+
+  @nn.compact
+  def __call__(
+    self, codes_BxTxkxc, keep_BxT, noisy_BxTxhxwxC, t_B, *, prefix_BxT=None, null_B=None, total=None, collect=False
+  ):
+    """Velocity at flow time t.
+
+    Args:
+      codes_BxTxkxc: FSQ codes of the first k registers of each step. k = 0 is legal with null_B all True.
+      keep_BxT: int, codes at and beyond it are replaced by the mask vector. Must not exceed k.
+      noisy_BxTxhxwxC: t * noise + (1 - t) * clean latents.
+      t_B: float in [0, 1]; 1 is pure noise.
+      prefix_BxT: bool, steps given as clean frames. null_B: bool, samples without condition.
+      total: registers the k slots and the collapsed one stand for; default the model's. total=k: no collapsed one.
+    """
+    cfg, dim = self.cfg, self.cfg.stack.dim
+    b, steps, k, _ = codes_BxTxkxc.shape
+    total = cfg.registers if total is None else total
+    dropped = total - k
+    if dropped < 0 or (dropped and not cfg.collapsible):
+      raise ValueError(
+        f"the decoder got {k} codes for {total} registers: mask mode {cfg.mask!r} needs all of them, so pass {total}."
+      )
+    registers = self._registers(codes_BxTxkxc, keep_BxT, bool(dropped), prefix_BxT, null_B)
+
+    x = patchify(noisy_BxTxhxwxC, cfg.patch)
+    _, _, h, w, _ = x.shape
+    patches = Linear(dim, (None, "embed"), dtype=cfg.stack.dtype, name="patch_in")(x).astype(jnp.float32)
+    if cfg.positions is not None:
+      patches = patches + Positions(cfg.positions, dim, name="patch_positions")((steps, h, w))
+
+    features = timestep_features(t_B, cfg.max_timestep, cfg.time_features)
+    temb_BxD = nn.silu(Linear(dim, (None, "embed"), name="time_in")(features))
+    temb_BxD = Linear(dim, (None, "embed"), name="time_out")(temb_BxD)
+
+    layout = Layout(steps, h * w, registers.shape[2], cfg.mask, cfg.cross, last_stands_for=max(dropped, 1))
+    packed = jnp.concatenate([patches.reshape(b, steps, h * w, dim), registers], axis=2)
+    packed = packed.reshape(b, layout.length, dim)
+    stack = Stack(cfg.stack, name="stack")
+    out, blocks = stack(packed, layout, temb_BxD, collect=True) if collect else (stack(packed, layout, temb_BxD), None)
+    velocity = self._head(out.reshape(b, steps, layout.block, dim)[:, :, : h * w], temb_BxD)
+    velocity = unpatchify(velocity.reshape(b, steps, h, w, -1), cfg.patch)
+    if self.is_initializing() and cfg.readout is not None:
+      Readout(cfg.stack, *cfg.readout, name="readout")(patches.reshape(b, steps * h * w, dim), Layout(steps, h * w, 0, "time_block_causal"))
+    named = {"patches": patches, "registers": registers, "packed": packed, "blocks": blocks, "temb": temb_BxD}
+    return (velocity, named) if collect else velocity
+
+  def _registers(self, codes_BxTxkxc, keep_BxT, collapsed: bool, prefix_BxT, null_B) -> jax.Array:
+    """float32 [B, T, k (+1), D]: embedded codes with the learned vectors put over them."""
+    cfg, dim = self.cfg, self.cfg.stack.dim
+    b, steps, k, _ = codes_BxTxkxc.shape
+    x = Linear(dim, (None, "embed"), dtype=cfg.stack.dtype, name="codes_in")(codes_BxTxkxc).astype(jnp.float32)
+    if cfg.register_positions is not None:
+      positions = Positions(cfg.register_positions, dim, name="register_positions")
+      x = x + positions((steps, max(k, 1)))[:, :k]
+    if collapsed:
+      x = jnp.concatenate([x, jnp.zeros((b, steps, 1, dim))], axis=2)
+    slots = x.shape[2]
+    where = {
+      "mask": jnp.arange(slots) >= jnp.minimum(keep_BxT, k)[:, :, None],
+      "prefix": None if prefix_BxT is None else prefix_BxT[:, :, None],
+      "null": None if null_B is None else null_B[:, None, None],
+    }
+    for name in cfg.replacements:
+      init = nn.with_logical_partitioning(trunc_normal, ("embed",))
+      vector = self.param(f"{name}_token", init, (dim,)).astype(jnp.float32)
+      if where[name] is not None:
+        x = jnp.where(jnp.broadcast_to(where[name], (b, steps, slots))[..., None], vector, x)
+    return x
+
+  def _head(self, x_BxTxPxD, temb_BxD) -> jax.Array:
+    cfg = self.cfg
+    x = layer_norm(x_BxTxPxD)
+    if cfg.head_adaln:
+      m = Linear(2 * cfg.stack.dim, ("embed", None), zero_init=True, name="head_adaln")(nn.silu(temb_BxD))
+      shift, scale = jnp.split(m[:, None, None], 2, axis=-1)
+      x = x * (1 + scale) + shift
+    out = cfg.channels * cfg.patch[0] * cfg.patch[1] * cfg.patch[2]
+    return Linear(out, ("embed", None), zero_init=True, name="head")(x)
+
+
+class Readout(nn.Module):
+  """REPA head: time-causal blocks over patch tokens, then a projection to features [B, N, F] (spec section 5.1)."""
+
+  stack: StackConfig
+  depth: int
+  features: int
+
+  @nn.compact
+  def __call__(self, patches_BxNxD, layout: Layout):
+    cfg = dataclasses.replace(self.stack, depth=self.depth, adaln=0)
+    x = Stack(cfg, name="stack")(patches_BxNxD, layout)
+    return Linear(self.features, ("embed", None), use_bias=False, zero_init=True, name="out")(x)

@@ -1,0 +1,72 @@
+"""Time-causal register encoder: VAE latents -> FSQ input per register (spec of VideoFlexTok, section 3)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vftok.models.attention import Layout
+from vftok.models.layers import Linear, PositionConfig, Positions, layer_norm, patchify, trunc_normal
+from vftok.models.transformer import Stack, StackConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+  """Attributes:
+  channels: of the input grid: the VAE's, plus 1024 where DINO features come first (SemanTok).
+  t_max, registers: the register table [t_max, registers, D]; steps beyond t_max are an error.
+  cross: for mask "flexible" only, see `masks.dense`.
+  global_token: features of a per-frame vector that is projected and added to register 0 (SemanTok), 0 for none.
+  """
+
+  stack: StackConfig
+  patch: tuple[int, int, int] = (1, 2, 2)
+  channels: int = 16
+  positions: PositionConfig | None = PositionConfig("learnable_sum", (16, 16, 16))
+  t_max: int = 5
+  registers: int = 256
+  out_dim: int = 6
+  mask: str = "time_block_causal_last"
+  cross: tuple[str, ...] = ("full",) * 4
+  global_token: int = 0
+
+
+class Encoder(nn.Module):
+  """latents [B, T, h, w, C] -> z float32 [B, T', K, c], T' = T / patch[0]: what FSQ rounds."""
+
+  cfg: EncoderConfig
+
+  @nn.compact
+  def __call__(self, latents_BxTxhxwxC, global_BxTxG=None, *, collect: bool = False):
+    """With collect=True also a dict of named intermediates."""
+    cfg, dim = self.cfg, self.cfg.stack.dim
+    x = patchify(latents_BxTxhxwxC, cfg.patch)
+    b, t, h, w, _ = x.shape
+    if t > cfg.t_max:
+      raise ValueError(f"the encoder got {t} time steps, expected at most {cfg.t_max}: encode in chunks.")
+    patches = Linear(dim, (None, "embed"), dtype=cfg.stack.dtype, name="patch_in")(x).astype(jnp.float32)
+    if cfg.positions is not None:
+      patches = patches + Positions(cfg.positions, dim, name="patch_positions")((t, h, w))
+
+    init = nn.with_logical_partitioning(trunc_normal, (None, None, "embed"))
+    table = self.param("registers", init, (cfg.t_max, cfg.registers, dim)).astype(jnp.float32)
+    registers = jnp.broadcast_to(table[:t], (b, t, cfg.registers, dim))
+    if cfg.global_token:
+      project = Linear(dim, (None, "embed"), dtype=cfg.stack.dtype, name="global_in")
+      vector = jnp.zeros((b, t, cfg.global_token)) if global_BxTxG is None else global_BxTxG
+      registers = registers.at[:, :, 0].add(project(vector).astype(jnp.float32))
+
+    layout = Layout(t, h * w, cfg.registers, cfg.mask, cfg.cross)
+    packed = jnp.concatenate([patches.reshape(b, t, h * w, dim), registers], axis=2).reshape(b, layout.length, dim)
+    out, blocks = _run(Stack(cfg.stack, name="stack"), packed, layout, None, collect)
+    registers_out = out.reshape(b, t, layout.block, dim)[:, :, h * w :]
+    z = Linear(cfg.out_dim, ("embed", None), zero_init=True, name="head")(layer_norm(registers_out))
+    named = {"patches": patches, "packed": packed, "blocks": blocks, "registers_out": registers_out}
+    return (z, named) if collect else z
+
+
+def _run(stack: Stack, packed, layout: Layout, cond, collect: bool) -> tuple[jax.Array, jax.Array | None]:
+  return stack(packed, layout, cond, collect=True) if collect else (stack(packed, layout, cond), None)

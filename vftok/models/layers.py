@@ -1,0 +1,124 @@
+"""Small parts shared by encoder and decoder. Every parameter names its logical axes where it is made.
+
+Logical axes: "embed" (width), "heads", "head_dim", "mlp" (hidden width), "layers" (scan); None is never sharded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+NORM_EPS = 1e-5
+trunc_normal = nn.initializers.truncated_normal(0.02)
+
+
+def layer_norm(x) -> jax.Array:
+  """LayerNorm over the last axis without affine, eps 1e-5; computed and returned in float32."""
+  x = x.astype(jnp.float32)
+  centered = x - x.mean(axis=-1, keepdims=True)
+  return centered * jax.lax.rsqrt(jnp.mean(centered * centered, axis=-1, keepdims=True) + NORM_EPS)
+
+
+def xavier(fan_in: int, fan_out: int):
+  """Xavier-uniform with given fans: fused and headed kernels start as their single matrices would."""
+  limit = (6.0 / (fan_in + fan_out)) ** 0.5
+
+  def init(key, shape, dtype=jnp.float32):
+    return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+  return init
+
+
+class Linear(nn.Module):
+  """x [..., in] -> [..., out]: kernel [in, out] and an optional bias [out]."""
+
+  features: int
+  axes: tuple[str | None, str | None]
+  use_bias: bool = True
+  zero_init: bool = False
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, x):
+    fan_in = x.shape[-1]
+    init = nn.initializers.zeros if self.zero_init else xavier(fan_in, self.features)
+    kernel = self.param("kernel", nn.with_logical_partitioning(init, self.axes), (fan_in, self.features))
+    y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+    if self.use_bias:
+      bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:]), (self.features,))
+      y = y + bias.astype(self.dtype)
+    return y
+
+
+@dataclasses.dataclass(frozen=True)
+class PositionConfig:
+  """kind: "learnable_sum", "learnable_prod" or (2-D only) "sincos"; max_sizes: the grid the table covers."""
+
+  kind: str
+  max_sizes: tuple[int, ...]
+
+
+POSITION_KINDS = ("learnable_sum", "learnable_prod", "sincos")
+
+
+class Positions(nn.Module):
+  """The embedding of a grid's positions: float32 [*sizes, D], sizes cropped from the table's."""
+
+  cfg: PositionConfig
+  dim: int
+
+  @nn.compact
+  def __call__(self, sizes: Sequence[int]) -> jax.Array:
+    cfg = self.cfg
+    if len(sizes) != len(cfg.max_sizes) or any(s > m for s, m in zip(sizes, cfg.max_sizes, strict=True)):
+      raise ValueError(f"the grid {tuple(sizes)} does not fit the position table {cfg.max_sizes}: use a smaller one.")
+    if cfg.kind == "sincos":
+      init = nn.with_logical_partitioning(lambda *_: jnp.asarray(sincos_2d(cfg.max_sizes, self.dim)), (None, None, "embed"))
+      table = self.param("table", init, (*cfg.max_sizes, self.dim))
+      return jax.lax.stop_gradient(table.astype(jnp.float32))[: sizes[0], : sizes[1]]
+    init = nn.with_logical_partitioning(trunc_normal, (None, None, "embed"))
+    table = self.param("table", init, (len(cfg.max_sizes), max(cfg.max_sizes), self.dim)).astype(jnp.float32)
+    rank = len(sizes)
+    axes = [table[i, :n].reshape([n if i == j else 1 for j in range(rank)] + [self.dim]) for i, n in enumerate(sizes)]
+    total = axes[-1]
+    for axis in axes[-2::-1]:
+      total = total * axis if cfg.kind == "learnable_prod" else total + axis
+    return total
+
+
+def sincos_2d(sizes: Sequence[int], dim: int) -> np.ndarray:
+  """float32 [h, w, dim]: sin and cos of the row index, then of the column index, at 10000^(-j / (dim/4))."""
+  quarter = dim // 4
+  omega = 10000.0 ** (-np.arange(quarter) / quarter)
+  row = np.arange(sizes[0])[:, None, None] * omega + np.zeros((1, sizes[1], 1))
+  col = np.arange(sizes[1])[None, :, None] * omega + np.zeros((sizes[0], 1, 1))
+  return np.concatenate([np.sin(row), np.cos(row), np.sin(col), np.cos(col)], axis=-1).astype(np.float32)
+
+
+def patchify(x_BxTxHxWxC, patch: tuple[int, int, int]) -> jax.Array:
+  """[B, T, H, W, C] -> [B, T/pt, H/ph, W/pw, pt*ph*pw*C], channel fastest."""
+  b, t, h, w, c = x_BxTxHxWxC.shape
+  pt, ph, pw = patch
+  x = x_BxTxHxWxC.reshape(b, t // pt, pt, h // ph, ph, w // pw, pw, c)
+  return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, t // pt, h // ph, w // pw, pt * ph * pw * c)
+
+
+def unpatchify(x_BxTxHxWxD, patch: tuple[int, int, int]) -> jax.Array:
+  """Inverse of `patchify`."""
+  b, t, h, w, d = x_BxTxHxWxD.shape
+  pt, ph, pw = patch
+  x = x_BxTxHxWxD.reshape(b, t, h, w, pt, ph, pw, d // (pt * ph * pw))
+  return x.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, t * pt, h * ph, w * pw, d // (pt * ph * pw))
+
+
+def timestep_features(t_B, max_timestep: float, dim: int = 256, max_period: float = 256.0) -> jax.Array:
+  """float32 [B, dim]: cos then sin of t at frequencies 1000/max_timestep * max_period^(-i / (dim/2))."""
+  half = dim // 2
+  freqs = np.exp(-np.log(max_period) * np.arange(half) / half) * (1000.0 / max_timestep)
+  angles = t_B.astype(jnp.float32)[:, None] * freqs.astype(np.float32)
+  return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)

@@ -1,0 +1,148 @@
+"""The transformer of encoder and decoder: pre-norm blocks, QK-norm, SwiGLU, optional adaLN; scanned over layers.
+
+Spec of the released models: all norms float32 without affine, no biases but adaLN's, logits scaled by 8 / head_dim.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from vftok.models.attention import Layout, attend
+from vftok.models.layers import layer_norm, xavier
+
+
+@dataclasses.dataclass(frozen=True)
+class StackConfig:
+  """Attributes:
+  adaln: vectors of modulation per block: 0 none, 1 shared, 2 one for patches and one for registers.
+  remat: "none" or a name from `jax.checkpoint_policies`; scan=False unrolls the layers for debugging.
+  """
+
+  dim: int
+  depth: int
+  head_dim: int = 64
+  mlp_ratio: float = 4.0
+  gated_mlp: bool = True
+  qk_norm: bool = True
+  qkv_bias: bool = False
+  proj_bias: bool = False
+  mlp_bias: bool = False
+  adaln: int = 0
+  dtype: str = "float32"
+  remat: str = "none"
+  scan: bool = True
+
+  @property
+  def heads(self) -> int:
+    return self.dim // self.head_dim
+
+  @property
+  def hidden(self) -> int:
+    full = int(self.mlp_ratio * self.dim)
+    return int(2 * full / 3) if self.gated_mlp else full
+
+
+class Stack(nn.Module):
+  """x [B, N, D] through `depth` blocks. With collect=True also the output of every block, [L, B, N, D]."""
+
+  cfg: StackConfig
+
+  @nn.compact
+  def __call__(self, x_BxNxD, layout: Layout, cond_BxD=None, *, collect: bool = False):
+    cfg = self.cfg
+    block = Block
+    if cfg.remat != "none":
+      policy = getattr(jax.checkpoint_policies, cfg.remat, None)
+      if policy is None:
+        raise ValueError(f"remat is {cfg.remat!r}, expected 'none' or a name from jax.checkpoint_policies.")
+      block = nn.remat(Block, policy=policy, prevent_cse=not cfg.scan)
+    scanned = nn.scan(
+      block,
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      length=cfg.depth,
+      unroll=1 if cfg.scan else cfg.depth,
+      in_axes=nn.broadcast,
+      metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+    x, outputs = scanned(cfg, layout, collect, name="blocks")(x_BxNxD, cond_BxD)
+    return (x, outputs) if collect else x
+
+
+class Block(nn.Module):
+  """x += gate * Attn(mod(LN x)); x += gate * MLP(mod(LN x)). Returns (x, x if collect)."""
+
+  cfg: StackConfig
+  layout: Layout
+  collect: bool = False
+
+  @nn.compact
+  def __call__(self, x_BxNxD, cond_BxD=None):
+    if self.cfg.adaln:
+      gate_att, gate_mlp, shift_att, scale_att, shift_mlp, scale_mlp = self._modulation(cond_BxD)
+      y = self._attention(self._per_step(lambda x: layer_norm(x) * (1 + scale_att) + shift_att, x_BxNxD))
+      x_BxNxD = self._per_step(lambda x, y: x + y * gate_att, x_BxNxD, y)
+      y = self._mlp(self._per_step(lambda x: layer_norm(x) * (1 + scale_mlp) + shift_mlp, x_BxNxD))
+      x_BxNxD = self._per_step(lambda x, y: x + y * gate_mlp, x_BxNxD, y)
+    else:
+      x_BxNxD = x_BxNxD + self._attention(layer_norm(x_BxNxD))
+      x_BxNxD = x_BxNxD + self._mlp(layer_norm(x_BxNxD))
+    return x_BxNxD, (x_BxNxD if self.collect else None)
+
+  def _modulation(self, cond_BxD):
+    """Six of [B, 1, 1 or S, D]: a vector per kind of token, chosen by the slot in the step, never expanded to N."""
+    cfg, d = self.cfg, self.cfg.dim
+    kernel = self._param("adaln_kernel", (d, cfg.adaln, 6, d), ("embed", None, None, None), nn.initializers.zeros)
+    bias = self._param("adaln_bias", (cfg.adaln, 6, d), (None, None, None), nn.initializers.zeros)
+    m_BxEx6xD = jnp.einsum("BD,DExF->BExF", nn.silu(cond_BxD).astype(cfg.dtype), kernel) + bias
+    return [by_kind(m_BxEx6xD[:, :, i], self.layout) for i in range(6)]
+
+  def _per_step(self, fn, *xs_BxNxD):
+    """Applies fn to the sequences seen as [B, T, S, D], where the modulation of a slot repeats in every step."""
+    b, n, d = xs_BxNxD[0].shape
+    folded = [x.reshape(b, self.layout.steps, self.layout.block, d) for x in xs_BxNxD]
+    return fn(*folded).reshape(b, n, d)
+
+  def _attention(self, x_BxNxD):
+    cfg = self.cfg
+    d, n, e = cfg.dim, cfg.heads, cfg.head_dim
+    kernel = self._param("qkv_kernel", (d, 3, n, e), ("embed", None, "heads", "head_dim"), xavier(d, d))
+    qkv = jnp.einsum("BND,DxnE->xBnNE", x_BxNxD.astype(cfg.dtype), kernel)
+    if cfg.qkv_bias:
+      bias = self._param("qkv_bias", (3, n, e), (None, "heads", "head_dim"), nn.initializers.zeros)
+      qkv = qkv + bias[:, None, :, None]
+    q, k, v = qkv
+    if cfg.qk_norm:
+      q, k = layer_norm(q).astype(cfg.dtype), layer_norm(k).astype(cfg.dtype)
+    out_BxnxNxE = checkpoint_name(attend(q, k, v, self.layout, bounded=cfg.qk_norm), "attn_out")
+    kernel = self._param("proj_kernel", (n, e, d), ("heads", "head_dim", "embed"), xavier(d, d))
+    y = jnp.einsum("BnNE,nED->BND", out_BxnxNxE, kernel)
+    return y + self._param("proj_bias", (d,), ("embed",), nn.initializers.zeros) if cfg.proj_bias else y
+
+  def _mlp(self, x_BxNxD):
+    cfg = self.cfg
+    d, h, branches = cfg.dim, cfg.hidden, 2 if cfg.gated_mlp else 1
+    kernel = self._param("up_kernel", (d, branches, h), ("embed", None, "mlp"), xavier(d, h))
+    up = jnp.einsum("BND,DxH->xBNH", x_BxNxD.astype(cfg.dtype), kernel)
+    if cfg.mlp_bias:
+      up = up + self._param("up_bias", (branches, h), (None, "mlp"), nn.initializers.zeros)[:, None, None]
+    hidden = nn.silu(up[0]) * up[1] if cfg.gated_mlp else nn.silu(up[0])
+    hidden = checkpoint_name(hidden, "mlp_up")
+    y = hidden @ self._param("down_kernel", (h, d), ("mlp", "embed"), xavier(h, d))
+    return y + self._param("down_bias", (d,), ("embed",), nn.initializers.zeros) if cfg.mlp_bias else y
+
+  def _param(self, name, shape, axes, init):
+    return self.param(name, nn.with_logical_partitioning(init, axes), shape).astype(self.cfg.dtype)
+
+
+def by_kind(m_BxExD, layout: Layout) -> jax.Array:
+  """One vector per kind of token [B, E, D] -> [B, 1, S or 1, D], to be broadcast over the steps."""
+  if m_BxExD.shape[1] == 1:
+    return m_BxExD[:, None]
+  is_register = (jnp.arange(layout.block) >= layout.patches)[None, None, :, None]
+  return jnp.where(is_register, m_BxExD[:, None, None, 1], m_BxExD[:, None, None, 0])

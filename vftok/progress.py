@@ -1,0 +1,50 @@
+"""One look for every progress bar: done of total, speed, time left. On stderr, and only on a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+
+@contextlib.contextmanager
+def progress(what: str, total: float | None, unit: str = "frames") -> Iterator[Callable[[int], None]]:
+  """Gives a function that counts `n` more units as done. total None: unknown, no time left is shown."""
+  if not sys.stderr.isatty():
+    yield lambda n: None
+    return
+  from rich.console import Console
+  from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+  )
+  from rich.text import Text
+
+  class Speed(ProgressColumn):
+    def render(self, task):
+      return Text(f"{task.speed:.3g} {unit}/s" if task.speed else f"- {unit}/s")
+
+  def count(task):
+    return f"{task.completed:.0f}/{task.total:.0f}" if task.total else f"{task.completed:.0f}"
+
+  class Count(ProgressColumn):
+    def render(self, task):
+      return Text(f"{count(task)} {unit}")
+
+  columns = [
+    TextColumn("{task.description}"),
+    BarColumn(),
+    Count(),
+    Speed(),
+    TextColumn("elapsed"),
+    TimeElapsedColumn(),
+    TextColumn("left"),
+    TimeRemainingColumn(),
+  ]
+  with Progress(*columns, console=Console(stderr=True), speed_estimate_period=120) as bar:
+    task = bar.add_task(what, total=total)
+    yield lambda n: bar.advance(task, n)
