@@ -10,6 +10,7 @@ import argparse
 import itertools
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -25,6 +26,8 @@ def main(argv=None) -> int:
   except (ValueError, FileNotFoundError) as error:
     print(f"vftok: error: {error}", file=sys.stderr)
     return 2
+  except BrokenPipeError:  # whoever reads our output has seen enough, as in `vftok info m | head`
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   except OSError as error:
     print(f"vftok: error: {error.filename or 'a file'} cannot be used: {error.strerror}.", file=sys.stderr)
     return 2

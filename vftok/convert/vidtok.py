@@ -4,14 +4,15 @@ import re
 
 import numpy as np
 
-from vftok.models.vae import VAEConfig
+from vftok.models.vae import TIME_LEVELS, VAEConfig
 
-# kind -> (theirs to ours, ours to theirs); torch keeps [out, in, *window], we keep [*window, in, out].
+# kind -> (theirs to ours, ours to theirs); torch keeps [out, in, *window], we keep [*window, in, out]
+# with the window of a 3-D convolution turned from (t, h, w) to (h, w, t).
 KINDS = {
   "vector": (lambda w: w, lambda w: w),
   "conv1d": (lambda w: np.transpose(w, (2, 1, 0)), lambda w: np.transpose(w, (2, 1, 0))),
   "conv2d": (lambda w: np.transpose(w, (2, 3, 1, 0)), lambda w: np.transpose(w, (3, 2, 0, 1))),
-  "conv3d": (lambda w: np.transpose(w, (2, 3, 4, 1, 0)), lambda w: np.transpose(w, (4, 3, 0, 1, 2))),
+  "conv3d": (lambda w: np.transpose(w, (3, 4, 2, 1, 0)), lambda w: np.transpose(w, (4, 3, 2, 0, 1))),
   "point2d": (lambda w: w[:, :, 0, 0].T, lambda w: w.T[:, :, None, None]),
   "point3d": (lambda w: w[:, :, 0, 0, 0].T, lambda w: w.T[:, :, None, None, None]),
 }
@@ -36,7 +37,10 @@ def rules(cfg: VAEConfig) -> dict[str, tuple[tuple[str, ...], str]]:
       conv(f"{theirs}.conv{n}{inner}", (*ours, f"conv{n}"), kind)
 
   widths = cfg.widths
-  for side, way, blocks in (("encoder", "down", cfg.num_res_blocks), ("decoder", "up", cfg.num_res_blocks + 1)):
+  for side, way, blocks in (
+    ("encoder", "down", cfg.num_res_blocks),
+    ("decoder", "up", cfg.num_res_blocks + 1),
+  ):
     sample = f"{way}sample"
     for end in ("conv_in", "conv_out"):
       conv(f"{side}.{end}.conv", (side, end), "conv3d")
@@ -55,9 +59,9 @@ def rules(cfg: VAEConfig) -> dict[str, tuple[tuple[str, ...], str]]:
         conv(f"{side}.{way}.{i}.block.0.nin_shortcut", (side, f"{way}_{i}_block_0", "shortcut"), "point2d")
       if i < len(widths) - 1 if side == "encoder" else i > 0:
         conv(f"{side}.{way}.{i}.{sample}.conv", (side, f"{way}_{i}_space"), "conv2d")
-      if i in cfg.time_levels:
-        theirs, ours = f"{side}.{way}_temporal.{i}.{sample}", (side, f"{way}_{i}_resample")
-        conv(f"{theirs}.conv.conv", ours, "conv3d")
+      if i in TIME_LEVELS:
+        theirs, ours = f"{side}.{way}_temporal.{i}.{sample}", (side, f"{way}_{i}_time")
+        conv(f"{theirs}.conv.conv", (*ours, "conv"), "conv3d")
         table[f"{theirs}.mix_factor"] = ((*ours, "mix_factor"), "vector")
   return table
 

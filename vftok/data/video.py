@@ -118,9 +118,7 @@ def _decoded(path):
     count, frame, begin, origin, reached = 0, None, 0.0, 0.0, 0.0
     try:
       for packet in container.demux():
-        if (
-          packet.stream is not stream
-        ):  # sound may outlast the picture: it counts in the container's duration
+        if packet.stream is not stream:  # sound may outlast the picture, and then the file lasts as long
           if packet.pts is not None:
             reached = max(reached, float((packet.pts + (packet.duration or 0)) * packet.time_base))
           continue
@@ -143,8 +141,8 @@ def _decoded(path):
     if frame is None:
       raise ValueError(f"{path} has no frame that can be decoded, expected a video: get a whole copy of it.")
     end = begin + (float(frame.duration * frame.time_base) if frame.duration else period)
-    _check_end(path, container, count, end, max(reached, origin + end))
     yield begin, end, frame
+    _check_end(path, container, count, end, max(reached, origin + end))
 
 
 def _check_end(path, container, count, end, reached):
@@ -161,7 +159,7 @@ def _check_end(path, container, count, end, reached):
   if end < promised - slack:
     raise ValueError(
       f"{path} was cut short, it ends at frame {count} ({end:.2f} s) and its header says {promised:.2f} s: "
-      f"get a whole copy of it, or read no more than {count} frames."
+      "get a whole copy of it, or read less of it with max_frames."
     )
   if "gif" in kinds:
     with open(path, "rb") as file:
@@ -271,7 +269,8 @@ def video_writer(path, fps: float) -> Iterator[_Writer]:
   kind = Path(path).suffix.lower()[1:]
   if kind == "gif" and fps > 50:
     raise ValueError(f"fps is {fps:g}, expected at most 50 in a .gif: write an .mp4 or lower fps.")
-  with whole_file(path) as temporary, av.open(f"file:{temporary}", "w", format=kind) as container:
+  options = {"movflags": "+faststart"} if kind == "mp4" else {}  # the index first: plays while it downloads
+  with whole_file(path) as temporary, av.open(f"file:{temporary}", "w", kind, options) as container:
     writer = _Writer(container, fps)
     yield writer
     if not writer.frames:

@@ -74,26 +74,26 @@ class Layout:
 
 
 def attend(q_BxnxNxd, k_BxnxNxd, v_BxnxNxd, layout: Layout, *, bounded: bool = True) -> jax.Array:
-  """Softmax attention under `layout`, logits scaled by 8 / d. Returns [B, n, N, d] in v's dtype.
+  """Softmax attention under `layout`, logits scaled by 8 / d. Returns [B, N, n, d] in v's dtype.
 
   `bounded=True` promises |logit| <= 8, true after QK-norm. Softmax runs in float32.
   """
   if layout.mode == "flexible":
     return attend_dense(q_BxnxNxd, k_BxnxNxd, v_BxnxNxd, layout)
-  k_BxnxNxd = k_BxnxNxd * (8.0 / k_BxnxNxd.shape[-1])  # 8/d, the muP form of 1/sqrt(64)
+  k_BxnxdxN = k_BxnxNxd.swapaxes(2, 3) * (8.0 / k_BxnxNxd.shape[-1])  # 8/d, the muP form of 1/sqrt(64)
   bias_N = layout.log_multiplicity()
   rows = functools.partial(_attend_rows, bounded=bounded)
   out = [
     rows(
       q_BxnxNxd[:, :, first : first + count],
-      k_BxnxNxd[:, :, :visible],
+      k_BxnxdxN[:, :, :, :visible],
       v_BxnxNxd[:, :, :visible],
       None if bias_N is None else bias_N[:visible],
       first_row=first if causal else None,
     )
     for first, count, visible, causal in layout.row_groups()
   ]
-  return out[0] if len(out) == 1 else jnp.concatenate(out, axis=2)
+  return out[0] if len(out) == 1 else jnp.concatenate(out, axis=1)
 
 
 def attend_dense(q, k, v, layout: Layout) -> jax.Array:
@@ -102,10 +102,10 @@ def attend_dense(q, k, v, layout: Layout) -> jax.Array:
   bias_N = layout.log_multiplicity()
   logits = logits if bias_N is None else logits + bias_N
   weights = jax.nn.softmax(jnp.where(layout.dense_mask(), logits, -jnp.inf), axis=-1)
-  return jnp.einsum("bnqk,bnkd->bnqd", weights.astype(v.dtype), v)
+  return jnp.einsum("bnqk,bnkd->bqnd", weights.astype(v.dtype), v)
 
 
-def _attend_rows(q_BxnxQxd, k_BxnxMxd, v_BxnxMxd, bias_M, *, first_row: int | None, bounded: bool) -> jax.Array:
+def _attend_rows(q_BxnxQxd, k_BxnxdxM, v_BxnxMxd, bias_M, *, first_row: int | None, bounded: bool) -> jax.Array:
   """Rows that see all M keys, or (first_row given) key j only from absolute row i >= j on."""
   b, n, q_len, d = q_BxnxQxd.shape
   chunks = -(-q_len // QUERY_CHUNK)
@@ -113,18 +113,18 @@ def _attend_rows(q_BxnxQxd, k_BxnxMxd, v_BxnxMxd, bias_M, *, first_row: int | No
 
   @jax.checkpoint  # scores are made again in the backward pass instead of being stored: N^2 floats a head
   def chunk(start, q_Bxnxcxd):
-    logits = jnp.einsum("bncd,bnmd->bncm", q_Bxnxcxd, k_BxnxMxd, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("bncd,bndm->bncm", q_Bxnxcxd, k_BxnxdxM, preferred_element_type=jnp.float32)
     if first_row is not None:
       row = first_row + start + jnp.arange(size)[:, None]
-      logits = jnp.where(jnp.arange(k_BxnxMxd.shape[2])[None] <= row, logits, -jnp.inf)
+      logits = jnp.where(jnp.arange(k_BxnxdxM.shape[3])[None] <= row, logits, -jnp.inf)
     shift = LOGIT_BOUND if bounded else jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
     p_Bxnxcxm = jnp.exp(logits - (shift if bias_M is None else shift - bias_M))
     out = jnp.einsum("bncm,bnmd->bncd", p_Bxnxcxm.astype(v_BxnxMxd.dtype), v_BxnxMxd, preferred_element_type=jnp.float32)
-    return (out / p_Bxnxcxm.sum(axis=-1, keepdims=True)).astype(v_BxnxMxd.dtype)
+    return (out / p_Bxnxcxm.sum(axis=-1, keepdims=True)).astype(v_BxnxMxd.dtype).swapaxes(1, 2)
 
   if chunks == 1:
     return chunk(0, q_BxnxQxd)
   q = jnp.pad(q_BxnxQxd, ((0, 0), (0, 0), (0, chunks * size - q_len), (0, 0)))
   q = q.reshape(b, n, chunks, size, d).transpose(2, 0, 1, 3, 4)
   out = jax.lax.map(lambda args: chunk(*args), (jnp.arange(chunks) * size, q))
-  return out.transpose(1, 2, 0, 3, 4).reshape(b, n, chunks * size, d)[:, :, :q_len]
+  return out.swapaxes(0, 1).reshape(b, chunks * size, n, d)[:, :q_len]

@@ -112,26 +112,26 @@ class Block(nn.Module):
     cfg = self.cfg
     d, n, e = cfg.dim, cfg.heads, cfg.head_dim
     kernel = self._param("qkv_kernel", (d, 3, n, e), ("embed", None, "heads", "head_dim"), xavier(d, d))
-    qkv = jnp.einsum("BND,DxnE->xBnNE", x_BxNxD.astype(cfg.dtype), kernel)
+    qkv_BxNx3xnxe = jnp.einsum("BND,DxnE->BNxnE", x_BxNxD.astype(cfg.dtype), kernel)
     if cfg.qkv_bias:
-      bias = self._param("qkv_bias", (3, n, e), (None, "heads", "head_dim"), nn.initializers.zeros)
-      qkv = qkv + bias[:, None, :, None]
-    q, k, v = qkv
+      qkv_BxNx3xnxe += self._param("qkv_bias", (3, n, e), (None, "heads", "head_dim"), nn.initializers.zeros)
+    q, k, v = (qkv_BxNx3xnxe[:, :, i].swapaxes(1, 2) for i in range(3))
     if cfg.qk_norm:
       q, k = layer_norm(q).astype(cfg.dtype), layer_norm(k).astype(cfg.dtype)
-    out_BxnxNxE = checkpoint_name(attend(q, k, v, self.layout, bounded=cfg.qk_norm), "attn_out")
+    out_BxNxnxe = checkpoint_name(attend(q, k, v, self.layout, bounded=cfg.qk_norm), "attn_out")
     kernel = self._param("proj_kernel", (n, e, d), ("heads", "head_dim", "embed"), xavier(d, d))
-    y = jnp.einsum("BnNE,nED->BND", out_BxnxNxE, kernel)
+    y = jnp.einsum("BNnE,nED->BND", out_BxNxnxe, kernel)
     return y + self._param("proj_bias", (d,), ("embed",), nn.initializers.zeros) if cfg.proj_bias else y
 
   def _mlp(self, x_BxNxD):
     cfg = self.cfg
     d, h, branches = cfg.dim, cfg.hidden, 2 if cfg.gated_mlp else 1
     kernel = self._param("up_kernel", (d, branches, h), ("embed", None, "mlp"), xavier(d, h))
-    up = jnp.einsum("BND,DxH->xBNH", x_BxNxD.astype(cfg.dtype), kernel)
+    up_BxNx2xH = jnp.einsum("BND,DxH->BNxH", x_BxNxD.astype(cfg.dtype), kernel)
     if cfg.mlp_bias:
-      up = up + self._param("up_bias", (branches, h), (None, "mlp"), nn.initializers.zeros)[:, None, None]
-    hidden = nn.silu(up[0]) * up[1] if cfg.gated_mlp else nn.silu(up[0])
+      up_BxNx2xH += self._param("up_bias", (branches, h), (None, "mlp"), nn.initializers.zeros)
+    hidden = nn.silu(up_BxNx2xH[:, :, 0])
+    hidden = hidden * up_BxNx2xH[:, :, 1] if cfg.gated_mlp else hidden
     hidden = checkpoint_name(hidden, "mlp_up")
     y = hidden @ self._param("down_kernel", (h, d), ("mlp", "embed"), xavier(h, d))
     return y + self._param("down_bias", (d,), ("embed",), nn.initializers.zeros) if cfg.mlp_bias else y

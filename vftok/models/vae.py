@@ -1,10 +1,11 @@
 """VidTok's causal 3-D VAE: video <-> latents, 4x in time and 8x in height and width.
 
-Frames and latent time steps are causal: latent step t sees frames 0..4t only, so a 17-frame clip gives 5 steps
-and a single image gives 1. Everything is channels last.
+Causal: latent step t sees frames 0..4t only, so a 17-frame clip gives 5 steps and a single image gives 1.
+Everything is channels last.
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -16,9 +17,9 @@ from vftok.models import conv as C
 
 LOGVAR_RANGE = (-30.0, 20.0)
 TIME_STRIDE = 4
-SPACE_LEVELS = -1  # every level but the last halves height and width
-TIME_LEVELS = (1, 2)  # these halve time too
+TIME_LEVELS = (1, 2)  # the levels that halve time; every level but the last halves height and width
 EPS = 1e-6
+LECUN = nn.initializers.lecun_normal(in_axis=-2, out_axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +38,12 @@ class VAEConfig:
     return tuple(self.ch * m for m in self.ch_mult)
 
   @property
-  def time_levels(self) -> tuple[int, ...]:
-    return tuple(i for i in TIME_LEVELS if i < len(self.ch_mult) - 1)
+  def space_stride(self) -> int:
+    return 2 ** (len(self.ch_mult) - 1)
+
+  def __post_init__(self):
+    if len(self.ch_mult) <= max(TIME_LEVELS):
+      raise ValueError(f"the VAE needs at least {max(TIME_LEVELS) + 1} levels, got ch_mult={self.ch_mult}")
 
 
 @jax.custom_jvp
@@ -76,88 +81,60 @@ class Norm(nn.Module):
 
 
 class Conv(nn.Module):
-  """Kernel and bias of a convolution; `apply` maps (x, kernel) to the sum without the bias."""
+  """op(x, kernel) + bias, with kernel [*shape, in, features]; the window of a 3-D one is (h, w, t)."""
 
   features: int
-  shape: tuple[int, ...]  # kernel size, () for 1x1
+  shape: tuple[int, ...]  # window, () for 1x1
   dtype: str
-  op: callable = C.pointwise
-  init: callable = nn.initializers.lecun_normal(in_axis=-2, out_axis=-1)
+  op: Callable = C.pointwise
+  init: Callable = LECUN
 
   @nn.compact
   def __call__(self, x):
-    kernel, bias = self.weights(x.shape[-1])
-    return self.op(x, kernel) + bias
-
-  def weights(self, c):
     names = (*(None for _ in self.shape), "conv_in", "conv_out")
-    kernel = self.param("kernel", nn.with_logical_partitioning(self.init, names), (*self.shape, c, self.features))
-    bias = self.param(
-      "bias", nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",)), (self.features,)
-    )
-    return kernel.astype(self.dtype), bias.astype(self.dtype)
+    shape = (*self.shape, x.shape[-1], self.features)
+    kernel = self.param("kernel", nn.with_logical_partitioning(self.init, names), shape)
+    bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, names[-1:]), shape[-1:])
+    return self.op(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)
 
 
-class MixedConv(nn.Module):
-  """Temporal resampling: a * plain + (1 - a) * conv, a = sigmoid(mix_factor), as ONE convolution.
-
-  The plain path (a mean over three frames going down, the nearest frame going up) is itself a convolution with
-  multiples of the identity, so it is added to the kernel.
-  """
+class Resample(nn.Module):
+  """Half or double rate in time: a * plain(x) + (1 - a) * conv(x), a = sigmoid of a learned scalar."""
 
   dtype: str
-  op: callable
-  taps: tuple[float, float, float]  # weights of the plain path on the kernel's three time taps
+  plain: Callable
+  op: Callable
 
   @nn.compact
   def __call__(self, x):
-    c = x.shape[-1]
-    names = (None, None, None, "conv_in", "conv_out")
-    init = nn.initializers.lecun_normal(in_axis=-2, out_axis=-1)
-    kernel = self.param("kernel", nn.with_logical_partitioning(init, names), (3, 3, 3, c, c))
-    bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, names[-1:]), (c,))
-    mix = self.param(
-      "mix_factor", nn.with_logical_partitioning(nn.initializers.constant(2.0), (None,)), (1,)
-    )
-    a = nn.sigmoid(mix[0])
-    plain = jnp.asarray(self.taps)[:, None, None] * jnp.eye(c)
-    kernel = ((1 - a) * kernel).at[:, 1, 1].add(a * plain)
-    return self.op(x, kernel.astype(self.dtype)) + ((1 - a) * bias).astype(self.dtype)
+    init = nn.with_logical_partitioning(nn.initializers.constant(2.0), (None,))
+    a = nn.sigmoid(self.param("mix_factor", init, (1,))).astype(self.dtype)
+    conv = Conv(x.shape[-1], (3, 3, 3), self.dtype, self.op, name="conv")
+    return a * self.plain(x) + (1 - a) * conv(x)
 
 
 class ResBlock(nn.Module):
   """x + conv(act(norm(conv(act(norm(x)))))) with a 1x1 convolution on x where the width changes."""
 
   features: int
-  dtype: str
   shape: tuple[int, ...]
-  op: callable
-  init2: callable = nn.initializers.lecun_normal(in_axis=-2, out_axis=-1)
+  dtype: str
+  op: Callable
+  last_init: Callable = LECUN
 
   @nn.compact
   def __call__(self, x):
-    h = Norm(self.dtype, name="norm1")(x)
-    h = Conv(self.features, self.shape, self.dtype, self.op, name="conv1")(h)
-    h = Norm(self.dtype, name="norm2")(h)
-    h = Conv(self.features, self.shape, self.dtype, self.op, self.init2, name="conv2")(h)
+    conv = partial(Conv, self.features, self.shape, self.dtype, self.op)
+    h = conv(name="conv1")(Norm(self.dtype, name="norm1")(x))
+    h = conv(self.last_init, name="conv2")(Norm(self.dtype, name="norm2")(h))
     if x.shape[-1] != self.features:
       x = Conv(self.features, (), self.dtype, name="shortcut")(x)
     return x + h
 
 
-class TimeBlock(nn.Module):
+def time_block(features, dtype, name):
   """Residual block of causal convolutions over time at every pixel; the identity at the start of training."""
-
-  dtype: str
-
-  @nn.compact
-  def __call__(self, x_BxTxHxWxC):
-    b, t, h, w, c = x_BxTxHxWxC.shape
-    y = C.time_major(x_BxTxHxWxC.reshape(b, t, h * w, c))
-    conv = partial(Conv, c, (3,), self.dtype, C.causal_conv1d)
-    y = conv(name="conv1")(Norm(self.dtype, name="norm1")(y))
-    y = conv(init=nn.initializers.zeros, name="conv2")(Norm(self.dtype, name="norm2")(y))
-    return x_BxTxHxWxC + C.time_major(y).reshape(b, t, h, w, c)
+  return ResBlock(features, (3,), dtype, C.causal_conv1d, nn.initializers.zeros, name=name)
 
 
 class Attention(nn.Module):
@@ -180,7 +157,7 @@ class Middle(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    block = partial(ResBlock, x.shape[-1], self.dtype, (3, 3, 3), C.conv3d)
+    block = partial(ResBlock, x.shape[-1], (3, 3, 3), self.dtype, C.conv3d)
     x = Attention(self.dtype, name="attn")(block(name="block_1")(x))
     return block(name="block_2")(x)
 
@@ -199,14 +176,12 @@ class Encoder(nn.Module):
     x = Conv(cfg.ch, (3, 3, 3), d, C.conv3d, name="conv_in")(x)
     for i, width in enumerate(cfg.widths):
       for j in range(cfg.num_res_blocks):
-        x = ResBlock(width, d, (3, 3), C.conv2d, name=f"down_{i}_block_{j}")(x)
-        x = TimeBlock(d, name=f"down_{i}_time_{j}")(x)
+        x = ResBlock(width, (3, 3), d, C.conv2d, name=f"down_{i}_block_{j}")(x)
+        x = time_block(width, d, f"down_{i}_time_{j}")(x)
       if i < last:
-        op = partial(C.conv2d, stride=2, padding=((0, 1), (0, 1)))
-        x = Conv(width, (3, 3), d, op, name=f"down_{i}_space")(x)
-      if i in cfg.time_levels:
-        op = partial(C.conv3d, front=1, stride_t=2)
-        x = MixedConv(d, op, (1 / 3, 1 / 3, 1 / 3), name=f"down_{i}_resample")(x)
+        x = Conv(width, (3, 3), d, C.downsample_space, name=f"down_{i}_space")(x)
+      if i in TIME_LEVELS:
+        x = Resample(d, C.mean_time, C.downsample_time, name=f"down_{i}_time")(x)
     x = Middle(d, name="mid")(x)
     x = Norm(d, name="norm_out")(x)
     return Conv(2 * cfg.z_channels, (3, 3, 3), d, C.conv3d, name="conv_out")(x).astype(jnp.float32)
@@ -223,19 +198,25 @@ class Decoder(nn.Module):
     x = Middle(d, name="mid")(x)
     for i, width in reversed(list(enumerate(cfg.widths))):
       for j in range(cfg.num_res_blocks + 1):
-        x = ResBlock(width, d, (3, 3), C.conv2d, name=f"up_{i}_block_{j}")(x)
-        x = TimeBlock(d, name=f"up_{i}_time_{j}")(x)
+        x = ResBlock(width, (3, 3), d, C.conv2d, name=f"up_{i}_block_{j}")(x)
+        x = time_block(width, d, f"up_{i}_time_{j}")(x)
       if i > 0:
         x = Conv(width, (3, 3), d, C.upsample_space, name=f"up_{i}_space")(x)
-      if i in cfg.time_levels:
-        x = MixedConv(d, C.upsample_time, (0.0, 0.0, 1.0), name=f"up_{i}_resample")(x)
+      if i in TIME_LEVELS:
+        x = Resample(d, C.repeat_time, C.upsample_time, name=f"up_{i}_time")(x)
     # The first three frames of the output are dropped: frame 3 is the first whose three inputs are 1, 2, 3.
-    x = Norm(d, name="norm_out")(x[:, TIME_STRIDE - 3 :])
+    x = Norm(d, name="norm_out")(x[:, 1:])
     conv_out = Conv(cfg.in_channels, (3, 3, 3), d, partial(C.conv3d, front=0), name="conv_out")
     return conv_out(x).astype(jnp.float32)
 
 
 class VAE(nn.Module):
+  """Encoder and decoder. Pure functions of the parameters:
+
+  mean, logvar = vae.apply(params, video, method=VAE.encode)
+  video = vae.apply(params, mean, method=VAE.decode)
+  """
+
   cfg: VAEConfig
 
   def setup(self):
@@ -243,14 +224,48 @@ class VAE(nn.Module):
     self.decoder = Decoder(self.cfg)
 
   def encode(self, video_BxFxHxWxC):
-    moments = self.encoder(video_BxFxHxWxC)
-    mean, logvar = jnp.split(moments, 2, -1)
+    """Posterior of a video.
+
+    Args:
+      video_BxFxHxWxC: values in [-1, 1]. F = 4m+1 gives T = m+1 steps. Other F are accepted but only F = 4m+1
+        decode to their own length (16 -> 4 -> 13, 18 -> 5 -> 17).
+
+    Returns:
+      mean and logvar, float32 [B, T, H/8, W/8, Z] each, logvar within [-30, 20].
+
+    Raises:
+      ValueError: the shape is not [B, F, H, W, C], or H or W is no multiple of the stride.
+    """
+    shape, n = video_BxFxHxWxC.shape, self.cfg.space_stride
+    if len(shape) != 5 or shape[-1] != self.cfg.in_channels or not shape[1]:
+      raise ValueError(f"expected video [B, F, H, W, {self.cfg.in_channels}], got {shape}")
+    if shape[2] % n or shape[3] % n:
+      raise ValueError(f"height and width must be multiples of {n}, got {shape[2]}x{shape[3]}")
+    mean, logvar = jnp.split(self.encoder(video_BxFxHxWxC), 2, -1)
     return mean, jnp.clip(logvar, *LOGVAR_RANGE)
 
   def decode(self, z_BxTxhxwxZ):
+    """Latents [B, T, h, w, Z] -> video, float32 [B, 4T-3, 8h, 8w, C], nominally in [-1, 1], not clipped.
+
+    Raises:
+      ValueError: the shape is not [B, T, h, w, Z].
+    """
+    if z_BxTxhxwxZ.ndim != 5 or z_BxTxhxwxZ.shape[-1] != self.cfg.z_channels or not z_BxTxhxwxZ.shape[1]:
+      raise ValueError(f"expected latents [B, T, h, w, {self.cfg.z_channels}], got {z_BxTxhxwxZ.shape}")
     return self.decoder(z_BxTxhxwxZ)
 
   def __call__(self, video_BxFxHxWxC):
+    """Decoded posterior mean; touches every parameter."""
     return self.decode(self.encode(video_BxFxHxWxC)[0])
 
   init_all = __call__
+
+
+def sample(mean, logvar, eps):
+  """A draw from the posterior, given standard normal `eps` of the same shape."""
+  return mean + jnp.exp(0.5 * logvar) * eps
+
+
+def kl(mean, logvar):
+  """KL divergence of the posterior from the standard normal: summed over each video, mean over the batch."""
+  return 0.5 * jnp.sum(jnp.square(mean) + jnp.exp(logvar) - 1 - logvar) / mean.shape[0]

@@ -1,0 +1,65 @@
+"""Analytic FLOPs, written out: XLA's counter sees a scanned layer once, so it is no use for our programs.
+
+One multiply-add is 2 FLOPs. Norms, activations, position tables, adaLN vectors (per sample, not per token) and the
+embedding and head projections are left out: under 1 % at the sizes of the released models.
+"""
+
+from __future__ import annotations
+
+from vftok.models.transformer import StackConfig
+from vftok.models.vae import VAEConfig
+
+
+def stack_flops(cfg: StackConfig, length: int, pairs: int | None = None) -> float:
+  """Forward FLOPs of a transformer stack over one sequence of `length` tokens.
+
+  depth * (2 * length * (4 D^2 + m D H) + 4 * pairs * D), m = 3 for a gated MLP, else 2; `pairs` is the number of
+  (query, key) pairs computed, by default all length^2 of them (the dense algorithm).
+  """
+  pairs = length * length if pairs is None else pairs
+  matrices = 4 * cfg.dim**2 + (3 if cfg.gated_mlp else 2) * cfg.dim * cfg.hidden
+  return cfg.depth * (2 * length * matrices + 4 * pairs * cfg.dim)
+
+
+def vae_flops(cfg: VAEConfig, frames: int, height: int, width: int) -> tuple[float, float]:
+  """(encode, decode) forward FLOPs of the VAE on one video by its plain convolutions and attention.
+
+  Counted as the dense algorithm runs: causal zero padding and nearest upsampling included, nothing skipped.
+  """
+  blocks, ch, last = cfg.num_res_blocks, cfg.ch, len(cfg.ch_mult) - 1
+  widths = [ch * m for m in cfg.ch_mult]
+  padded = -(-frames // 4) * 4  # what the network really sees: 17 -> 20
+
+  def middle(positions: float, spatial: int, c: int) -> float:
+    return positions * (4 * 27 * c * c + 4 * c * c + 2 * spatial * c) * 2
+
+  def level(positions: float, c_in: int, c_out: int, count: int) -> float:
+    total = 0.0
+    for i in range(count):
+      c = c_in if i == 0 else c_out
+      total += positions * 2 * (9 * c * c_out + 9 * c_out * c_out + (c * c_out if c != c_out else 0) + 6 * c_out * c_out)
+    return total
+
+  encode, area, time, c = padded * height * width * 2 * 27 * cfg.in_channels * ch, height * width, padded, ch
+  for i, wide in enumerate(widths):
+    encode += level(time * area, c, wide, blocks)
+    c = wide
+    if i < last:
+      area /= 4
+      encode += time * area * 2 * 9 * c * c
+    if i in cfg.time_levels:
+      time /= 2
+      encode += time * area * 2 * 27 * c * c
+  encode += middle(time * area, area, c) + time * area * 2 * 27 * c * 2 * cfg.z_channels
+
+  decode = time * area * 2 * 27 * cfg.z_channels * c + middle(time * area, area, c)
+  for i in range(last, -1, -1):
+    decode += level(time * area, c, widths[i], blocks + 1)
+    c = widths[i]
+    if i > 0:
+      area *= 4
+      decode += time * area * 2 * 9 * c * c
+    if i in cfg.time_levels:
+      time *= 2
+      decode += time * area * 2 * 27 * c * c
+  return encode, decode + time * area * 2 * 27 * c * cfg.in_channels
