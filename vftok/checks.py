@@ -1,4 +1,4 @@
-"""The boundary: bad videos and settings become one sentence here and never reach a program."""
+"""The boundary: bad videos, tokens and settings become one sentence here and never reach a program."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vftok.models.flow import APG, CFG, SOLVERS
-from vftok.types import is_concrete
+from vftok.types import VideoTokens, check_counts, is_concrete
 
 
 def check_video(
@@ -69,3 +69,32 @@ def check_array(array, shape: tuple[int, ...], name: str) -> jax.Array:
       f"{name} has shape {array.shape} and dtype {array.dtype}, expected float {tuple(shape)}."
     )
   return array.astype(jnp.float32)
+
+
+def check_tokens(tokens: VideoTokens, registers: int, codebook_size: int) -> None:
+  """Raises ValueError with one sentence where `tokens` cannot belong to a model of these sizes."""
+  ids, keep = tokens.ids, tokens.keep
+  for name, array in (("ids", ids), ("keep", keep)):
+    if not hasattr(array, "dtype") or not jnp.issubdtype(array.dtype, jnp.integer):
+      found = getattr(array, "dtype", type(array).__name__)
+      raise ValueError(f"tokens.{name} has dtype {found}, expected an integer array: cast it to int32.")
+  if ids.ndim != 3 or ids.shape[2] != registers:
+    raise ValueError(
+      f"tokens.ids has shape {ids.shape}, expected [B, T, {registers}]: keep all {registers} slots "
+      "and shorten with truncate()."
+    )
+  if 0 in ids.shape:
+    raise ValueError(f"tokens.ids has shape {ids.shape}, expected at least one video and one time step.")
+  if keep.shape != ids.shape[:2]:
+    raise ValueError(
+      f"tokens.keep has shape {keep.shape}, expected {ids.shape[:2]}, one count per time step."
+    )
+  check_counts(keep, registers)
+  if is_concrete(ids) and is_concrete(keep):
+    kept = np.arange(registers) < np.asarray(keep)[:, :, None]
+    valid = np.asarray(ids)[kept]
+    if valid.size and (valid.min() < 0 or valid.max() >= codebook_size):
+      bad = int(valid.min()) if valid.min() < 0 else int(valid.max())
+      raise ValueError(
+        f"tokens.ids holds {bad}, expected 0..{codebook_size - 1}: these ids are another model's."
+      )

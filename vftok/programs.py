@@ -39,11 +39,14 @@ def features(cfg: TokenizerConfig, params, latents_BxTxhxwxC):
   return Encoder(cfg.encoder).apply({"params": params["encoder"]}, latents_BxTxhxwxC)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def encode_chunk(cfg: TokenizerConfig, params, video_BxFxHxWx3):
-  """(ids int32 [B, T, K], z float32 [B, T, K, c]) of one chunk, from the posterior mean."""
-  z = features(cfg, params, vae_encode(cfg, params, video_BxFxHxWx3)[0])
-  return fsq.codes_to_ids(fsq.quantize(z, cfg.levels), cfg.levels), z
+def ids_of(cfg: TokenizerConfig, z_BxTxKxc) -> jax.Array:
+  """int32 [B, T, K] of register features."""
+  return fsq.codes_to_ids(fsq.quantize(z_BxTxKxc, cfg.levels), cfg.levels)
+
+
+def encode_chunk(cfg: TokenizerConfig, params, video_BxFxHxWx3) -> jax.Array:
+  """ids int32 [B, T, K] of one chunk, from the posterior mean."""
+  return ids_of(cfg, features(cfg, params, vae_encode(cfg, params, video_BxFxHxWx3)[0]))
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("slots", "null"))
@@ -79,7 +82,8 @@ def sample_latents(
   ids_BxTxK,
   keep_BxT,
   noise_BxTxhxwxC,
-  first_latents_BxPxhxwxC,
+  first_latents_BxTxhxwxC,
+  first_steps,
   guidance: flow.Guidance,
   *,
   steps: int,
@@ -90,24 +94,21 @@ def sample_latents(
 ):
   """Latents [B, T, h, w, C] painted from tokens: the whole solver, guidance included, in one program.
 
-  `first_latents` (or None) are clean latents of the first P steps. first_mode "clean" puts them over x before every
-  evaluation and at the end, "sdedit" puts their noised form and leaves the end alone.
+  The first `first_steps` (data, may be 0) latents are given. first_mode "clean" puts them over x before every
+  evaluation and at the end; "sdedit" puts their noised form and leaves the end alone.
   """
   b, latent_steps = noise_BxTxhxwxC.shape[:2]
-  first, prefix_BxT = 0, None
-  if first_latents_BxPxhxwxC is not None:
-    first = first_latents_BxPxhxwxC.shape[1]
-    if mask_prefix:
-      given = jnp.arange(latent_steps // cfg.decoder.patch[0]) < first // cfg.decoder.patch[0]
-      prefix_BxT = jnp.broadcast_to(given, (b, given.shape[0]))
+  given_T = jnp.arange(latent_steps) < first_steps
+  given_1xTx1x1x1 = given_T[None, :, None, None, None]
+  prefix_BxT = None
+  if mask_prefix and "prefix" in cfg.decoder.replacements:
+    prefix_BxT = jnp.broadcast_to(given_T[:: cfg.decoder.patch[0]], keep_BxT.shape)
 
   def constrain(x, t):
-    if not first:
-      return x
     if first_mode == "clean":
-      return x.at[:, :first].set(first_latents_BxPxhxwxC)
-    noised = t * noise_BxTxhxwxC[:, :first] + (1 - t) * first_latents_BxPxhxwxC
-    return x.at[:, :first].set(jnp.where(t > 0, noised, x[:, :first]))
+      return jnp.where(given_1xTx1x1x1, first_latents_BxTxhxwxC, x)
+    noised = t * noise_BxTxhxwxC + (1 - t) * first_latents_BxTxhxwxC
+    return jnp.where(given_1xTx1x1x1 & (t > 0), noised, x)
 
   def both(x, t):
     run = functools.partial(velocity, cfg, params, ids_BxTxK, keep_BxT, x, t, prefix_BxT, slots=slots)
@@ -116,40 +117,19 @@ def sample_latents(
   return flow.sample(both, noise_BxTxhxwxC, steps, solver=solver, guidance=guidance, constrain=constrain)
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("steps", "solver", "slots"))
-def decode_chunk(
-  cfg: TokenizerConfig,
-  params,
-  ids_BxTxK,
-  keep_BxT,
-  noise_BxTxhxwxC,
-  first_frames,
-  guidance,
-  *,
-  steps,
-  solver,
-  slots,
-):
-  """Frames float32 [B, F, H, W, 3], not clipped, of one chunk.
+def decode_chunk(cfg: TokenizerConfig, params, ids_BxTxK, keep_BxT, noise_BxTxhxwxC, first_frames, guidance, **options):
+  """Frames float32 [B, F, H, W, 3], not clipped, of one chunk: two or four programs that every chunk shares.
 
   `first_frames` [B, 1 + 4j, H, W, 3] (or None) are given clean: their own tokens take the first places of the chunk's.
   """
-  first_latents = None
+  first_latents, first_steps = jnp.zeros_like(noise_BxTxhxwxC), 0
   if first_frames is not None:
-    first_latents = vae_encode(cfg, params, first_frames)[0]
-    z = features(cfg, params, first_latents)
-    ids = fsq.codes_to_ids(fsq.quantize(z, cfg.levels), cfg.levels)
+    latents = vae_encode(cfg, params, first_frames)[0]
+    first_steps = latents.shape[1]
+    first_latents = first_latents.at[:, :first_steps].set(latents)
+    ids = ids_of(cfg, features(cfg, params, latents))
     ids_BxTxK = jnp.concatenate([ids, ids_BxTxK[:, ids.shape[1] :]], axis=1)
   latents = sample_latents(
-    cfg,
-    params,
-    ids_BxTxK,
-    keep_BxT,
-    noise_BxTxhxwxC,
-    first_latents,
-    guidance,
-    steps=steps,
-    solver=solver,
-    slots=slots,
+    cfg, params, ids_BxTxK, keep_BxT, noise_BxTxhxwxC, first_latents, first_steps, guidance, **options
   )
   return vae_decode(cfg, params, latents)

@@ -84,32 +84,3 @@ def check_counts(counts, k: int) -> None:
   low, high = int(np.min(counts)), int(np.max(counts))
   if low < 0 or high > k:
     raise ValueError(f"keep is {low if low < 0 else high}, expected 0..{k} tokens per time step.")
-
-
-def check_tokens(tokens: VideoTokens, registers: int, codebook_size: int) -> None:
-  """Raises ValueError with one sentence where `tokens` cannot belong to a model of these sizes."""
-  ids, keep = tokens.ids, tokens.keep
-  for name, array in (("ids", ids), ("keep", keep)):
-    if not hasattr(array, "dtype") or not jnp.issubdtype(array.dtype, jnp.integer):
-      found = getattr(array, "dtype", type(array).__name__)
-      raise ValueError(f"tokens.{name} has dtype {found}, expected an integer array: cast it to int32.")
-  if ids.ndim != 3 or ids.shape[2] != registers:
-    raise ValueError(
-      f"tokens.ids has shape {ids.shape}, expected [B, T, {registers}]: keep all {registers} slots "
-      "and shorten with truncate()."
-    )
-  if 0 in ids.shape:
-    raise ValueError(f"tokens.ids has shape {ids.shape}, expected at least one video and one time step.")
-  if keep.shape != ids.shape[:2]:
-    raise ValueError(
-      f"tokens.keep has shape {keep.shape}, expected {ids.shape[:2]}, one count per time step."
-    )
-  check_counts(keep, registers)
-  if is_concrete(ids) and is_concrete(keep):
-    kept = np.arange(registers) < np.asarray(keep)[:, :, None]
-    valid = np.asarray(ids)[kept]
-    if valid.size and (valid.min() < 0 or valid.max() >= codebook_size):
-      bad = int(valid.min()) if valid.min() < 0 else int(valid.max())
-      raise ValueError(
-        f"tokens.ids holds {bad}, expected 0..{codebook_size - 1}: these ids are another model's."
-      )

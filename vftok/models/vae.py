@@ -60,7 +60,7 @@ def _silu_jvp(primals, tangents):
 
 
 class Norm(nn.Module):
-  """LayerNorm over channels in float32 (eps 1e-6), then SiLU unless `act` is None."""
+  """LayerNorm over channels in float32 (eps 1e-6), then SiLU if `act`."""
 
   dtype: str
   act: bool = True

@@ -1,0 +1,41 @@
+"""One CPU device for every test, and the small shared model, written out and loaded once per session."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported anywhere
+
+import json
+from pathlib import Path
+
+import pytest
+
+SMALL = Path(__file__).parent / "data" / "small.safetensors"
+
+
+@pytest.fixture(scope="session")
+def small_dir(tmp_path_factory) -> Path:
+  """A released model's directory: the weights under `w.` of small.safetensors and the config in its metadata."""
+  from safetensors import safe_open
+  from safetensors.numpy import save_file
+
+  directory = tmp_path_factory.mktemp("models") / "small"
+  directory.mkdir()
+  with safe_open(SMALL, "np") as file:
+    weights = {key[2:]: file.get_tensor(key) for key in file.keys() if key.startswith("w.")}
+    config = json.loads(file.metadata()["config"])
+  save_file(weights, directory / "model.safetensors")
+  (directory / "config.json").write_text(json.dumps(config))
+  return directory
+
+
+@pytest.fixture(scope="session")
+def small(small_dir):
+  """(tokenizer, params, golden arrays by name, as torch laid them out)."""
+  from safetensors import safe_open
+
+  from vftok import Tokenizer
+
+  tok, params = Tokenizer.load(small_dir)
+  with safe_open(SMALL, "np") as file:
+    golden = {key: file.get_tensor(key) for key in file.keys() if not key.startswith("w.")}
+  return tok, params, golden
