@@ -14,14 +14,14 @@ SMALL = Path(__file__).parent / "data" / "small.safetensors"
 
 @pytest.fixture(scope="session")
 def small_dir(tmp_path_factory) -> Path:
-  """A released model's directory: the weights under `w.` of small.safetensors and the config in its metadata."""
+  """A released model's directory: the weights under `w.` of small.safetensors and its config."""
   from safetensors import safe_open
   from safetensors.numpy import save_file
 
   directory = tmp_path_factory.mktemp("models") / "small"
   directory.mkdir()
   with safe_open(SMALL, "np") as file:
-    weights = {key[2:]: file.get_tensor(key) for key in file.keys() if key.startswith("w.")}
+    weights = {key[2:]: file.get_tensor(key) for key in file.keys() if key.startswith("w.")}  # noqa: SIM118
     config = json.loads(file.metadata()["config"])
   save_file(weights, directory / "model.safetensors")
   (directory / "config.json").write_text(json.dumps(config))
@@ -37,5 +37,5 @@ def small(small_dir):
 
   tok, params = Tokenizer.load(small_dir)
   with safe_open(SMALL, "np") as file:
-    golden = {key: file.get_tensor(key) for key in file.keys() if not key.startswith("w.")}
+    golden = {key: file.get_tensor(key) for key in file.keys() if not key.startswith("w.")}  # noqa: SIM118
   return tok, params, golden

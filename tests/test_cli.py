@@ -4,13 +4,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from vftok import cli
-from vftok.data.video import read_video, write_video
+from vftok.data.video import read_video
+from vftok.data.video_writer import write_video
 from vftok.types import VideoTokens
 from vftok.vft import read_vft, write_vft
 
@@ -26,6 +28,8 @@ class Fake:
     512,
     (32, 48),
   )
+
+  cfg = SimpleNamespace(decoder=SimpleNamespace(replacements=("mask", "prefix", "null")))
 
   def __init__(self):
     self.calls = []

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vftok.data.video import iter_frames, read_video, to_uint8, video_info, video_writer, write_video
+from vftok.data.video import iter_frames, read_video, video_info
+from vftok.data.video_writer import to_uint8, video_writer, write_video
 from vftok.evals import pixels
 from vftok.picture import curves_png, labelled_grid, si
 

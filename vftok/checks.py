@@ -14,8 +14,12 @@ def check_video(
   video, frame_size: tuple[int, int], name: str = "video", frames: bool = True
 ) -> jax.Array | np.ndarray:
   """[B, F, H, W, 3], uint8 or float in [-1, 1]; values are looked at unless JAX is tracing. Returns the array."""
-  video = video if isinstance(video, jax.Array) else np.asarray(video)
   h, w = frame_size
+  if not isinstance(video, jax.Array):
+    try:
+      video = np.asarray(video)
+    except (ValueError, TypeError):
+      raise ValueError(f"{name} is ragged or no array, expected [B, F, {h}, {w}, 3]: stack its frames.") from None
   if video.ndim != 5 or video.shape[-1] != 3:
     raise ValueError(f"{name} has shape {video.shape}, expected [B, F, {h}, {w}, 3], channels last.")
   if video.shape[2:4] != (h, w):
@@ -57,9 +61,22 @@ def check_sampling(steps, solver: str, guidance, has_null: bool) -> None:
     raise ValueError(f"guidance is {guidance!r}, expected None, vftok.CFG(scale) or vftok.APG(scale).")
   if not has_null:
     raise ValueError("this model has no null vector, so it cannot be guided: pass guidance=None.")
+  for name in ("scale",) if isinstance(guidance, CFG) else ("scale", "eta", "momentum", "threshold"):
+    value = getattr(guidance, name)
+    if not isinstance(value, jax.Array) and np.asarray(value).dtype.kind not in "iuf":
+      raise ValueError(f"guidance.{name} is {value!r}, expected a number.")
   scale = jnp.shape(guidance.scale)
   if scale not in ((), (steps,)):
     raise ValueError(f"guidance.scale has shape {scale}, expected one number, or one per step [{steps}].")
+
+
+def check_key(key, what: str) -> None:
+  """Raises ValueError unless `key` is one of JAX's random keys, new style or old."""
+  if key is None:
+    raise ValueError(f"{what} got neither key nor noise, expected one: pass jax.random.key(seed).")
+  new = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()
+  if not new and not (hasattr(key, "dtype") and key.dtype == np.uint32 and key.ndim == 1):
+    raise ValueError(f"key is {str(key)[:40]!r}, expected one random key: pass jax.random.key(seed).")
 
 
 def check_array(array, shape: tuple[int, ...], name: str) -> jax.Array:

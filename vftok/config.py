@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from typing import Any
 
+import jax
+
+from vftok.models import masks
 from vftok.models.decoder import DecoderConfig
 from vftok.models.encoder import EncoderConfig
+from vftok.models.layers import POSITION_KINDS, PositionConfig
+from vftok.models.transformer import StackConfig
 from vftok.models.vae import VAEConfig
 
 FORMAT = "vftok-tokenizer"
 FORMAT_VERSION = 1
+DTYPES = ("float32", "bfloat16")
+# Far above any model; below what could exhaust memory while a damaged config is looked at.
+MAX_SIZE, MAX_DEPTH, MAX_CODEBOOK, MAX_TOKENS = 65_536, 1_024, 2**24, 2**15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +62,102 @@ def from_json(data: dict[str, Any]) -> TokenizerConfig:
   version = data.get("version")
   if version != FORMAT_VERSION:
     raise ValueError(
-      f"config version is {version!r}, expected {FORMAT_VERSION}: update vftok to read this model."
+      f"config version is {short(version)}, expected {FORMAT_VERSION}: update vftok to read this model."
     )
-  return _build(TokenizerConfig, {k: v for k, v in data.items() if k not in ("format", "version")}, "config")
+  cfg = _build(TokenizerConfig, {k: v for k, v in data.items() if k not in ("format", "version")}, "config")
+  check(cfg)
+  return cfg
+
+
+def check(cfg: TokenizerConfig) -> None:
+  """Raises ValueError naming the first value that no model can have, before anything is built from it."""
+  vae, enc, dec = cfg.vae, cfg.encoder, cfg.decoder
+  _counts("vae", ch=vae.ch, ch_mult=vae.ch_mult, num_res_blocks=vae.num_res_blocks, z_channels=vae.z_channels)
+  _expect(vae.in_channels == 3, "vae.in_channels", vae.in_channels, "3")
+  _expect(vae.dtype in DTYPES, "vae.dtype", vae.dtype, " or ".join(DTYPES))
+  _counts("config", levels=cfg.levels, chunk_frames=cfg.chunk_frames, latent_size=cfg.latent_size)
+  _expect(cfg.levels and math.prod(cfg.levels) <= MAX_CODEBOOK, "levels", cfg.levels, f"a product of 1..{MAX_CODEBOOK}")
+  _expect(min(cfg.levels) >= 2, "levels", cfg.levels, "2 or more each")
+  _expect(cfg.chunk_frames % 4 == 1, "chunk_frames", cfg.chunk_frames, "1 + a multiple of 4")
+  overlap = cfg.overlap_frames
+  fits = overlap == 0 or (overlap % 4 == 1 and 0 < overlap < cfg.chunk_frames)
+  _expect(fits, "overlap_frames", overlap, "0, or 1 + a multiple of 4 below chunk_frames")
+  _expect(cfg.dino_frames in ("", "first", "avg"), "dino_frames", cfg.dino_frames, "'', 'first' or 'avg'")
+  latents = (cfg.chunk_frames - 1) // 4 + 1
+  grid = (latents, *cfg.latent_size)
+  for name, part in (("encoder", enc), ("decoder", dec)):
+    _check_stack(f"{name}.stack", part.stack)
+    _counts(name, patch=part.patch, channels=part.channels, registers=part.registers)
+    _expect(len(part.patch) == 3, f"{name}.patch", part.patch, "3 sizes: time, height, width")
+    _expect(not any(n % p for n, p in zip(grid, part.patch, strict=True)), f"{name}.patch", part.patch, f"divisors of {grid}")
+    patches = tuple(n // p for n, p in zip(grid, part.patch, strict=True))
+    _check_positions(f"{name}.positions", part.positions, patches, part.stack.dim)
+    _expect(part.mask in masks.MODES, f"{name}.mask", part.mask, f"one of {', '.join(masks.MODES)}")
+    tokens = patches[0] * (patches[1] * patches[2] + part.registers)
+    _expect(tokens <= MAX_TOKENS, f"{name}.registers", part.registers, f"at most {MAX_TOKENS} tokens in a chunk")
+    known = len(part.cross) == 4 and set(part.cross) <= set(masks.CROSS)
+    _expect(known, f"{name}.cross", part.cross, f"4 of {', '.join(masks.CROSS)}")
+  steps, kept = latents // enc.patch[0], (overlap - 1) // 4 + 1
+  _expect(kept % enc.patch[0] == 0, "overlap_frames", overlap, f"latents in whole steps of {enc.patch[0]}")
+  _counts("encoder", t_max=enc.t_max, out_dim=enc.out_dim)
+  _expect(enc.t_max >= steps, "encoder.t_max", enc.t_max, f"at least {steps}, the time steps of a chunk")
+  _expect(0 <= enc.global_token <= MAX_SIZE, "encoder.global_token", enc.global_token, f"0..{MAX_SIZE}")
+  _expect(enc.out_dim == len(cfg.levels), "encoder.out_dim", enc.out_dim, f"one per FSQ level, {len(cfg.levels)}")
+  known = enc.channels == vae.z_channels or cfg.dino_frames
+  _expect(known, "encoder.channels", enc.channels, f"the VAE's {vae.z_channels}")
+  _expect(enc.stack.adaln == 0, "encoder.stack.adaln", enc.stack.adaln, "0")
+  _expect(dec.stack.adaln > 0, "decoder.stack.adaln", dec.stack.adaln, "1 or 2")
+  _expect(dec.code_dim == len(cfg.levels), "decoder.code_dim", dec.code_dim, f"one per FSQ level, {len(cfg.levels)}")
+  _expect(dec.registers == enc.registers, "decoder.registers", dec.registers, f"the encoder's {enc.registers}")
+  _expect(dec.patch[0] == enc.patch[0], "decoder.patch", dec.patch, f"the encoder's {enc.patch[0]} latents per step")
+  _expect(dec.channels == vae.z_channels, "decoder.channels", dec.channels, f"the VAE's {vae.z_channels}")
+  named = set(dec.replacements) <= {"mask", "prefix", "null"} and len(set(dec.replacements)) == len(dec.replacements)
+  _expect(named, "decoder.replacements", dec.replacements, "mask, prefix and null at most once each")
+  _check_positions("decoder.register_positions", dec.register_positions, (steps, dec.registers), dec.stack.dim)
+  _counts("decoder", time_features=dec.time_features, readout=dec.readout or ())
+  _expect(dec.time_features % 2 == 0, "decoder.time_features", dec.time_features, "an even number")
+  ok = math.isfinite(dec.max_timestep) and dec.max_timestep > 0
+  _expect(ok, "decoder.max_timestep", dec.max_timestep, "a positive number")
+
+
+def _check_stack(name: str, stack: StackConfig) -> None:
+  _counts(name, dim=stack.dim, head_dim=stack.head_dim)
+  _expect(0 < stack.depth <= MAX_DEPTH, f"{name}.depth", stack.depth, f"1..{MAX_DEPTH}")
+  _expect(stack.dim % stack.head_dim == 0, f"{name}.head_dim", stack.head_dim, f"a divisor of the width {stack.dim}")
+  usable = math.isfinite(stack.mlp_ratio) and 0 < stack.mlp_ratio <= 64 and stack.hidden > 0
+  _expect(usable, f"{name}.mlp_ratio", stack.mlp_ratio, "a number above 0, 64 at most")
+  _expect(0 <= stack.adaln <= 2, f"{name}.adaln", stack.adaln, "0, 1 or 2")
+  _expect(stack.dtype in DTYPES, f"{name}.dtype", stack.dtype, " or ".join(DTYPES))
+  known = stack.remat == "none" or stack.remat in dir(jax.checkpoint_policies)
+  _expect(known, f"{name}.remat", stack.remat, "'none' or a name from jax.checkpoint_policies")
+
+
+def _check_positions(name: str, position: PositionConfig | None, grid: tuple[int, ...], dim: int) -> None:
+  if position is None:
+    return
+  sizes, rank = position.max_sizes, len(grid)
+  _counts(name, max_sizes=sizes)
+  _expect(position.kind in POSITION_KINDS, f"{name}.kind", position.kind, f"one of {', '.join(POSITION_KINDS)}")
+  fits = len(sizes) == rank and all(n <= m for n, m in zip(grid, sizes, strict=True))
+  _expect(fits, f"{name}.max_sizes", sizes, f"{rank} sizes, at least {grid}")
+  _expect(position.kind != "sincos" or (rank == 2 and dim % 4 == 0), f"{name}.kind", position.kind, "learned positions here")
+
+
+def _counts(where: str, **fields) -> None:
+  for name, value in fields.items():
+    for n in value if isinstance(value, tuple) else (value,):
+      _expect(0 < n <= MAX_SIZE, f"{where}.{name}", value, f"whole numbers of 1..{MAX_SIZE}")
+
+
+def _expect(ok, name: str, value, what: str) -> None:
+  if not ok:
+    raise ValueError(f"the config has {name} = {short(value)}, expected {what}.")
+
+
+def short(value) -> str:
+  """A value inside one sentence: cut where it is long."""
+  text = repr(value)
+  return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _build(kind, value, where: str):
@@ -65,12 +167,12 @@ def _build(kind, value, where: str):
     return None if value is None else _build(next(a for a in args if a is not type(None)), value, where)
   if dataclasses.is_dataclass(kind):
     if not isinstance(value, dict):
-      raise ValueError(f"{where} is {value!r}, expected an object with the fields of {kind.__name__}.")
+      raise ValueError(f"{where} is {short(value)}, expected an object with the fields of {kind.__name__}.")
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(value) - set(hints))
     if unknown:
       raise ValueError(
-        f"{where} has the unknown key {unknown[0]!r}, expected one of {', '.join(sorted(hints))}."
+        f"{where} has the unknown key {short(unknown[0])}, expected one of {', '.join(sorted(hints))}."
       )
     missing = [
       f.name
@@ -79,10 +181,14 @@ def _build(kind, value, where: str):
     ]
     if missing:
       raise ValueError(f"{where} lacks the key {missing[0]!r}: add it.")
-    return kind(**{k: _build(hints[k], v, f"{where}.{k}") for k, v in value.items()})
+    fields = {k: _build(hints[k], v, f"{where}.{k}") for k, v in value.items()}
+    try:
+      return kind(**fields)
+    except ValueError as error:
+      raise ValueError(f"{where} cannot be built ({str(error).rstrip('.')}): correct the config.") from None
   if origin is tuple:
     if not isinstance(value, (list, tuple)):
-      raise ValueError(f"{where} is {value!r}, expected a list.")
+      raise ValueError(f"{where} is {short(value)}, expected a list.")
     variadic = len(args) == 2 and args[1] is Ellipsis
     if not variadic and len(args) != len(value):
       raise ValueError(f"{where} has {len(value)} entries, expected {len(args)}.")
@@ -90,8 +196,8 @@ def _build(kind, value, where: str):
       _build(args[0] if variadic else a, v, where)
       for a, v in zip(args if not variadic else value, value, strict=True)
     )
-  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+  if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53:
     return float(value)
   if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-    raise ValueError(f"{where} is {value!r}, expected {kind.__name__}.")
+    raise ValueError(f"{where} is {short(value)}, expected {kind.__name__}.")
   return value

@@ -12,12 +12,15 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+FLOATS = tuple(np.dtype(name) for name in (np.float32, np.float16, np.float64, ml_dtypes.bfloat16))
+MAX_NESTING = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +35,10 @@ class Checkpoint:
     """Yields (key, numpy array) without holding more than one at a time."""
     with _open(self.path) as file:
       for key in keys:
-        yield key, file.get_tensor(key)
+        value = file.get_tensor(key)
+        if value.dtype not in FLOATS:
+          raise ValueError(f"{self.path} holds {key} as {value.dtype}, expected a floating-point tensor.")
+        yield key, value
 
 
 def open_checkpoint(name: str | os.PathLike) -> Checkpoint:
@@ -43,7 +49,7 @@ def open_checkpoint(name: str | os.PathLike) -> Checkpoint:
     ValueError: no safetensors, damaged, or without a config.
   """
   path = pathlib.Path(name)
-  if not path.exists():
+  if not os.fspath(name) or not path.exists():
     path = _download(str(name))
   weights = path / WEIGHTS if path.is_dir() else path
   if not weights.is_file():
@@ -57,6 +63,7 @@ def open_checkpoint(name: str | os.PathLike) -> Checkpoint:
     raise FileNotFoundError(f"{path} has no {CONFIG}: put the model's config beside {WEIGHTS}.")
   else:
     config = config_of_metadata(metadata)
+    check_plain(weights, config)
     if not config:
       raise ValueError(
         f"{weights} carries no config in its metadata: pass the directory that holds {CONFIG} too."
@@ -67,7 +74,7 @@ def open_checkpoint(name: str | os.PathLike) -> Checkpoint:
 def open_weights(name: str | os.PathLike) -> Checkpoint:
   """Like `open_checkpoint` for weights whose config does not matter (a VAE taken from another model's file)."""
   path = pathlib.Path(name)
-  if not path.exists():
+  if not os.fspath(name) or not path.exists():
     path = _download(str(name))
   weights = path / WEIGHTS if path.is_dir() else path
   if not weights.is_file():
@@ -158,24 +165,45 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
     raise ValueError(f"{path} is no JSON ({str(error).splitlines()[0]}): fetch it again.") from None
   if not isinstance(config, dict):
     raise ValueError(f"{path} holds {type(config).__name__}, expected a JSON object with the model's config.")
+  check_plain(path, config)
   return config
+
+
+def check_plain(path, config: Any) -> None:
+  """Raises ValueError unless a config is plain data of JSON's kinds, nested no deeper than a config is."""
+  level = [config]
+  for _ in range(MAX_NESTING):
+    for value in level:
+      if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
+        raise ValueError(f"{path} has a config with keys that are not text: fetch the file again.")
+      if not isinstance(value, (dict, list, str, int, float, type(None))):
+        raise ValueError(f"{path} has a config that holds a {type(value).__name__}, expected JSON: fetch it again.")
+    inner = [value for value in level if isinstance(value, (dict, list))]
+    level = [v for value in inner for v in (value.values() if isinstance(value, dict) else value)]
+    if not level:
+      return
+  raise ValueError(f"{path} has a config nested deeper than {MAX_NESTING} levels: fetch the file again.")
 
 
 def _parse_text(text: str, key: str) -> Any:
   """JSON, or the text of a Python literal as released files carry it (a YAML flow mapping with null for None)."""
   try:
     return json.loads(text)
+  except RecursionError:
+    raise ValueError(f"metadata entry {key!r} is nested too deeply: fetch the file again.") from None
   except ValueError:
     try:
+      if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # no config has them; they can loop
+        raise ValueError("alias")
       return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError):
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError, AttributeError):
       raise ValueError(f"metadata entry {key!r} is neither JSON nor YAML: fetch the file again.") from None
 
 
 def _download(name: str) -> pathlib.Path:
   if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
     raise FileNotFoundError(
-      f"{name} does not exist: pass a directory, a .safetensors file or a Hub id like org/model."
+      f"{name!r} does not exist: pass a directory, a .safetensors file or a Hub id like org/model."
     )
   try:
     import huggingface_hub
@@ -188,7 +216,7 @@ def _download(name: str) -> pathlib.Path:
   except (
     Exception
   ) as error:  # the Hub client has its own error for every kind of failure; all mean "not here"
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ").replace(". ", ", ")
     raise FileNotFoundError(
       f"{name} is neither on this disk nor could it be fetched from the Hub ({reason})."
     ) from None

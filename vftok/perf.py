@@ -1,10 +1,15 @@
-"""Analytic FLOPs, written out: XLA's counter sees a scanned layer once, so it is no use for our programs.
+"""The compile cache, and analytic FLOPs written out (XLA's counter sees a scanned layer only once).
 
 One multiply-add is 2 FLOPs. Norms, activations, position tables, adaLN vectors (per sample, not per token) and the
 embedding and head projections are left out: under 1 % at the sizes of the released models.
 """
 
 from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jax
 
 from vftok.models.transformer import StackConfig
 from vftok.models.vae import VAEConfig
@@ -63,3 +68,21 @@ def vae_flops(cfg: VAEConfig, frames: int, height: int, width: int) -> tuple[flo
       time *= 2
       decode += time * area * 2 * 27 * c * c
   return encode, decode + time * area * 2 * 27 * c * cfg.in_channels
+
+
+def use_compile_cache() -> None:
+  """Keeps programs that took over a second to compile on disk, for the next process.
+
+  In $VFTOK_CACHE, $XDG_CACHE_HOME/vftok or ~/.cache/vftok, folder `jax`; JAX's own setting goes before.
+  """
+  if jax.config.jax_compilation_cache_dir:
+    return
+  shared = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vftok"
+  directory = Path(os.environ.get("VFTOK_CACHE") or shared) / "jax"
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+  except OSError:  # a read-only home costs time, not the command
+    return
+  jax.config.update("jax_compilation_cache_dir", str(directory))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+  jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vftok.data.video import whole_file
+from vftok.data.video_writer import whole_file
 
 _TILE = 256  # pixels: the least width of a tile, so that two lines of label are legible
 _ROW = 1800  # pixels: the most width before tiles go to a second row

@@ -6,10 +6,19 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 
+COMPILING = "compiling, the first chunk takes longer"
+
 
 @contextlib.contextmanager
-def progress(what: str, total: float | None, unit: str = "frames") -> Iterator[Callable[[int], None]]:
-  """Gives a function that counts `n` more units as done. total None: unknown, no time left is shown."""
+def progress(
+  what: str, total: float | None, unit: str = "frames", *, first: str = ""
+) -> Iterator[Callable[[int], None]]:
+  """Gives a function that counts `n` more units as done.
+
+  Args:
+    total: None where unknown: no time left is shown.
+    first: what to show beside `what` until the first unit is done.
+  """
   if not sys.stderr.isatty():
     yield lambda n: None
     return
@@ -46,5 +55,5 @@ def progress(what: str, total: float | None, unit: str = "frames") -> Iterator[C
     TimeRemainingColumn(),
   ]
   with Progress(*columns, console=Console(stderr=True), speed_estimate_period=120) as bar:
-    task = bar.add_task(what, total=total)
-    yield lambda n: bar.advance(task, n)
+    task = bar.add_task(f"{what} ({first})" if first else what, total=total)
+    yield lambda n: bar.update(task, advance=n, description=what)

@@ -60,6 +60,9 @@ def decode_chunks(
   i, given, last_keep = 0, first_frames, None
   for piece in pieces:
     check_tokens(piece, tok.registers, tok.codebook_size)
+    if given is not None and given.shape[0] != piece.ids.shape[0]:
+      name = "the piece before it" if i else "first_frames"
+      raise ValueError(f"the tokens are of {piece.ids.shape[0]} videos and {name} of {given.shape[0]}: pass as many.")
     slots = slots_of(piece.keep)
     new_frames = tok.frames_for(piece.ids.shape[1] + (tok.overlap_steps if i else 0)) - (tok.overlap_frames if i else 0)
     left = new_frames if piece.frames is None else min(new_frames, piece.frames)

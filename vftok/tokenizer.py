@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vftok import identity, programs, stream
-from vftok.checks import check_array, check_sampling, check_tokens, check_video
+from vftok.checks import check_array, check_key, check_sampling, check_tokens, check_video
 from vftok.config import TokenizerConfig
 from vftok.geometry import TIME_FACTOR, Geometry
 from vftok.models.decoder import Decoder
@@ -187,8 +187,8 @@ class Tokenizer(Geometry):
     `tokens` may be an iterable of pieces, each a whole number of chunks as `encode_stream` gives them.
     """
     check_sampling(steps, solver, guidance, "null" in self.cfg.decoder.replacements)
-    if key is None and noise is None:
-      raise ValueError("decode got neither key nor noise, expected one: pass jax.random.key(seed).")
+    if noise is None:
+      check_key(key, "decode")
     if first_frames is not None:
       first_frames = self._check_first(first_frames)
     run = functools.partial(programs.decode_chunk, self.cfg, params, guidance=guidance, steps=steps, solver=solver)
@@ -257,9 +257,8 @@ class Tokenizer(Geometry):
     shape = self._latent_shape(b, t)
     if noise is not None:
       noise = check_array(noise, shape, "noise")
-    elif key is None:
-      raise ValueError("decode_latents got neither key nor noise, expected one: pass jax.random.key(seed).")
     else:
+      check_key(key, "decode_latents")
       noise = jax.random.normal(key, shape)
     given = jnp.zeros_like(noise)
     first_steps = 0

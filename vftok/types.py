@@ -42,10 +42,13 @@ class VideoTokens:
       ValueError: a count outside 0..K, or a shape that is none of the three.
     """
     b, t, k = self.ids.shape
-    counts = jnp.asarray(keep)
+    try:
+      counts = keep if hasattr(keep, "dtype") else np.asarray(keep)
+    except ValueError:
+      raise ValueError(f"keep is ragged, expected an int, [{t}] or [{b}, {t}]: one count per time step.") from None
     if not jnp.issubdtype(counts.dtype, jnp.integer):
       raise ValueError(
-        f"keep has dtype {counts.dtype}, expected whole numbers of tokens: pass an int or int32."
+        f"keep is {str(keep)[:40]!r} of dtype {counts.dtype}, expected whole numbers of tokens: pass an int or int32."
       )
     if counts.shape not in ((), (t,), (b, t)):
       raise ValueError(
@@ -69,6 +72,10 @@ class VideoTokens:
     """Joins consecutive pieces of the same videos along time."""
     if not pieces:
       raise ValueError("there are no token pieces to join: pass at least one VideoTokens.")
+    first = pieces[0].ids.shape
+    for shape in (p.ids.shape for p in pieces):
+      if (shape[0], shape[2]) != (first[0], first[2]):
+        raise ValueError(f"the pieces have ids {first} and {shape}, expected one batch size and one K.")
     frames = [p.frames for p in pieces]
     return VideoTokens(
       ids=jnp.concatenate([p.ids for p in pieces], axis=1),

@@ -62,8 +62,9 @@ def _load_reference(checkpoint: hub.Checkpoint, vae) -> tuple[TokenizerConfig, d
 
   try:
     vae_cfg = vidtok.infer_config({k.removeprefix(VAE_PREFIX): s for k, s in shapes.items() if k.startswith(VAE_PREFIX)})
-  except (KeyError, IndexError) as error:
-    raise ValueError(f"{checkpoint.path} lacks the VAE tensor {VAE_PREFIX}{error.args[0]}: fetch it again.") from None
+  except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+    reason = str(error).rstrip(".")
+    raise ValueError(f"{checkpoint.path} has no whole VAE under '{VAE_PREFIX}' ({reason}): fetch it again.") from None
   cfg, names = reference_config.parse(checkpoint.config, vae_cfg)
   if "readout" in names.decoder:
     readout = reference_weights.infer_readout(shapes, f"decoder.module_dict.{names.decoder['readout']}")
@@ -92,8 +93,9 @@ def _vae_source(checkpoint: hub.Checkpoint, vae):
   """Where `vae.*` is when the file has none: the caller's word, else the config's `hub_vae`."""
   if vae is not None:
     return vae
-  named = (checkpoint.config.get("hub_vae") or {}).get("repo")
-  if named is None:
+  named = checkpoint.config.get("hub_vae")
+  named = named.get("repo") if isinstance(named, dict) else None
+  if not isinstance(named, str):
     raise ValueError(f"{checkpoint.path} has no VAE tensors and its config names no source: pass vae=.")
   try:
     hub.open_weights(named)

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from vftok.config import TokenizerConfig
+from vftok.config import TokenizerConfig, check, short
 from vftok.models.decoder import DecoderConfig
 from vftok.models.encoder import EncoderConfig
 from vftok.models.layers import POSITION_KINDS, PositionConfig
@@ -31,6 +31,27 @@ HARMLESS = frozenset(
   " use_act_checkpoint intermediate_layers intermediate_layers_write_key per_sample_op".split()
 )
 
+# What each argument that decides the graph must be, where it is given at all.
+_COUNTS = "dim dim_in dim_out depth head_dim channels_in channels_out t_max n_max n_eval adaLN_expansion".split()
+_FLAGS = "per_subseq_embs gated_mlp qk_norm qkv_bias proj_bias mlp_bias use_mup_readout".split()
+_IS_COUNT = lambda v: type(v) is int
+_IS_COUNTS = lambda v: isinstance(v, (list, tuple)) and len(v) > 0 and all(map(_IS_COUNT, v))
+_IS_NAMES = lambda v: isinstance(v, (list, tuple)) and len(v) > 0 and all(isinstance(n, str) for n in v)
+ARGUMENTS = {
+  **{name: (_IS_COUNT, "a whole number") for name in (*_COUNTS, "frequency_embedding_size")},
+  **{name: (lambda v: type(v) in (int, float), "a number") for name in ("mlp_ratio", "max_timestep")},
+  **{name: (lambda v: isinstance(v, bool), "true or false") for name in _FLAGS},
+  **{name: (lambda v: isinstance(v, str), "text") for name in ("posemb_type", "posemb_scaling", "mask_mode")},
+  **{name: (_IS_COUNTS, "a list of whole numbers") for name in ("patch_sizes", "max_sizes", "levels")},
+  **{name: (_IS_NAMES, "a list of names") for name in ("input_list_read_keys", "inner_seq_write_keys")},
+  "cross_timestep_attention_config": (lambda v: isinstance(v, Mapping), "an object"),
+}
+WRAPPER = {
+  "chunk_size": (_IS_COUNT, "a whole number"),
+  "overlap_size_frames": (_IS_COUNT, "a whole number"),
+  "vae_video_sizes": (lambda v: _IS_COUNTS(v) and len(v) == 3, "3 whole numbers"),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Names:
@@ -44,8 +65,13 @@ class Names:
 def unwrap(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
   """(wrapper dict with `video_flex_tok`, SemanTok's own dict or {}) of any released layout."""
   if "videoflextok" in config:
-    inner, _ = unwrap(config["videoflextok"])
-    return inner, dict(config.get("semantok") or {})
+    inner, more = config["videoflextok"], config.get("semantok") or {}
+    for name, value in (("videoflextok", inner), ("semantok", more)):
+      if not isinstance(value, Mapping):
+        raise ValueError(f"the config has {name} = {short(value)}, expected an object.")
+    if "videoflextok" in inner:
+      raise ValueError("the config has 'videoflextok' inside 'videoflextok', expected 'video_flex_tok' there.")
+    return unwrap(inner)[0], dict(more)
   if "video_flex_tok" in config:
     return dict(config), {}
   if _class(config) in MODELS:
@@ -62,14 +88,18 @@ def parse(config: Mapping[str, Any], vae: VAEConfig) -> tuple[TokenizerConfig, N
   wrapper, semantok = unwrap(config)
   tree = wrapper["video_flex_tok"]
   if not isinstance(tree, Mapping) or _class(tree) not in MODELS:
-    raise ValueError(f"video_flex_tok has the unknown target {_target(tree)!r}, expected one of {', '.join(MODELS)}.")
+    raise ValueError(f"the config gives video_flex_tok the unknown target {short(_target(tree))}, expected one of {', '.join(MODELS)}.")
   check_targets(tree)
+  check_arguments("wrapper", wrapper, WRAPPER)
   for part in ("vae", "encoder", "decoder", "regularizer"):
     if part not in tree:
-      raise ValueError(f"video_flex_tok lacks the part {part!r}: the config is incomplete.")
-  fsq = tree["regularizer"]
-  levels = tuple(int(level) for level in _need(fsq, "levels", "regularizer"))
-  noise = tree.get("flow_matching_noise_module") or {}
+      raise ValueError(f"the config has no part {part!r} in video_flex_tok: it is incomplete.")
+  fsq, noise = tree["regularizer"], tree.get("flow_matching_noise_module") or {}
+  for part, spec in (("vae", tree["vae"]), ("regularizer", fsq), ("flow_matching_noise_module", noise)):
+    if not isinstance(spec, Mapping):
+      raise ValueError(f"the config has {part} = {short(spec)}, expected a module.")
+    check_arguments(part, spec, ARGUMENTS)
+  levels = tuple(_need(fsq, "levels", "regularizer"))
   dino = bool(semantok.get("dino_input"))
   encoder = _Walk("encoder", tree["encoder"])
   encoder.kinds[tree["vae"].get("vae_latents_write_key", "vae_latents")] = "latents"
@@ -91,6 +121,7 @@ def parse(config: Mapping[str, Any], vae: VAEConfig) -> tuple[TokenizerConfig, N
     latent_size=(int(sizes[1]), int(sizes[2])),
     dino_frames=str(semantok.get("dino_frame_agg") or "avg") if dino else "",
   )
+  check(cfg)
   return cfg, Names(encoder.names, decoder.names, decoder.registers_first)
 
 
@@ -99,12 +130,22 @@ def check_targets(tree: Any) -> None:
   known = {*MODELS, *PLUMBING, *NOISE, *_Walk.HANDLERS, "VidTokVAE", "VideoMinRFPipeline", "FSQ", "SequentialModuleDictWrapper"}
   if isinstance(tree, Mapping):
     if "_target_" in tree and _class(tree) not in known:
-      raise ValueError(f"the config names the unknown target {_target(tree)!r}, expected a VideoFlexTok module.")
+      raise ValueError(f"the config names the unknown target {short(_target(tree))}, expected a VideoFlexTok module.")
     for value in tree.values():
       check_targets(value)
   elif isinstance(tree, (list, tuple)):
     for value in tree:
       check_targets(value)
+
+
+def check_arguments(name: str, spec: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+  """Raises ValueError naming the first argument of a module that is not of the kind it must be."""
+  for key, value in spec.items():
+    ok, what = known.get(key, (None, ""))
+    if ok is None and key.endswith("_key") and key not in HARMLESS:
+      ok, what = (lambda v: isinstance(v, str)), "a name"
+    if ok is not None and value is not None and not ok(value):
+      raise ValueError(f"module {name!r} of the config has {key} = {short(value)}, expected {what}.")
 
 
 def _target(spec) -> Any:
@@ -127,7 +168,7 @@ class _Walk:
   def __init__(self, part: str, spec: Mapping[str, Any]):
     self.part = part
     self.module_dict = spec.get("module_dict") if isinstance(spec, Mapping) else None
-    if not self.module_dict:
+    if not isinstance(self.module_dict, Mapping) or not self.module_dict:
       raise ValueError(f"the {part} of the config has no module_dict: the config is incomplete.")
     self.kinds: dict[str, str] = {}
     self.names: dict[str, str] = {}
@@ -140,7 +181,8 @@ class _Walk:
     for name, spec in self.module_dict.items():
       handler = self.HANDLERS.get(_class(spec))
       if handler is None:
-        raise ValueError(f"module {name!r} has the unknown target {_target(spec)!r}, expected a VideoFlexTok module.")
+        raise ValueError(f"module {name!r} has the unknown target {short(_target(spec))}, expected a VideoFlexTok module.")
+      check_arguments(name, spec, ARGUMENTS)
       used = handler(self, name, spec)
       extra = sorted(set(spec) - HARMLESS - {"_target_", "_partial_"} - set(used.split()))
       if extra:

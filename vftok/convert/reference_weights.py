@@ -136,6 +136,6 @@ def infer_readout(shapes: Mapping[str, tuple[int, ...]], key: str) -> tuple[int,
   """(depth, features) of a stored REPA head, which its config entry does not tell in a known way."""
   blocks = {name.split(".")[5] for name in shapes if name.startswith(f"{key}.transformer.blocks.")}
   out = shapes.get(f"{key}.out_proj.weight")
-  if out is None:
+  if not out:
     raise ValueError(f"the checkpoint lacks {key}.out_proj.weight: check that it and its config are of one model.")
   return len(blocks), int(out[0])

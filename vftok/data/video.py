@@ -1,7 +1,7 @@
-"""Video files in and out: frames uint8 [F, H, W, 3] and frames per second, by PyAV.
+"""Video files in: frames uint8 [F, H, W, 3] and frames per second, by PyAV.
 
 Reading never shortens silently: a damaged frame, or a file that ends before its header said, is an error
-that names the frame. Writing is whole or not at all.
+that names the frame.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import secrets
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -19,7 +18,6 @@ import numpy as np
 from PIL import Image
 
 _STATES_DURATION = {"mov", "matroska", "avi"}  # containers whose header says how long they are, and means it
-_BT709, _LIMITED_RANGE = 1, 1
 
 
 def video_info(path) -> tuple[float, float | None]:
@@ -208,129 +206,3 @@ def _pixels(frame, size) -> np.ndarray:
     top, left = (h - height) // 2, (w - width) // 2
     pixels = pixels[top : top + height, left : left + width]
   return np.ascontiguousarray(pixels)
-
-
-def check_target(path) -> None:
-  """Raises FileNotFoundError or ValueError where no file can be written at `path`."""
-  path = Path(path)
-  if not path.parent.is_dir():
-    raise FileNotFoundError(f"{path.parent} is not a folder, so {path.name} cannot go there: make it first.")
-  if path.is_dir():
-    raise ValueError(f"{path} is a folder, expected a file to write: add a name.")
-
-
-@contextlib.contextmanager
-def whole_file(path) -> Iterator[Path]:
-  """Gives a temporary path beside `path`: renamed onto it when the block succeeds, removed when it fails."""
-  check_target(path)
-  path = Path(path)
-  temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-  try:
-    yield temporary
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
-
-
-def to_uint8(video) -> np.ndarray:
-  """uint8 of the same shape from floats in [-1, 1], clipped and rounded to nearest; uint8 passes through."""
-  video = np.asarray(video)
-  if video.dtype == np.uint8:
-    return video
-  return np.rint((np.clip(video, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
-
-
-def check_video_name(path) -> None:
-  """Raises ValueError unless `path` ends in one of the two kinds that `video_writer` writes."""
-  if Path(path).suffix.lower() not in (".mp4", ".gif"):
-    raise ValueError(f"{path} ends in {Path(path).suffix!r}, expected a video to write: use .mp4 or .gif.")
-
-
-def write_video(path, frames, fps: float) -> None:
-  """Writes frames uint8 [F, H, W, 3] at once; see `video_writer`."""
-  with video_writer(path, fps) as writer:
-    writer.write(frames)
-
-
-@contextlib.contextmanager
-def video_writer(path, fps: float) -> Iterator[_Writer]:
-  """Writes a video piece by piece: H.264 in .mp4, or an animated .gif with a palette per frame.
-
-  `with video_writer(path, fps) as writer: writer.write(frames)`; the file appears whole when the block ends,
-  and not at all when it fails. H.264 at 4:2:0 has even sides: an odd one grows by a repeated row or column.
-
-  Raises:
-    ValueError: another file ending, fps out of range, pieces that are not uint8 [F, H, W, 3] of one size, or
-      no frame at all.
-    FileNotFoundError: the folder does not exist.
-  """
-  check_fps(fps)
-  check_video_name(path)
-  kind = Path(path).suffix.lower()[1:]
-  if kind == "gif" and fps > 50:
-    raise ValueError(f"fps is {fps:g}, expected at most 50 in a .gif: write an .mp4 or lower fps.")
-  options = {"movflags": "+faststart"} if kind == "mp4" else {}  # the index first: plays while it downloads
-  with whole_file(path) as temporary, av.open(f"file:{temporary}", "w", kind, options) as container:
-    writer = _Writer(container, fps)
-    yield writer
-    if not writer.frames:
-      raise ValueError(f"there are no frames to write to {path}: pass at least one.")
-    writer.finish()
-
-
-class _Writer:
-  def __init__(self, container, fps):
-    self.container, self.fps, self.frames, self.shape = container, fps, 0, None
-    self.gif = container.format.name == "gif"
-
-  def write(self, frames) -> None:
-    """Appends frames uint8 [F, H, W, 3]."""
-    frames = np.asarray(frames)
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
-      raise ValueError(
-        f"frames are {frames.dtype} {frames.shape}, expected uint8 [F, H, W, 3]: see to_uint8."
-      )
-    if not self.gif:
-      frames = np.pad(
-        frames, [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)], mode="edge"
-      )
-    if self.shape is None:
-      self.shape = frames.shape[1:]
-      self._start(*self.shape[:2])
-    if frames.shape[1:] != self.shape:
-      raise ValueError(
-        f"frames are {frames.shape[1:]}, expected {self.shape} like the ones before: resize them."
-      )
-    for pixels in frames:
-      self.container.mux(self.stream.encode(self._paletted(pixels) if self.gif else self._yuv(pixels)))
-      self.frames += 1
-
-  def finish(self):
-    self.container.mux(self.stream.encode(None))
-
-  def _start(self, height, width):
-    rate = Fraction(self.fps).limit_denominator(100_000)
-    self.stream = self.container.add_stream("gif" if self.gif else "libx264", rate=rate)
-    self.stream.height, self.stream.width, self.stream.pix_fmt = (
-      height,
-      width,
-      "pal8" if self.gif else "yuv420p",
-    )
-    if not self.gif:
-      codec = self.stream.codec_context
-      codec.options = {"crf": "16"}
-      # Said in the file, or players guess the colour matrix from the frame size.
-      codec.colorspace = codec.color_primaries = codec.color_trc = _BT709
-      codec.color_range = _LIMITED_RANGE
-
-  def _yuv(self, pixels):
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-    return frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range=_LIMITED_RANGE)
-
-  def _paletted(self, pixels):
-    image = Image.fromarray(pixels)
-    image = image.quantize(palette=image.quantize(256), dither=Image.Dither.FLOYDSTEINBERG)
-    colours = np.array(image.getpalette(), np.uint8).reshape(-1, 3)
-    argb = np.full((256, 4), 255, np.uint8)
-    argb[: len(colours), 1:] = colours
-    return av.VideoFrame.from_ndarray((np.asarray(image), argb), format="pal8")

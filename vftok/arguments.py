@@ -1,0 +1,99 @@
+"""The words of the command line. Imports nothing heavy: --help must not wait for jax."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+
+from vftok import __version__
+
+
+def _counts(text: str) -> list[int]:
+  try:
+    return [int(part) for part in text.split(",")]
+  except ValueError:
+    raise argparse.ArgumentTypeError(
+      f"{text!r} is not a whole number, or several with commas: try 16 or 1,4,16."
+    ) from None
+
+
+def parser(runs: Sequence[Callable]) -> argparse.ArgumentParser:
+  """The parser; `runs` are the functions of `info`, `encode`, ..., each gets the parsed arguments."""
+  run_of = {run.__name__: run for run in runs}
+  top = argparse.ArgumentParser(prog="vftok", description="Flexible-length video tokens.")
+  top.add_argument("--version", action="version", version=f"vftok {__version__}")
+  commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+  def command(name, summary, *positional):
+    sub = commands.add_parser(name, help=summary, description=summary)
+    sub.set_defaults(run=run_of[name])
+    for argument, text in positional:
+      sub.add_argument(argument, metavar=argument.upper(), help=text)
+    return sub
+
+  model = ("model", "folder, .safetensors file or Hub id")
+  sub = command("info", "what a model or a .vft file is", ("what", "model or .vft file"))
+  sub.add_argument("--json", action="store_true", help="print JSON")
+
+  sub = command("encode", "video to tokens", model, ("video", "video to read"), ("out", ".vft file to write"))
+  sub.add_argument("--keep", type=int, metavar="K", help="tokens kept per time step (default: all)")
+  _reading(sub)
+
+  sub = command(
+    "decode", "tokens to video", model, ("vft", ".vft file to read"), ("out", ".mp4 or .gif to write")
+  )
+  sub.add_argument(
+    "--keep", type=_counts, metavar="K", help="use fewer tokens: K, or K1,K2,... one per time step"
+  )
+  sub.add_argument("--first-frames", metavar="VIDEO", help="start from the first frames of this video")
+  sub.add_argument(
+    "--first-count", type=int, default=1, metavar="N", help="how many of them: 1, 5, 9, ... (default 1)"
+  )
+  _sampling(sub)
+
+  sub = command(
+    "truncate",
+    "shorter tokens, without the model",
+    ("vft", ".vft file to read"),
+    ("out", ".vft file to write"),
+  )
+  sub.add_argument(
+    "--keep", type=_counts, required=True, metavar="K", help="K, or K1,K2,... one per time step"
+  )
+
+  sub = command(
+    "reconstruct",
+    "original and reconstructions side by side, and curves of PSNR and SSIM",
+    model,
+    ("video", "video to read"),
+    ("out", ".mp4 or .gif to write; the curves go beside it as .png"),
+  )
+  sub.add_argument(
+    "--keep", type=_counts, default=[1, 4, 16, 64, 256], metavar="K1,K2,...", help="budgets to show"
+  )
+  sub.add_argument("--json", action="store_true", help="print JSON")
+  _reading(sub)
+  _sampling(sub)
+  return top
+
+
+def _reading(sub):
+  sub.add_argument("--fps", type=float, help="frames per second to sample the video at (default: its own)")
+  sub.add_argument("--start", type=float, default=0.0, metavar="SECONDS", help="skip this much of the video")
+  sub.add_argument("--max-frames", type=int, metavar="N", help="stop after N frames")
+  sub.add_argument(
+    "--fit",
+    choices=("pad", "error"),
+    default="pad",
+    help="frames that fill no whole chunk: pad (default) or refuse",
+  )
+
+
+def _sampling(sub):
+  sub.add_argument("--steps", type=int, default=30, metavar="N", help="solver steps (default 30)")
+  sub.add_argument(
+    "--guidance", choices=("apg", "cfg", "none"), help="default apg, or none for a model without null vector"
+  )
+  sub.add_argument("--scale", type=float, help="guidance scale (default 20 for apg, 3 for cfg)")
+  sub.add_argument("--solver", choices=("euler", "heun", "ab2"), default="euler", help="default euler")
+  sub.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")

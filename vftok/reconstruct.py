@@ -1,0 +1,63 @@
+"""A clip beside its reconstructions at several budgets, and how good each is."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from vftok.data.video_writer import to_uint8, video_writer
+from vftok.evals.pixels import PixelScores
+from vftok.picture import labelled_grid, si
+from vftok.progress import COMPILING, progress
+
+
+def side_by_side(  # noqa: PLR0917 (the order of a sentence: decode these tokens, beside these, into that)
+  tok, params, tokens, originals: Iterator[np.ndarray], out, fps: float, keeps: list[int], key, **options
+) -> list[dict[str, Any]]:
+  """Writes the video `out`: the original, then one column per budget. Returns one row of numbers per budget.
+
+  Args:
+    tokens: VideoTokens of one clip; `originals` gives its frames uint8 [H, W, 3].
+    options: of `Tokenizer.decode_stream`.
+  """
+  frames, steps = tokens.frames, tokens.keep.shape[1]
+  bits = math.log2(tok.codebook_size)
+  rows = [{"keep": k, "tokens": k * steps, "bits": k * steps * bits} for k in keeps]
+  labels = [f"original\n{frames} frames at {fps:.3g} fps"]
+  labels += [f"k = {r['keep']}\n{r['tokens']} tokens, {si(r['bits'], 'bit')}" for r in rows]
+  # One key for all budgets: the same noise, so that columns differ by their tokens alone.
+  streams = [tok.decode_stream(params, tokens.truncate(k), key, **options) for k in keeps]
+  scores, seconds = [PixelScores() for _ in keeps], [0.0] * len(keeps)
+  with (
+    video_writer(out, fps) as writer,
+    progress("decoding", frames * len(keeps), first=COMPILING) as advance,
+  ):
+    while writer.frames < frames:  # all budgets advance together, chunk by chunk: memory stays small
+      columns = []
+      for i, stream in enumerate(streams):
+        began = time.monotonic()
+        columns.append(to_uint8(next(stream)[0]))
+        seconds[i] += time.monotonic() - began
+        advance(len(columns[-1]))
+      original = np.stack(list(itertools.islice(originals, len(columns[0]))))
+      for score, column in zip(scores, columns, strict=True):
+        score.update(original, column)
+      writer.write(labelled_grid([original, *columns], labels))
+  for row, score, spent in zip(rows, scores, seconds, strict=True):
+    row.update(psnr=score.psnr, ssim=score.ssim, seconds=spent)
+  return rows
+
+
+def table(rows: list[dict[str, Any]], frames: int, fps: float) -> str:
+  """The rows of `side_by_side` as text."""
+  lines = [" keep   tokens       bits   kbit/s  PSNR dB    SSIM  frames/s"]
+  for r in rows:
+    rate, speed = r["bits"] * fps / frames / 1e3, frames / max(r["seconds"], 1e-9)
+    quality = f"{r['psnr']:>8.2f} {r['ssim']:>7.4f}"
+    lines.append(f"{r['keep']:>5} {r['tokens']:>8} {r['bits']:>10.0f} {rate:>8.3g} {quality} {speed:>9.3g}")
+  return "\n".join(lines)
