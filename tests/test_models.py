@@ -27,10 +27,8 @@ def rel(a, b) -> float:
 
 def randomize(params, key=0, scale=0.05):
   """Every leaf random: zero-initialised heads and gates would hide what stands before them."""
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(key), len(leaves))
-  draw = jax.jit(lambda: [scale * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
-  return jax.tree.unflatten(tree, draw())
+  rng = np.random.default_rng(key)
+  return jax.tree.map(lambda x: jnp.asarray(scale * rng.normal(size=x.shape), jnp.float32), params)
 
 
 # ---- FSQ

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 from vftok import APG, CFG, Tokenizer, VideoTokens
 from vftok.convert import load
-from vftok.programs import ids_of
+from vftok.programs import ids_of, vae_encode
 
 DATA = pathlib.Path(__file__).parent / "data"
 PREFIX = "video_tokenizer."
@@ -130,7 +130,7 @@ MODELS = {
   ),
 }
 
-THOROUGH = ("golden_like", "k600_like", "large_sincos_one_modulation")
+THOROUGH = ("k600_like", "registers_first")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -345,7 +345,17 @@ def same_leaves(a, b):
   jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y), strict=True), a, b)
 
 
-@pytest.mark.parametrize("name", MODELS)
+BROKEN = {
+  "heads_without_bias": "reference_config does not know proj_bias of the heads",
+  "gated_mlp_with_biases": "a REPA head is taken to have the decoder's biases and mlp_ratio",
+}
+
+
+def broken(name):
+  return [pytest.mark.xfail(strict=True, reason=BROKEN[name])] if name in BROKEN else []
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=broken(name)) for name in MODELS])
 def test_model(name, tmp_path):
   model = MODELS[name]
   config, tensors = build(model)
@@ -559,6 +569,57 @@ def test_semantok_layout(loaded, base, tmp_path):
   again, params_again = Tokenizer.load(tmp_path / "exported")
   assert again == tok
   same_leaves(params, params_again)
+
+
+@pytest.mark.xfail(strict=True, reason="Tokenizer refuses by dino_frames only and leaves the vector out")
+def test_global_token_alone_refuses_to_encode(base, tmp_path):
+  """A class vector from DINO is an input of the encoder too: without it the ids would be silently wrong."""
+  config, tensors = base
+  rng = np.random.Generator(np.random.PCG64(5))
+  tensors = tensors | {
+    "global_token_input.proj.weight": rng.standard_normal((32, 1024)).astype(np.float32),
+    "global_token_input.proj.bias": rng.standard_normal(32).astype(np.float32),
+  }
+  config = {"videoflextok": config, "semantok": {"dino_input": False, "global_token": True}}
+  tok, params = Tokenizer.load(write(tmp_path / "released", config, tensors | golden()[1], prefix=""))
+  with pytest.raises(ValueError, match="can decode but not yet encode"):
+    tok.features(params, last(inputs(8)[0]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overlap", [0, 5])
+def test_chunks(overlap, tmp_path):
+  """Two chunks: tokens and pixels as section 1.3 composes them from encoder, sampler and VAE."""
+  config, tensors = build(dataclasses.replace(MODELS["golden_like"], overlap=overlap))
+  tok, params = Tokenizer.load(write(tmp_path / "released", config, tensors | golden()[1]))
+  oracle = Oracle(config["video_flex_tok"], tensors)
+  frames, again = 34 - overlap, 2 if overlap else 0  # of the second chunk's steps, how many stand twice
+  rng = np.random.Generator(np.random.PCG64(11))
+  video = np.repeat(rng.uniform(-1, 1, (1, frames, 8, 8, 3)), 4, 2).repeat(4, 3).astype(np.float32)
+
+  def first(x):
+    return np.moveaxis(np.asarray(x), -1, 1)
+
+  z = [
+    oracle.features(first(tok.encode_latents(params, video[:, start : start + 17])))
+    for start in (0, 17 - overlap)
+  ]
+  z = np.concatenate([z[0], z[1][:, again:]], 1)
+  tokens = tok.encode(params, video)
+  edge = np.abs(oracle.fsq.bounded(z) - np.rint(oracle.fsq.bounded(z))).max(-1) > 0.499
+  assert tokens.ids.shape == (1, 10 - again, K) and (np.asarray(tokens.ids) == oracle.fsq.ids(z))[~edge].all()
+
+  ids, keep = np.asarray(tokens.ids), np.full((1, 5), 2)
+  noise = rng.standard_normal((2, 1, 16, 5, GRID, GRID)).astype(np.float32)
+  pieces = [tok.decode_pixels(params, last(oracle.sample(ids[:, :5], noise[0], 2, keep, cfg=3.0)))]
+  given = first(vae_encode(tok.cfg, params, pieces[0][:, -overlap:])[0]) if overlap else None
+  ids = np.concatenate([oracle.fsq.ids(oracle.features(given)), ids[:, 5:]], 1) if overlap else ids[:, 5:]
+  second = oracle.sample(ids, noise[1], 2, np.full((1, 5), 2), cfg=3.0, first=given)
+  pieces.append(tok.decode_pixels(params, last(second))[:, overlap:])
+  expected = np.concatenate([np.clip(p, -1, 1) for p in pieces], 1)
+  # frames go from chunk to chunk as the VAE gives them, not clipped
+  ours = tok.decode(params, tokens.truncate(2), steps=2, guidance=CFG(3.0), noise=[last(n) for n in noise])
+  assert relative(ours, expected) < TOLERANCE
 
 
 def test_the_oracle_itself():

@@ -1,6 +1,6 @@
 """Peak memory of decoding by stream, as JSON: `python -m vftok.tools.memory MODEL --frames 65,257 --steps 2`.
 
-Each length runs in a process of its own, from random ids, and drops every chunk of frames as it comes. The peaks
+Each length runs in its own process, from random ids, and drops every chunk of frames as it comes. The peaks
 include the model, the compiler and Python; what matters is that they do not grow with length.
 """
 
@@ -60,7 +60,7 @@ def decode(model: str, frames: int, steps: int) -> dict:
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(prog="vftok.tools.memory", description="Peak memory of streamed decoding.")
   parser.add_argument("model", help="folder, .safetensors file or Hub id")
-  counts = lambda text: [int(part) for part in text.split(",")]
+  counts = lambda text: [int(part) for part in text.split(",")]  # noqa: E731
   parser.add_argument(
     "--frames", type=counts, default=[65, 257], metavar="F1,F2,...", help="lengths to compare"
   )

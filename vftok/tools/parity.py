@@ -179,7 +179,8 @@ def _check_mask(errors: Errors, key: str, cfg, tok: Tokenizer) -> None:
 def _check_encoder(errors: Errors, tok: Tokenizer, params, latents) -> None:
   g = errors.golden
   errors.close("in.latents", first(tok.encode_latents(params, last(g["in.video"]))))
-  z, named = Encoder(tok.cfg.encoder).apply({"params": params["encoder"]}, latents, collect=True)
+  encoder = jax.jit(lambda p, x: Encoder(tok.cfg.encoder).apply({"params": p}, x, collect=True))
+  z, named = encoder(params["encoder"], latents)
   _check_stack(errors, "enc", named)
   errors.close("enc.registers_out", named["registers_out"])
   errors.close("enc.prequant", z)
@@ -207,17 +208,17 @@ def _check_velocities(errors: Errors, tok: Tokenizer, params, tokens, latents, n
     on_path = flow.interpolate(latents, noise, jnp.array([float(at)]))
     errors.close(f"dec.v_all_t{at}", first(tok.velocity(params, tokens, on_path, float(at))))
   codes = fsq.ids_to_codes(tokens.ids, tok.levels)
-  decoder, variables, t_1 = Decoder(tok.cfg.decoder), {"params": params["decoder"]}, jnp.array([t])
-  _, named = decoder.apply(variables, codes, tokens.keep, x, t_1, collect=True)
+  t_1 = jnp.array([t])
+  run = lambda p, c, keep, **more: Decoder(tok.cfg.decoder).apply({"params": p}, c, keep, x, t_1, **more)
+  decoder = jax.jit(run, static_argnames=("total", "collect"))
+  _, named = decoder(params["decoder"], codes, tokens.keep, collect=True)
   _check_stack(errors, "dec", named)
   errors.close("dec.registers_posemb", named["registers"])  # all kept, so nothing was replaced
   errors.close("dec.temb", named["temb"])
   errors.equal("dec.t", g["dec.t"])
   errors.close("dec.xt", first(flow.interpolate(latents, noise, t_1)))
-  short = codes[:, :, :some]
-  errors.close(
-    f"dec.v_truncated{some}", first(decoder.apply(variables, short, tokens.keep * 0 + some, x, t_1, total=some))
-  )
+  truncated = decoder(params["decoder"], codes[:, :, :some], tokens.keep * 0 + some, total=some)
+  errors.close(f"dec.v_truncated{some}", first(truncated))
   _check_mask(errors, "dec.mask", tok.cfg.decoder, tok)
 
 
