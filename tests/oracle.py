@@ -25,9 +25,7 @@ def mask(mode, steps, sizes, cross=None):
       (tq, i), (tk, j) = divmod(q, block), divmod(k, block)
       within = j < prefix or j <= i
       if cross is not None:
-        how = cross[
-          ("prefix" if i < prefix else "nonprefix") + "2" + ("prefix" if j < prefix else "nonprefix")
-        ]
+        how = cross[("prefix" if i < prefix else "nonprefix") + "2" + ("prefix" if j < prefix else "nonprefix")]
         seen = {"full": True, "none": False, "causal": j <= i}[how]
         allowed[q, k] = within if tk == tq else (tk < tq and seen)
       else:
@@ -201,9 +199,7 @@ class Oracle:
   def _attention(self, spec, x):
     b, n, d = x.shape
     e = spec.get("head_dim", 64)
-    q, k, v = (
-      self._linear(f"attn.{w}", x).reshape(b, n, d // e, e).swapaxes(1, 2) for w in ("wq", "wk", "wv")
-    )
+    q, k, v = (self._linear(f"attn.{w}", x).reshape(b, n, d // e, e).swapaxes(1, 2) for w in ("wq", "wk", "wv"))
     if spec.get("qk_norm", True):
       q, k = layer_norm(q), layer_norm(k)
     logits = np.where(self.mask, q @ k.swapaxes(2, 3) * 8 / e, -np.inf)
@@ -212,9 +208,7 @@ class Oracle:
     return self._linear("attn.proj", out.swapaxes(1, 2).reshape(b, n, d))
 
   def _mlp(self, spec, x):
-    hidden = silu(
-      self._linear("mlp.fc1", x)
-    )  # the specification names no activation where gated_mlp is false
+    hidden = silu(self._linear("mlp.fc1", x))  # the specification names no activation where gated_mlp is false
     if spec.get("gated_mlp", True):
       hidden = hidden * self._linear("mlp.fc3", x)
     return self._linear("mlp.fc2", hidden)

@@ -55,9 +55,7 @@ class Fake:
     if left and fit == "error":
       raise ValueError(f"the video leaves {left} frames over, expected 17 or 33: pass fit='pad'.")
     if left:
-      yield self._chunk(
-        np.pad(video, ((0, 17 - len(video)), (0, 0), (0, 0), (0, 0)), mode="edge"), first, left
-      )
+      yield self._chunk(np.pad(video, ((0, 17 - len(video)), (0, 0), (0, 0), (0, 0)), mode="edge"), first, left)
 
   def _chunk(self, video, first, frames):
     starts = video[[0, 1, 5, 9, 13]] if first else video[[1, 5, 9, 13]]
@@ -65,9 +63,7 @@ class Fake:
     return VideoTokens.full(np.round(grey).astype(np.int32)[None], frames)
 
   def decode_stream(self, params, tokens, key, first_frames=None, **options):
-    self.calls.append(
-      dict(options, params=params, key=key, first_frames=first_frames, keep=np.asarray(tokens.keep))
-    )
+    self.calls.append(dict(options, params=params, key=key, first_frames=first_frames, keep=np.asarray(tokens.keep)))
     ids, keep = np.asarray(tokens.ids)[0], np.asarray(tokens.keep)[0]
     grey = np.where(np.arange(8) < keep[:, None], ids, 128)
     frames = np.repeat(grey, [1] + [4] * (len(grey) - 1), axis=0)[: tokens.frames]
@@ -174,9 +170,7 @@ def test_sampler_options_and_first_frames(run, tok, clip):
   assert (call["steps"], call["guidance"], call["solver"]) == (30, APG(scale=20.0), "euler")
   assert call["params"] == 7 and call["first_frames"] is None
   assert np.array_equal(jax.random.key_data(call["key"]), jax.random.key_data(jax.random.key(0)))
-  run(
-    "decode", "model7", "a.vft", "a.mp4", "--guidance", "cfg", "--steps", 4, "--solver", "heun", "--seed", 5
-  )
+  run("decode", "model7", "a.vft", "a.mp4", "--guidance", "cfg", "--steps", 4, "--solver", "heun", "--seed", 5)
   call = tok.calls[-1]
   assert (call["steps"], call["guidance"], call["solver"]) == (4, CFG(scale=3.0), "heun")
   assert np.array_equal(jax.random.key_data(call["key"]), jax.random.key_data(jax.random.key(5)))
@@ -191,9 +185,7 @@ def test_sampler_options_and_first_frames(run, tok, clip):
 def test_info(run, clip):
   run("encode", "model7", clip, "a.vft", "--fps", 8, "--keep", 3)
   facts = json.loads(run("info", "a.vft", "--json"))
-  assert (
-    facts["frames"] == 20 and facts["seconds"] == 2.5 and facts["tokens"] == 27 and facts["bits"] == 27 * 9
-  )
+  assert facts["frames"] == 20 and facts["seconds"] == 2.5 and facts["tokens"] == 27 and facts["bits"] == 27 * 9
   assert facts["tokens_per_step"] == {"least": 3, "most": 3, "possible": 8}
   assert facts["model"] == "0000000000000007"
   lines = dict(line.split(maxsplit=1) for line in run("info", "a.vft").splitlines())
@@ -297,9 +289,7 @@ def test_bad_input_is_one_sentence(run, clip, capsys, words, sentence):
   assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before  # nothing half-written is left
 
 
-@pytest.mark.parametrize(
-  "words", ["", "encode model7", "truncate a.vft b.vft --keep x", "decode a b c --solver rk4"]
-)
+@pytest.mark.parametrize("words", ["", "encode model7", "truncate a.vft b.vft --keep x", "decode a b c --solver rk4"])
 def test_wrong_words_show_the_usage(words, capsys):
   with pytest.raises(SystemExit) as caught:
     cli.main(words.split())

@@ -113,7 +113,9 @@ def test_scan_equals_unrolled_and_remat_changes_only_memory():
   assert exps_remat > exps  # the forward pass really is made again
 
   with pytest.raises(ValueError, match="remat is 'everything'"):
-    jax.eval_shape(lambda: Stack(dataclasses.replace(base, remat="everything")).init(jax.random.key(0), x, layout, cond))
+    jax.eval_shape(
+      lambda: Stack(dataclasses.replace(base, remat="everything")).init(jax.random.key(0), x, layout, cond)
+    )
 
 
 # ---- decoder: collapse

@@ -345,17 +345,7 @@ def same_leaves(a, b):
   jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y), strict=True), a, b)
 
 
-BROKEN = {
-  "heads_without_bias": "reference_config does not know proj_bias of the heads",
-  "gated_mlp_with_biases": "a REPA head is taken to have the decoder's biases and mlp_ratio",
-}
-
-
-def broken(name):
-  return [pytest.mark.xfail(strict=True, reason=BROKEN[name])] if name in BROKEN else []
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=broken(name)) for name in MODELS])
+@pytest.mark.parametrize("name", MODELS)
 def test_model(name, tmp_path):
   model = MODELS[name]
   config, tensors = build(model)
@@ -414,9 +404,7 @@ def test_model(name, tmp_path):
   assert relative(x, last(oracle.sample(ids, noise, 4, some, **options))) < TOLERANCE
 
   def run(tok, params):  # the last program again: it is compiled already
-    return np.asarray(
-      tok.velocity(params, tokens, last(noise), TIMES, null=null, prefix=prefix, collapse=collapse)
-    )
+    return np.asarray(tok.velocity(params, tokens, last(noise), TIMES, null=null, prefix=prefix, collapse=collapse))
 
   tokens = all_kept
   tok.save(params, tmp_path / "saved")
@@ -469,9 +457,7 @@ def renamed(config, tensors):
     table |= {f"{part}.module_dict.{name}": f"{part}.module_dict.m{rng.integers(10**6)}" for name in modules}
     names = [table[f"{part}.module_dict.{name}"].rsplit(".", 1)[-1] for name in modules]
     tree[part]["module_dict"] = dict(zip(names, modules.values(), strict=True))
-  return config, {
-    ".".join([table[".".join(k.split(".")[:3])], *k.split(".")[3:]]): v for k, v in tensors.items()
-  }
+  return config, {".".join([table[".".join(k.split(".")[:3])], *k.split(".")[3:]]): v for k, v in tensors.items()}
 
 
 def python_text(config):
@@ -571,7 +557,6 @@ def test_semantok_layout(loaded, base, tmp_path):
   same_leaves(params, params_again)
 
 
-@pytest.mark.xfail(strict=True, reason="Tokenizer refuses by dino_frames only and leaves the vector out")
 def test_global_token_alone_refuses_to_encode(base, tmp_path):
   """A class vector from DINO is an input of the encoder too: without it the ids would be silently wrong."""
   config, tensors = base
@@ -600,10 +585,7 @@ def test_chunks(overlap, tmp_path):
   def first(x):
     return np.moveaxis(np.asarray(x), -1, 1)
 
-  z = [
-    oracle.features(first(tok.encode_latents(params, video[:, start : start + 17])))
-    for start in (0, 17 - overlap)
-  ]
+  z = [oracle.features(first(tok.encode_latents(params, video[:, start : start + 17]))) for start in (0, 17 - overlap)]
   z = np.concatenate([z[0], z[1][:, again:]], 1)
   tokens = tok.encode(params, video)
   edge = np.abs(oracle.fsq.bounded(z) - np.rint(oracle.fsq.bounded(z))).max(-1) > 0.499

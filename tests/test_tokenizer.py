@@ -76,9 +76,7 @@ def test_streamed_encode_is_the_whole_encode(small, video, sizes):
   chunks = list(tok.encode_stream(params, iter(pieces)))
   assert [c.frames for c in chunks] == [17, 16, 16]
   assert np.array_equal(VideoTokens.concat(chunks).ids, whole.ids)
-  by_hand = np.concatenate(
-    [tok.encode(params, video[:, i : i + 17]).ids[:, bool(i) :] for i in (0, 16, 32)], axis=1
-  )
+  by_hand = np.concatenate([tok.encode(params, video[:, i : i + 17]).ids[:, bool(i) :] for i in (0, 16, 32)], axis=1)
   assert np.array_equal(by_hand, whole.ids)
 
 
@@ -221,8 +219,7 @@ def test_order_of_the_solvers(solver, order):
   # dx/dt = 2 t x from t = 1 to 0: x(0) = x(1) / e.
   def error(steps):
     return abs(
-      float(flow.sample(lambda x, t: 2 * t * x, jnp.ones((1, 1, 1, 1, 1)), steps, solver=solver).squeeze())
-      - np.exp(-1)
+      float(flow.sample(lambda x, t: 2 * t * x, jnp.ones((1, 1, 1, 1, 1)), steps, solver=solver).squeeze()) - np.exp(-1)
     )
 
   assert error(8) > 1e-4  # far above rounding, so the slope below is the solver's

@@ -59,9 +59,7 @@ def test_round_trip(tmp_path):
 
 def test_size_and_bytes_are_what_the_layout_says():
   data = vft().to_bytes()
-  assert (
-    len(data) == 41 + 2 * 6 + 2 * 5 + 2 * 37 + 4
-  )  # header, levels, counts, 16 bits for each id kept, checksum
+  assert len(data) == 41 + 2 * 6 + 2 * 5 + 2 * 37 + 4  # header, levels, counts, 16 bits for each id kept, checksum
   assert data[:8] == b"\x89VFT\x01\x00\x10\x00"
   assert struct.unpack_from("<dIIHHHH", data, 8) == (8.0, 15, 5, 128, 96, 17, 1)
   assert data[32:40].hex() == PRINT and data[40] == 6

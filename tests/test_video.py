@@ -17,9 +17,7 @@ def scene(frames=24, height=48, width=64):
   y, x = np.mgrid[:height, :width]
   return np.stack(
     [
-      np.stack(
-        [128 + 100 * np.sin((x + 3 * f) / 9), 128 + 100 * np.cos((y + 2 * f) / 7), 10.0 * f + 0 * x], -1
-      )
+      np.stack([128 + 100 * np.sin((x + 3 * f) / 9), 128 + 100 * np.cos((y + 2 * f) / 7), 10.0 * f + 0 * x], -1)
       for f in range(frames)
     ]
   ).astype(np.uint8)
@@ -298,9 +296,7 @@ def test_psnr_and_ssim_conventions():
   mse = (20 / 255) ** 2 / 2  # over the whole clip: half of its frames are off by 20
   assert pixels.psnr(reference, video) == pytest.approx([-10 * np.log10(mse)], rel=1e-5)
   a, b, c1 = 100 / 255, 120 / 255, 1e-4  # flat pictures: SSIM is its luminance term
-  assert pixels.ssim(reference, video) == pytest.approx(
-    [(1 + (2 * a * b + c1) / (a * a + b * b + c1)) / 2], rel=1e-4
-  )
+  assert pixels.ssim(reference, video) == pytest.approx([(1 + (2 * a * b + c1) / (a * a + b * b + c1)) / 2], rel=1e-4)
   assert pixels.psnr(reference, reference) == np.inf and pixels.ssim(reference, reference) == pytest.approx(1)
   floats = video / np.float32(127.5) - 1
   assert pixels.psnr(reference, floats) == pytest.approx(pixels.psnr(reference, video), rel=1e-5)
@@ -336,9 +332,7 @@ def test_labelled_grid():
   grid = labelled_grid(videos, labels)
   frames, height, width, _ = grid.shape
   assert frames == 4 and height % 2 == width % 2 == 0 and width >= 3 * 256
-  assert np.array_equal(
-    grid[:, :40], np.broadcast_to(grid[:1, :40], grid[:, :40].shape)
-  )  # labels stand still
+  assert np.array_equal(grid[:, :40], np.broadcast_to(grid[:1, :40], grid[:, :40].shape))  # labels stand still
   assert grid[0, :40].max() > 200 and not np.array_equal(grid[0], grid[1])
   pieces = [labelled_grid([v[i : i + 2] for v in videos], labels) for i in (0, 2)]
   assert np.array_equal(np.concatenate(pieces), grid)
@@ -359,9 +353,7 @@ def test_bad_grids(videos, labels):
 
 def test_curves(tmp_path):
   path = tmp_path / "curves.png"
-  curves_png(
-    path, [4, 0, 1], [320, 0, 80], {"PSNR (dB)": [20.0, 10.0, np.inf], "SSIM": [0.5, 0.1, 0.3]}, "title"
-  )
+  curves_png(path, [4, 0, 1], [320, 0, 80], {"PSNR (dB)": [20.0, 10.0, np.inf], "SSIM": [0.5, 0.1, 0.3]}, "title")
   with Image.open(path) as image:
     assert image.size[0] > 1000 and np.asarray(image.convert("L")).std() > 5
   assert os.listdir(tmp_path) == ["curves.png"]

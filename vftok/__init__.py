@@ -10,10 +10,10 @@ import importlib
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "Tokenizer": "vftok.tokenizer",
-    "VideoTokens": "vftok.types",
-    "CFG": "vftok.models.flow",
-    "APG": "vftok.models.flow",
+  "Tokenizer": "vftok.tokenizer",
+  "VideoTokens": "vftok.types",
+  "CFG": "vftok.models.flow",
+  "APG": "vftok.models.flow",
 }
 
 __all__ = ["__version__", *_PUBLIC]

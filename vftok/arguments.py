@@ -39,16 +39,10 @@ def parser(runs: Sequence[Callable]) -> argparse.ArgumentParser:
   sub.add_argument("--keep", type=int, metavar="K", help="tokens kept per time step (default: all)")
   _reading(sub)
 
-  sub = command(
-    "decode", "tokens to video", model, ("vft", ".vft file to read"), ("out", ".mp4 or .gif to write")
-  )
-  sub.add_argument(
-    "--keep", type=_counts, metavar="K", help="use fewer tokens: K, or K1,K2,... one per time step"
-  )
+  sub = command("decode", "tokens to video", model, ("vft", ".vft file to read"), ("out", ".mp4 or .gif to write"))
+  sub.add_argument("--keep", type=_counts, metavar="K", help="use fewer tokens: K, or K1,K2,... one per time step")
   sub.add_argument("--first-frames", metavar="VIDEO", help="start from the first frames of this video")
-  sub.add_argument(
-    "--first-count", type=int, default=1, metavar="N", help="how many of them: 1, 5, 9, ... (default 1)"
-  )
+  sub.add_argument("--first-count", type=int, default=1, metavar="N", help="how many of them: 1, 5, 9, ... (default 1)")
   _sampling(sub)
 
   sub = command(
@@ -57,9 +51,7 @@ def parser(runs: Sequence[Callable]) -> argparse.ArgumentParser:
     ("vft", ".vft file to read"),
     ("out", ".vft file to write"),
   )
-  sub.add_argument(
-    "--keep", type=_counts, required=True, metavar="K", help="K, or K1,K2,... one per time step"
-  )
+  sub.add_argument("--keep", type=_counts, required=True, metavar="K", help="K, or K1,K2,... one per time step")
 
   sub = command(
     "reconstruct",
@@ -68,9 +60,7 @@ def parser(runs: Sequence[Callable]) -> argparse.ArgumentParser:
     ("video", "video to read"),
     ("out", ".mp4 or .gif to write; the curves go beside it as .png"),
   )
-  sub.add_argument(
-    "--keep", type=_counts, default=[1, 4, 16, 64, 256], metavar="K1,K2,...", help="budgets to show"
-  )
+  sub.add_argument("--keep", type=_counts, default=[1, 4, 16, 64, 256], metavar="K1,K2,...", help="budgets to show")
   sub.add_argument("--json", action="store_true", help="print JSON")
   _reading(sub)
   _sampling(sub)

@@ -10,9 +10,7 @@ from vftok.models.flow import APG, CFG, SOLVERS
 from vftok.types import VideoTokens, check_counts, is_concrete
 
 
-def check_video(
-  video, frame_size: tuple[int, int], name: str = "video", frames: bool = True
-) -> jax.Array | np.ndarray:
+def check_video(video, frame_size: tuple[int, int], name: str = "video", frames: bool = True) -> jax.Array | np.ndarray:
   """[B, F, H, W, 3], uint8 or float in [-1, 1]; values are looked at unless JAX is tracing. Returns the array."""
   h, w = frame_size
   if not isinstance(video, jax.Array):
@@ -24,9 +22,7 @@ def check_video(
     raise ValueError(f"{name} has shape {video.shape}, expected [B, F, {h}, {w}, 3], channels last.")
   if video.shape[2:4] != (h, w):
     size = f"{video.shape[2]}x{video.shape[3]}"
-    raise ValueError(
-      f"{name} frames are {size}, expected {h}x{w}: resize and crop them first (vftok.data.video does)."
-    )
+    raise ValueError(f"{name} frames are {size}, expected {h}x{w}: resize and crop them first (vftok.data.video does).")
   if video.shape[0] == 0:
     raise ValueError(f"{name} has shape {video.shape}, expected at least one video in the batch.")
   if frames and video.shape[1] == 0:
@@ -41,12 +37,8 @@ def check_video(
     if not (np.isfinite(low) and np.isfinite(high)):
       raise ValueError(f"{name} holds NaN or infinite values, expected float in [-1, 1]: clean it first.")
     if low < -1.001 or high > 1.001:
-      hint = (
-        "this looks like 0..255, pass uint8 or x / 127.5 - 1" if high > 1.5 and low >= 0 else "rescale it"
-      )
-      raise ValueError(
-        f"{name} holds values from {low:.4g} to {high:.4g}, expected float in [-1, 1]: {hint}."
-      )
+      hint = "this looks like 0..255, pass uint8 or x / 127.5 - 1" if high > 1.5 and low >= 0 else "rescale it"
+      raise ValueError(f"{name} holds values from {low:.4g} to {high:.4g}, expected float in [-1, 1]: {hint}.")
   return video
 
 
@@ -82,9 +74,7 @@ def check_key(key, what: str) -> None:
 def check_array(array, shape: tuple[int, ...], name: str) -> jax.Array:
   array = jnp.asarray(array)
   if array.shape != tuple(shape) or not jnp.issubdtype(array.dtype, jnp.floating):
-    raise ValueError(
-      f"{name} has shape {array.shape} and dtype {array.dtype}, expected float {tuple(shape)}."
-    )
+    raise ValueError(f"{name} has shape {array.shape} and dtype {array.dtype}, expected float {tuple(shape)}.")
   return array.astype(jnp.float32)
 
 
@@ -103,15 +93,11 @@ def check_tokens(tokens: VideoTokens, registers: int, codebook_size: int) -> Non
   if 0 in ids.shape:
     raise ValueError(f"tokens.ids has shape {ids.shape}, expected at least one video and one time step.")
   if keep.shape != ids.shape[:2]:
-    raise ValueError(
-      f"tokens.keep has shape {keep.shape}, expected {ids.shape[:2]}, one count per time step."
-    )
+    raise ValueError(f"tokens.keep has shape {keep.shape}, expected {ids.shape[:2]}, one count per time step.")
   check_counts(keep, registers)
   if is_concrete(ids) and is_concrete(keep):
     kept = np.arange(registers) < np.asarray(keep)[:, :, None]
     valid = np.asarray(ids)[kept]
     if valid.size and (valid.min() < 0 or valid.max() >= codebook_size):
       bad = int(valid.min()) if valid.min() < 0 else int(valid.max())
-      raise ValueError(
-        f"tokens.ids holds {bad}, expected 0..{codebook_size - 1}: these ids are another model's."
-      )
+      raise ValueError(f"tokens.ids holds {bad}, expected 0..{codebook_size - 1}: these ids are another model's.")

@@ -207,9 +207,7 @@ def _sampler(args, tok) -> dict:
   kinds = {"apg": (APG, 20.0), "cfg": (CFG, 3.0)}
   name = args.guidance or ("apg" if "null" in tok.cfg.decoder.replacements else "none")
   if name == "none" and args.scale is not None:
-    raise ValueError(
-      f"--scale is {args.scale:g} without guidance, expected apg or cfg: leave one of the two out."
-    )
+    raise ValueError(f"--scale is {args.scale:g} without guidance, expected apg or cfg: leave one of the two out.")
   guidance = None
   if name != "none":
     kind, scale = kinds[name]
@@ -219,9 +217,7 @@ def _sampler(args, tok) -> dict:
 
 def _check_keep(keep: int, tok):
   if not 0 <= keep <= tok.registers:
-    raise ValueError(
-      f"--keep is {keep}, expected 0 to {tok.registers}, the model's tokens per time step: lower it."
-    )
+    raise ValueError(f"--keep is {keep}, expected 0 to {tok.registers}, the model's tokens per time step: lower it.")
 
 
 def _check_model(vft, tok, params, args):
@@ -234,9 +230,7 @@ def _check_model(vft, tok, params, args):
   mine = (tok.registers, tuple(tok.levels), tuple(tok.frame_size), tok.chunk_frames, tok.overlap_frames)
   theirs = (vft.registers, vft.levels, vft.size, vft.chunk_frames, vft.overlap_frames)
   if mine != theirs or vft.frames > tok.frames_for(len(vft.keep)):
-    raise ValueError(
-      f"{args.vft} contradicts the model it names, expected {mine} and not {theirs}: encode it again."
-    )
+    raise ValueError(f"{args.vft} contradicts the model it names, expected {mine} and not {theirs}: encode it again.")
 
 
 def _per_step(keep: list[int]):

@@ -61,9 +61,7 @@ def from_json(data: dict[str, Any]) -> TokenizerConfig:
   """Raises ValueError naming the first unknown, missing or mistyped key."""
   version = data.get("version")
   if version != FORMAT_VERSION:
-    raise ValueError(
-      f"config version is {short(version)}, expected {FORMAT_VERSION}: update vftok to read this model."
-    )
+    raise ValueError(f"config version is {short(version)}, expected {FORMAT_VERSION}: update vftok to read this model.")
   cfg = _build(TokenizerConfig, {k: v for k, v in data.items() if k not in ("format", "version")}, "config")
   check(cfg)
   return cfg
@@ -76,7 +74,12 @@ def check(cfg: TokenizerConfig) -> None:
   _expect(vae.in_channels == 3, "vae.in_channels", vae.in_channels, "3")
   _expect(vae.dtype in DTYPES, "vae.dtype", vae.dtype, " or ".join(DTYPES))
   _counts("config", levels=cfg.levels, chunk_frames=cfg.chunk_frames, latent_size=cfg.latent_size)
-  _expect(cfg.levels and math.prod(cfg.levels) <= MAX_CODEBOOK, "levels", cfg.levels, f"a product of 1..{MAX_CODEBOOK}")
+  _expect(
+    cfg.levels and math.prod(cfg.levels) <= MAX_CODEBOOK,
+    "levels",
+    cfg.levels,
+    f"a product of 1..{MAX_CODEBOOK}",
+  )
   _expect(min(cfg.levels) >= 2, "levels", cfg.levels, "2 or more each")
   _expect(cfg.chunk_frames % 4 == 1, "chunk_frames", cfg.chunk_frames, "1 + a multiple of 4")
   overlap = cfg.overlap_frames
@@ -89,7 +92,12 @@ def check(cfg: TokenizerConfig) -> None:
     _check_stack(f"{name}.stack", part.stack)
     _counts(name, patch=part.patch, channels=part.channels, registers=part.registers)
     _expect(len(part.patch) == 3, f"{name}.patch", part.patch, "3 sizes: time, height, width")
-    _expect(not any(n % p for n, p in zip(grid, part.patch, strict=True)), f"{name}.patch", part.patch, f"divisors of {grid}")
+    _expect(
+      not any(n % p for n, p in zip(grid, part.patch, strict=True)),
+      f"{name}.patch",
+      part.patch,
+      f"divisors of {grid}",
+    )
     patches = tuple(n // p for n, p in zip(grid, part.patch, strict=True))
     _check_positions(f"{name}.positions", part.positions, patches, part.stack.dim)
     _expect(part.mask in masks.MODES, f"{name}.mask", part.mask, f"one of {', '.join(masks.MODES)}")
@@ -140,7 +148,12 @@ def _check_positions(name: str, position: PositionConfig | None, grid: tuple[int
   _expect(position.kind in POSITION_KINDS, f"{name}.kind", position.kind, f"one of {', '.join(POSITION_KINDS)}")
   fits = len(sizes) == rank and all(n <= m for n, m in zip(grid, sizes, strict=True))
   _expect(fits, f"{name}.max_sizes", sizes, f"{rank} sizes, at least {grid}")
-  _expect(position.kind != "sincos" or (rank == 2 and dim % 4 == 0), f"{name}.kind", position.kind, "learned positions here")
+  _expect(
+    position.kind != "sincos" or (rank == 2 and dim % 4 == 0),
+    f"{name}.kind",
+    position.kind,
+    "learned positions here",
+  )
 
 
 def _counts(where: str, **fields) -> None:
@@ -171,9 +184,7 @@ def _build(kind, value, where: str):
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(value) - set(hints))
     if unknown:
-      raise ValueError(
-        f"{where} has the unknown key {short(unknown[0])}, expected one of {', '.join(sorted(hints))}."
-      )
+      raise ValueError(f"{where} has the unknown key {short(unknown[0])}, expected one of {', '.join(sorted(hints))}.")
     missing = [
       f.name
       for f in dataclasses.fields(kind)
@@ -193,8 +204,7 @@ def _build(kind, value, where: str):
     if not variadic and len(args) != len(value):
       raise ValueError(f"{where} has {len(value)} entries, expected {len(args)}.")
     return tuple(
-      _build(args[0] if variadic else a, v, where)
-      for a, v in zip(args if not variadic else value, value, strict=True)
+      _build(args[0] if variadic else a, v, where) for a, v in zip(args if not variadic else value, value, strict=True)
     )
   if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53:
     return float(value)

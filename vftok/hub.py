@@ -65,9 +65,7 @@ def open_checkpoint(name: str | os.PathLike) -> Checkpoint:
     config = config_of_metadata(metadata)
     check_plain(weights, config)
     if not config:
-      raise ValueError(
-        f"{weights} carries no config in its metadata: pass the directory that holds {CONFIG} too."
-      )
+      raise ValueError(f"{weights} carries no config in its metadata: pass the directory that holds {CONFIG} too.")
   return Checkpoint(weights, config, shapes)
 
 
@@ -92,12 +90,17 @@ def config_of_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
     metadata = {k: v for k, v in metadata.items() if k != "format"}
   if not any(key in metadata for key in markers):
     return {}
-  return {key: _parse_text(text, key) for key, text in metadata.items()}
+  config = {}
+  for key, text in metadata.items():
+    try:
+      config[key] = _parse_text(text, key)
+    except ValueError:
+      if key in markers:
+        raise  # other entries may be anybody's notes
+  return config
 
 
-def save_files(
-  directory: str | os.PathLike, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]
-) -> None:
+def save_files(directory: str | os.PathLike, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> None:
   """Writes model.safetensors and config.json; an interrupted call leaves what was there before."""
   target = pathlib.Path(directory)
   if target.exists() and not target.is_dir():
@@ -105,9 +108,7 @@ def save_files(
   target.parent.mkdir(parents=True, exist_ok=True)
   partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
   try:
-    save_file(
-      {k: np.ascontiguousarray(v) for k, v in tensors.items()}, partial / WEIGHTS, metadata={"format": "pt"}
-    )
+    save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, partial / WEIGHTS, metadata={"format": "pt"})
     (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     partial.chmod(0o755)
     if not target.exists():
@@ -127,16 +128,12 @@ def report_keys(path, missing: Iterable[str], unused: Iterable[str]) -> None:
       named = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
       parts.append(f"{what} {named}")
   if parts:
-    raise ValueError(
-      f"{path} does not fit its config: it {' and '.join(parts)}; check that both are of one model."
-    )
+    raise ValueError(f"{path} does not fit its config: it {' and '.join(parts)}; check that both are of one model.")
 
 
 def report_shape(path, key: str, found, expected) -> None:
   if tuple(found) != tuple(expected):
-    raise ValueError(
-      f"{path} holds {key} with shape {tuple(found)}, expected {tuple(expected)} by its config."
-    )
+    raise ValueError(f"{path} holds {key} with shape {tuple(found)}, expected {tuple(expected)} by its config.")
 
 
 def _open(path: pathlib.Path):
@@ -146,9 +143,7 @@ def _open(path: pathlib.Path):
     with open(path, "rb") as file:
       start = file.read(2)
     if start == b"PK" or start[:1] == b"\x80":
-      raise ValueError(
-        f"{path} is a pickle, expected safetensors: convert it where you trust its origin."
-      ) from None
+      raise ValueError(f"{path} is a pickle, expected safetensors: convert it where you trust its origin.") from None
     reason = re.sub(r"^.*?header: ", "", str(error))
     raise ValueError(f"{path} is no whole safetensors file ({reason}): fetch it again.") from None
 
@@ -213,9 +208,7 @@ def _download(name: str) -> pathlib.Path:
     ) from None
   try:
     return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=[WEIGHTS, CONFIG]))
-  except (
-    Exception
-  ) as error:  # the Hub client has its own error for every kind of failure; all mean "not here"
+  except Exception as error:  # the Hub client has its own error for every kind of failure; all mean "not here"
     reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ").replace(". ", ", ")
     raise FileNotFoundError(
       f"{name} is neither on this disk nor could it be fetched from the Hub ({reason})."

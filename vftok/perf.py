@@ -42,7 +42,9 @@ def vae_flops(cfg: VAEConfig, frames: int, height: int, width: int) -> tuple[flo
     total = 0.0
     for i in range(count):
       c = c_in if i == 0 else c_out
-      total += positions * 2 * (9 * c * c_out + 9 * c_out * c_out + (c * c_out if c != c_out else 0) + 6 * c_out * c_out)
+      total += (
+        positions * 2 * (9 * c * c_out + 9 * c_out * c_out + (c * c_out if c != c_out else 0) + 6 * c_out * c_out)
+      )
     return total
 
   encode, area, time, c = padded * height * width * 2 * 27 * cfg.in_channels * ch, height * width, padded, ch

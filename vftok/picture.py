@@ -107,9 +107,7 @@ def curves_png(path, keeps: Sequence[int], bits: Sequence[float], scores: dict, 
     for at, value in zip(x, y, strict=True):
       if np.isfinite(value):
         text = f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"
-        axes.annotate(
-          text, (at, value), (-5, 4), textcoords="offset points", ha="right", fontsize=8, color=colour
-        )
+        axes.annotate(text, (at, value), (-5, 4), textcoords="offset points", ha="right", fontsize=8, color=colour)
     axes.margins(y=0.12)
     axes.set_xlabel("tokens kept per time step")
     axes.set_ylabel(name)
@@ -128,7 +126,5 @@ def curves_png(path, keeps: Sequence[int], bits: Sequence[float], scores: dict, 
 
 def si(value: float, unit: str = "") -> str:
   """Three digits, unit prefix and unit: 79.9 bit, 1.28 kbit, 20.4 kbit."""
-  factor, prefix = next(
-    (fp for fp in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if value >= 0.9995 * fp[0]), (1, "")
-  )
+  factor, prefix = next((fp for fp in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if value >= 0.9995 * fp[0]), (1, ""))
   return f"{value / factor:.3g} {prefix}{unit}".rstrip()

@@ -50,9 +50,7 @@ def encode_chunk(cfg: TokenizerConfig, params, video_BxFxHxWx3) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("slots", "null"))
-def velocity(
-  cfg: TokenizerConfig, params, ids_BxTxK, keep_BxT, x_BxTxhxwxC, t, prefix_BxT=None, *, slots, null=False
-):
+def velocity(cfg: TokenizerConfig, params, ids_BxTxK, keep_BxT, x_BxTxhxwxC, t, prefix_BxT=None, *, slots, null=False):
   """The decoder's velocity at flow time t (a scalar or [B]).
 
   `slots` (static) is how many registers of each step are computed one by one, at least the largest keep; the others
@@ -73,9 +71,7 @@ def velocity(
   )
 
 
-@functools.partial(
-  jax.jit, static_argnums=0, static_argnames=("steps", "solver", "slots", "first_mode", "mask_prefix")
-)
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("steps", "solver", "slots", "first_mode", "mask_prefix"))
 def sample_latents(
   cfg: TokenizerConfig,
   params,
@@ -97,8 +93,7 @@ def sample_latents(
   The first `first_steps` (data, may be 0) latents are given. first_mode "clean" puts them over x before every
   evaluation and at the end; "sdedit" puts their noised form and leaves the end alone.
   """
-  b, latent_steps = noise_BxTxhxwxC.shape[:2]
-  given_T = jnp.arange(latent_steps) < first_steps
+  given_T = jnp.arange(noise_BxTxhxwxC.shape[1]) < first_steps
   given_1xTx1x1x1 = given_T[None, :, None, None, None]
   prefix_BxT = None
   if mask_prefix and "prefix" in cfg.decoder.replacements:

@@ -16,7 +16,7 @@ from vftok.picture import labelled_grid, si
 from vftok.progress import COMPILING, progress
 
 
-def side_by_side(  # noqa: PLR0917 (the order of a sentence: decode these tokens, beside these, into that)
+def side_by_side(
   tok, params, tokens, originals: Iterator[np.ndarray], out, fps: float, keeps: list[int], key, **options
 ) -> list[dict[str, Any]]:
   """Writes the video `out`: the original, then one column per budget. Returns one row of numbers per budget.

@@ -110,10 +110,8 @@ class Tokenizer(Geometry):
     return stream.encode_chunks(self, lambda chunk: programs.encode_chunk(self.cfg, params, chunk), pieces, fit)
 
   def _refuse_dino(self) -> None:
-    if self.cfg.dino_frames:
-      raise ValueError(
-        "this model's encoder reads DINOv2 features beside the video: it can decode but not yet encode."
-      )
+    if self.cfg.dino_frames or self.cfg.encoder.global_token:
+      raise ValueError("this model's encoder reads DINOv2 features beside the video: it can decode but not yet encode.")
 
   def encode_latents(self, params: Params, video, key: jax.Array | None = None) -> jax.Array:
     """VAE latents float32 [B, T, h, w, C] of F = 1 + 4m frames: the posterior mean, or a sample of it given a key."""
@@ -121,9 +119,7 @@ class Tokenizer(Geometry):
     frames = video.shape[1]
     if frames % TIME_FACTOR != 1:
       low = frames - (frames - 1) % TIME_FACTOR
-      raise ValueError(
-        f"the video has {frames} frames, expected 1 + a multiple of 4 such as {low} or {low + 4}."
-      )
+      raise ValueError(f"the video has {frames} frames, expected 1 + a multiple of 4 such as {low} or {low + 4}.")
     mean, logvar = programs.vae_encode(self.cfg, params, video)
     return mean if key is None else mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
 
@@ -162,9 +158,7 @@ class Tokenizer(Geometry):
     """
     check_tokens(tokens, self.registers, self.codebook_size)
     self.frames_for(tokens.ids.shape[1])
-    options = dict(
-      steps=steps, guidance=guidance, first_frames=first_frames, solver=solver, collapse=collapse
-    )
+    options = dict(steps=steps, guidance=guidance, first_frames=first_frames, solver=solver, collapse=collapse)
     pieces = self.decode_stream(params, tokens, key, noise=noise, clip=clip, **options)
     return jnp.concatenate(list(pieces), axis=1)
 
@@ -249,9 +243,7 @@ class Tokenizer(Geometry):
     check_sampling(steps, solver, guidance, "null" in self.cfg.decoder.replacements)
     b, t, _ = tokens.ids.shape
     if t > self.chunk_steps:
-      raise ValueError(
-        f"the tokens have {t} time steps, expected one chunk of at most {self.chunk_steps}: use decode."
-      )
+      raise ValueError(f"the tokens have {t} time steps, expected one chunk of at most {self.chunk_steps}: use decode.")
     if first_mode not in ("clean", "sdedit"):
       raise ValueError(f"first_mode is {first_mode!r}, expected 'clean' or 'sdedit'.")
     shape = self._latent_shape(b, t)
@@ -293,9 +285,7 @@ class Tokenizer(Geometry):
     check_tokens(tokens, self.registers, self.codebook_size)
     given = jnp.broadcast_to(jnp.arange(tokens.ids.shape[1]) < prefix, tokens.keep.shape) if prefix else None
     slots = self.slots(tokens.keep, collapse)
-    return programs.velocity(
-      self.cfg, params, tokens.ids, tokens.keep, latents, t, given, slots=slots, null=null
-    )
+    return programs.velocity(self.cfg, params, tokens.ids, tokens.keep, latents, t, given, slots=slots, null=null)
 
   # ---- identity
 

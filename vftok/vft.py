@@ -72,9 +72,7 @@ class Vft:
   def __post_init__(self):
     check_fps(self.fps)
     if self.codebook_size > 1 << 16:
-      raise ValueError(
-        f"the codebook has {self.codebook_size} ids, expected at most 65536: .vft holds 16 bits per id."
-      )
+      raise ValueError(f"the codebook has {self.codebook_size} ids, expected at most 65536: .vft holds 16 bits per id.")
     if not 1 <= len(self.levels) <= 255 or min(self.levels) < 1 or max(self.levels) > 0xFFFF:
       raise ValueError(f"levels are {self.levels}, expected 1 to 255 numbers of 1 to 65535: check the model.")
     for name, value, high in (
@@ -104,9 +102,7 @@ class Vft:
       raise ValueError(f"there are {len(ids)} ids, expected {keep.sum(dtype=np.int64)}, the sum of keep.")
     if len(ids) and (ids.min() < 0 or ids.max() >= self.codebook_size):
       bad = ids.min() if ids.min() < 0 else ids.max()
-      raise ValueError(
-        f"an id is {bad}, expected 0 to {self.codebook_size - 1}: these ids are another model's."
-      )
+      raise ValueError(f"an id is {bad}, expected 0 to {self.codebook_size - 1}: these ids are another model's.")
     object.__setattr__(self, "keep", keep.astype("<u2"))
     object.__setattr__(self, "ids", ids.astype("<u2"))
 
@@ -124,9 +120,7 @@ class Vft:
     """From VideoTokens of one video (B = 1) made by the tokenizer `tok`."""
     ids_TxK, keep_T = np.asarray(tokens.ids), np.asarray(tokens.keep)
     if len(ids_TxK) != 1:
-      raise ValueError(
-        f"the batch has {len(ids_TxK)} videos, expected 1: a .vft file holds one, write one each."
-      )
+      raise ValueError(f"the batch has {len(ids_TxK)} videos, expected 1: a .vft file holds one, write one each.")
     ids_TxK, keep_T = ids_TxK[0], keep_T[0]
     return cls(
       ids=ids_TxK[np.arange(ids_TxK.shape[1]) < keep_T[:, None]],
@@ -159,9 +153,7 @@ class Vft:
       )
     if keep.min() < 0 or keep.max() > self.registers:
       bad = keep.min() if keep.min() < 0 else keep.max()
-      raise ValueError(
-        f"keep is {bad}, expected 0 to {self.registers} tokens per time step: pass a count in between."
-      )
+      raise ValueError(f"keep is {bad}, expected 0 to {self.registers} tokens per time step: pass a count in between.")
     shorter = np.minimum(self.keep, keep)
     rank = np.arange(len(self.ids)) - np.repeat(np.cumsum(self.keep, dtype=np.int64) - self.keep, self.keep)
     return dataclasses.replace(self, keep=shorter, ids=self.ids[rank < np.repeat(shorter, self.keep)])
@@ -197,9 +189,7 @@ class Vft:
     if len(data) >= 6 and (version := int.from_bytes(data[4:6], "little")) != VERSION:
       raise ValueError(f"it has version {version}, expected {VERSION}: install the vftok that wrote it.")
     if len(data) < _HEADER.size:
-      raise ValueError(
-        f"it was cut short, it has {len(data)} bytes and its header {_HEADER.size}: get a whole copy."
-      )
+      raise ValueError(f"it was cut short, it has {len(data)} bytes and its header {_HEADER.size}: get a whole copy.")
     _, _, k, fps, frames, t, height, width, chunk, overlap, fingerprint, n_levels = _HEADER.unpack_from(data)
     start = _HEADER.size + 2 * n_levels
     counts_end = start + 2 * t
@@ -208,13 +198,9 @@ class Vft:
       keep = np.frombuffer(data, "<u2", t, start)
       size += 2 * int(keep.sum(dtype=np.int64))
     if len(data) < size:
-      raise ValueError(
-        f"it was cut short, it has {len(data)} of at least {size} bytes: get a whole copy of it."
-      )
+      raise ValueError(f"it was cut short, it has {len(data)} of at least {size} bytes: get a whole copy of it.")
     if len(data) > size:
-      raise ValueError(
-        f"it has {len(data) - size} bytes after its end at {size}: remove them or get a clean copy."
-      )
+      raise ValueError(f"it has {len(data) - size} bytes after its end at {size}: remove them or get a clean copy.")
     if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
       raise ValueError("its checksum does not match, some bytes were changed: get a clean copy of it.")
     return cls(

@@ -100,7 +100,11 @@ def reference_config(cfg: TokenizerConfig) -> dict[str, Any]:
     "chunk_size": cfg.chunk_frames,
     "overlap_size_frames": cfg.overlap_frames,
     "vae_video_sizes": [steps, *cfg.latent_size],
-    "video_preprocess_args": {"size": size, "chunk_size": cfg.chunk_frames, "overlap_size_frames": cfg.overlap_frames},
+    "video_preprocess_args": {
+      "size": size,
+      "chunk_size": cfg.chunk_frames,
+      "overlap_size_frames": cfg.overlap_frames,
+    },
   }
   if not (cfg.dino_frames or cfg.encoder.global_token):
     return wrapper
@@ -170,9 +174,21 @@ def _packer(prefix: str, keys: list[str], part, **more) -> dict[str, Any]:
 
 
 def _transformer(prefix: str, stack: StackConfig, **more) -> dict[str, Any]:
-  fields = ("dim", "depth", "head_dim", "mlp_ratio", "gated_mlp", "qk_norm", "qkv_bias", "proj_bias", "mlp_bias")
+  fields = (
+    "dim",
+    "depth",
+    "head_dim",
+    "mlp_ratio",
+    "gated_mlp",
+    "qk_norm",
+    "qkv_bias",
+    "proj_bias",
+    "mlp_bias",
+  )
   defaults = {f.name: f.default for f in dataclasses.fields(StackConfig)}
-  changed = {f: getattr(stack, f) for f in fields if f in ("dim", "depth", "head_dim") or getattr(stack, f) != defaults[f]}
+  changed = {
+    f: getattr(stack, f) for f in fields if f in ("dim", "depth", "head_dim") or getattr(stack, f) != defaults[f]
+  }
   return _spec(
     "model.trunks.transformers.FlexTransformer",
     input_seq_read_key=f"{prefix}_packed_seq",
@@ -220,6 +236,7 @@ def _encoder(cfg: TokenizerConfig) -> dict[str, Any]:
     write_key="enc_registers_latents",
     dim=dim,
     dim_out=enc.out_dim,
+    **({} if enc.head_bias else {"proj_bias": False}),
     use_mup_readout=False,
     weight_init_style="xavier",
     dtype_override="fp32",
@@ -234,9 +251,15 @@ def _decoder(cfg: TokenizerConfig) -> dict[str, Any]:
   if dec.register_positions is not None:
     modules["dec_registers_posemb_module"] = _positions("dec_quants", dim, dec.register_positions)
   overwrite = {
-    "mask": ("token_dropout.MaskedNestedDropout", {"eval_keep_k_read_key": "eval_keep_k", "size_sampling_mode": "pow2"}),
+    "mask": (
+      "token_dropout.MaskedNestedDropout",
+      {"eval_keep_k_read_key": "eval_keep_k", "size_sampling_mode": "pow2"},
+    ),
     "prefix": ("token_dropout.MaskedPrefixDropout", {"eval_prefix_len_read_key": "eval_prefix_len"}),
-    "null": ("nullcond.LearnedNullCond", {"eval_drop_flag_read_key": "eval_dropout_mask", "dropout_prob": 0.1}),
+    "null": (
+      "nullcond.LearnedNullCond",
+      {"eval_drop_flag_read_key": "eval_dropout_mask", "dropout_prob": 0.1},
+    ),
   }
   for role in dec.replacements:
     target, more = overwrite[role]
@@ -248,7 +271,11 @@ def _decoder(cfg: TokenizerConfig) -> dict[str, Any]:
   if dec.positions is not None:
     modules["dec_patches_posemb_module"] = _positions("dec_patches", dim, dec.positions)
   modules["dec_seq_packer"] = _packer(
-    "dec", ["dec_patches", "dec_quants"], dec, emb_packing_fn_write_key="dec_emb_packing_fn", per_subseq_embs=True
+    "dec",
+    ["dec_patches", "dec_quants"],
+    dec,
+    emb_packing_fn_write_key="dec_emb_packing_fn",
+    per_subseq_embs=True,
   )
   modules["dec_time_embedder"] = _spec(
     "model.preprocessors.time_embedding.TimestepEmbedder",
@@ -279,6 +306,7 @@ def _decoder(cfg: TokenizerConfig) -> dict[str, Any]:
     weight_init_style="zero",
     dtype_override="fp32",
     **({"adaLN_emb_read_key": "dec_temb"} if dec.head_adaln else {}),
+    **({} if dec.head_bias else {"proj_bias": False}),
   )
   modules["dec_channels_to_first"] = _channels("channels_last_to_first", "vae_latents_reconst", "vae_latents_reconst")
   return modules

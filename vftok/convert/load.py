@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from typing import Any
 
@@ -17,6 +18,7 @@ from vftok.convert import reference_config, reference_weights, vidtok
 from vftok.convert.reference_weights import VAE_PREFIX
 
 
+@functools.cache
 def abstract_params(cfg: TokenizerConfig) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
   """Path -> shape of every parameter, without making one."""
   from vftok.tokenizer import Tokenizer
@@ -41,7 +43,9 @@ def save(cfg: TokenizerConfig, params, directory: str | os.PathLike) -> None:
 
 def _load_own(checkpoint: hub.Checkpoint) -> tuple[TokenizerConfig, dict[str, Any]]:
   if checkpoint.config["format"] != FORMAT:
-    raise ValueError(f"{checkpoint.path} has format {checkpoint.config['format']!r}, expected {FORMAT!r}: it is no tokenizer.")
+    raise ValueError(
+      f"{checkpoint.path} has format {checkpoint.config['format']!r}, expected {FORMAT!r}: it is no tokenizer."
+    )
   cfg = from_json(checkpoint.config)
   expected = {"/".join(path): leaf.shape for path, leaf in abstract_params(cfg).items()}
   found = checkpoint.shapes
@@ -61,7 +65,9 @@ def _load_reference(checkpoint: hub.Checkpoint, vae) -> tuple[TokenizerConfig, d
   shapes = {key: file.shapes[name] for key, (file, name) in sources.items()}
 
   try:
-    vae_cfg = vidtok.infer_config({k.removeprefix(VAE_PREFIX): s for k, s in shapes.items() if k.startswith(VAE_PREFIX)})
+    vae_cfg = vidtok.infer_config(
+      {k.removeprefix(VAE_PREFIX): s for k, s in shapes.items() if k.startswith(VAE_PREFIX)}
+    )
   except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
     reason = str(error).rstrip(".")
     raise ValueError(f"{checkpoint.path} has no whole VAE under '{VAE_PREFIX}' ({reason}): fetch it again.") from None
@@ -85,6 +91,8 @@ def _load_reference(checkpoint: hub.Checkpoint, vae) -> tuple[TokenizerConfig, d
       path, index = rules[key].path, rules[key].index
       if path not in flat:
         flat[path] = np.empty(leaves[path].shape, value.dtype)
+      if flat[path].dtype != value.dtype:  # tensors of mixed precision share a leaf: keep the finer one
+        flat[path] = flat[path].astype(np.promote_types(flat[path].dtype, value.dtype))
       flat[path][index] = rules[key].to_ours(value, slots[key].shape)
   return cfg, traverse.unflatten_dict({path: jax.numpy.asarray(value) for path, value in flat.items()})
 
@@ -100,5 +108,7 @@ def _vae_source(checkpoint: hub.Checkpoint, vae):
   try:
     hub.open_weights(named)
   except FileNotFoundError as error:
-    raise FileNotFoundError(f"{checkpoint.path} has no VAE of its own and takes it from {named}: pass vae=, or {error}") from None
+    raise FileNotFoundError(
+      f"{checkpoint.path} has no VAE of its own and takes it from {named}: pass vae=, or {error}"
+    ) from None
   return named

@@ -10,6 +10,7 @@ import numpy as np
 from vftok.config import TokenizerConfig
 from vftok.convert import vidtok
 from vftok.convert.reference_config import Names
+from vftok.models.decoder import readout_stack
 from vftok.models.transformer import StackConfig
 
 PREFIX = "video_tokenizer."
@@ -69,7 +70,10 @@ def rules(cfg: TokenizerConfig, names: Names) -> dict[str, Rule]:
     if bias:
       add(f"{key}.bias", (*path, "bias"), VECTOR)
 
-  for part, part_cfg, role_names in (("encoder", cfg.encoder, names.encoder), ("decoder", cfg.decoder, names.decoder)):
+  for part, part_cfg, role_names in (
+    ("encoder", cfg.encoder, names.encoder),
+    ("decoder", cfg.decoder, names.decoder),
+  ):
     at = {role: f"{part}.module_dict.{name}" for role, name in role_names.items()}
     linear(f"{at['patch_in']}.patch_proj", (part, "patch_in"))
     for role, field in (("patch_positions", "positions"), ("register_positions", "register_positions")):
@@ -79,7 +83,7 @@ def rules(cfg: TokenizerConfig, names: Names) -> dict[str, Rule]:
         add(f"{at[role]}.posembs", (part, role, "table"), conversion)
     flip = part == "decoder" and names.registers_first
     _stack_rules(add, f"{at['stack']}", (part, "stack", "blocks"), part_cfg.stack, flip)
-    linear(f"{at['head']}.proj", (part, "head"))
+    linear(f"{at['head']}.proj", (part, "head"), bias=part_cfg.head_bias)
   enc, dec = (
     {role: f"{part}.module_dict.{name}" for role, name in role_names.items()}
     for part, role_names in (("encoder", names.encoder), ("decoder", names.decoder))
@@ -96,7 +100,7 @@ def rules(cfg: TokenizerConfig, names: Names) -> dict[str, Rule]:
   if cfg.decoder.head_adaln:
     linear(f"{dec['head']}.adaLN_modulation.1", ("decoder", "head_adaln"))
   if cfg.decoder.readout is not None:
-    readout = dataclasses.replace(cfg.decoder.stack, depth=cfg.decoder.readout[0], adaln=0)
+    readout = readout_stack(cfg.decoder.stack, cfg.decoder.readout[0])
     _stack_rules(add, f"{dec['readout']}.transformer", ("decoder", "readout", "stack", "blocks"), readout, False)
     linear(f"{dec['readout']}.out_proj", ("decoder", "readout", "out"), bias=False)
   return table

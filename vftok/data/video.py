@@ -76,7 +76,7 @@ def check_fps(fps: float) -> None:
     raise ValueError(f"fps is {fps}, expected frames per second: pass 0.01 to 1000.")
 
 
-def _clip(path, size, fps, start, max_frames, min_frames):  # noqa: PLR0917
+def _clip(path, size, fps, start, max_frames, min_frames):
   count, shape = 0, None
   with contextlib.closing(_decoded(path)) as decoded:
     for frame in _on_screen(decoded, fps, start):
@@ -181,9 +181,7 @@ def _opened(path):
     container = av.open(f"file:{path}", metadata_errors="ignore", options={"protocol_whitelist": "file"})
   except av.error.FFmpegError as error:
     reason = (error.strerror or type(error).__name__).lower()
-    raise ValueError(
-      f"{path} is cut short or not a video ({reason}): pass a file that FFmpeg can play."
-    ) from error
+    raise ValueError(f"{path} is cut short or not a video ({reason}): pass a file that FFmpeg can play.") from error
   with container:
     if not container.streams.video:
       kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"

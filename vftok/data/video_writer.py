@@ -95,20 +95,14 @@ class _Writer:
     """Appends frames uint8 [F, H, W, 3]."""
     frames = np.asarray(frames)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
-      raise ValueError(
-        f"frames are {frames.dtype} {frames.shape}, expected uint8 [F, H, W, 3]: see to_uint8."
-      )
+      raise ValueError(f"frames are {frames.dtype} {frames.shape}, expected uint8 [F, H, W, 3]: see to_uint8.")
     if not self.gif:
-      frames = np.pad(
-        frames, [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)], mode="edge"
-      )
+      frames = np.pad(frames, [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)], mode="edge")
     if self.shape is None:
       self.shape = frames.shape[1:]
       self._start(*self.shape[:2])
     if frames.shape[1:] != self.shape:
-      raise ValueError(
-        f"frames are {frames.shape[1:]}, expected {self.shape} like the ones before: resize them."
-      )
+      raise ValueError(f"frames are {frames.shape[1:]}, expected {self.shape} like the ones before: resize them.")
     for pixels in frames:
       self.container.mux(self.stream.encode(self._paletted(pixels) if self.gif else self._yuv(pixels)))
       self.frames += 1

@@ -34,9 +34,7 @@ class PixelScores:
     """Adds frames [F, H, W, 3] of both, uint8 or float in [-1, 1]. Raises ValueError for anything else."""
     reference, video = _unit(reference, "reference"), _unit(video, "video")
     if reference.shape != video.shape:
-      raise ValueError(
-        f"video is {video.shape}, expected the reference's {reference.shape}: cut or resize one."
-      )
+      raise ValueError(f"video is {video.shape}, expected the reference's {reference.shape}: cut or resize one.")
     for i in range(0, len(video), _BLOCK):
       blocks = [v[i : i + _BLOCK] for v in (reference, video)]
       n = len(blocks[0])
@@ -70,9 +68,7 @@ def ssim(reference, video) -> np.ndarray:
 
 def _each(reference, video):
   if len(reference) != len(video):
-    raise ValueError(
-      f"there are {len(video)} videos, expected {len(reference)} like the references: match them."
-    )
+    raise ValueError(f"there are {len(video)} videos, expected {len(reference)} like the references: match them.")
   for one, other in zip(reference, video, strict=True):
     scores = PixelScores()
     scores.update(one, other)
@@ -83,13 +79,9 @@ def _unit(frames, name: str) -> np.ndarray:
   """float32 in [0, 1]."""
   frames = np.asarray(frames)
   if frames.ndim != 4 or frames.shape[3] != 3 or min(frames.shape[1:3]) < 11 or not len(frames):
-    raise ValueError(
-      f"{name} is {frames.shape}, expected [F, H, W, 3] of at least 11 x 11 pixels: reshape it."
-    )
+    raise ValueError(f"{name} is {frames.shape}, expected [F, H, W, 3] of at least 11 x 11 pixels: reshape it.")
   if frames.dtype == np.uint8:
     return frames.astype(np.float32) / 255
   if frames.dtype.kind != "f" or not np.all(np.abs(frames) <= 1):
-    raise ValueError(
-      f"{name} is {frames.dtype} beyond [-1, 1], expected uint8 or floats in [-1, 1]: rescale it."
-    )
+    raise ValueError(f"{name} is {frames.dtype} beyond [-1, 1], expected uint8 or floats in [-1, 1]: rescale it.")
   return (frames.astype(np.float32) + 1) / 2

@@ -119,7 +119,9 @@ def _attend_rows(q_BxnxQxd, k_BxnxdxM, v_BxnxMxd, bias_M, *, first_row: int | No
       logits = jnp.where(jnp.arange(k_BxnxdxM.shape[3])[None] <= row, logits, -jnp.inf)
     shift = LOGIT_BOUND if bounded else jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
     p_Bxnxcxm = jnp.exp(logits - (shift if bias_M is None else shift - bias_M))
-    out = jnp.einsum("bncm,bnmd->bncd", p_Bxnxcxm.astype(v_BxnxMxd.dtype), v_BxnxMxd, preferred_element_type=jnp.float32)
+    out = jnp.einsum(
+      "bncm,bnmd->bncd", p_Bxnxcxm.astype(v_BxnxMxd.dtype), v_BxnxMxd, preferred_element_type=jnp.float32
+    )
     return (out / p_Bxnxcxm.sum(axis=-1, keepdims=True)).astype(v_BxnxMxd.dtype).swapaxes(1, 2)
 
   if chunks == 1:

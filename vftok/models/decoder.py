@@ -48,6 +48,7 @@ class DecoderConfig:
   mask: str = "time_block_causal"
   cross: tuple[str, ...] = ("full",) * 4
   head_adaln: bool = True
+  head_bias: bool = True
   time_features: int = 256
   max_timestep: float = 1.0
   readout: tuple[int, int] | None = None
@@ -65,7 +66,16 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(
-    self, codes_BxTxkxc, keep_BxT, noisy_BxTxhxwxC, t_B, *, prefix_BxT=None, null_B=None, total=None, collect=False
+    self,
+    codes_BxTxkxc,
+    keep_BxT,
+    noisy_BxTxhxwxC,
+    t_B,
+    *,
+    prefix_BxT=None,
+    null_B=None,
+    total=None,
+    collect=False,
   ):
     """Velocity at flow time t.
 
@@ -105,7 +115,8 @@ class Decoder(nn.Module):
     velocity = self._head(out.reshape(b, steps, layout.block, dim)[:, :, : h * w], temb_BxD)
     velocity = unpatchify(velocity.reshape(b, steps, h, w, -1), cfg.patch)
     if self.is_initializing() and cfg.readout is not None:
-      Readout(cfg.stack, *cfg.readout, name="readout")(patches.reshape(b, steps * h * w, dim), Layout(steps, h * w, 0, "time_block_causal"))
+      readout = Readout(readout_stack(cfg.stack, cfg.readout[0]), cfg.readout[1], name="readout")
+      readout(patches.reshape(b, steps * h * w, dim), Layout(steps, h * w, 0, "time_block_causal"))
     named = {"patches": patches, "registers": registers, "packed": packed, "blocks": blocks, "temb": temb_BxD}
     return (velocity, named) if collect else velocity
 
@@ -140,18 +151,21 @@ class Decoder(nn.Module):
       shift, scale = jnp.split(m[:, None, None], 2, axis=-1)
       x = x * (1 + scale) + shift
     out = cfg.channels * cfg.patch[0] * cfg.patch[1] * cfg.patch[2]
-    return Linear(out, ("embed", None), zero_init=True, name="head")(x)
+    return Linear(out, ("embed", None), use_bias=cfg.head_bias, zero_init=True, name="head")(x)
+
+
+def readout_stack(decoder: StackConfig, depth: int) -> StackConfig:
+  """The blocks of a REPA head: of the decoder's width, SwiGLU and QK-norm without biases whatever the decoder has."""
+  return StackConfig(decoder.dim, depth, decoder.head_dim, dtype=decoder.dtype, remat=decoder.remat, scan=decoder.scan)
 
 
 class Readout(nn.Module):
   """REPA head: time-causal blocks over patch tokens, then a projection to features [B, N, F] (spec section 5.1)."""
 
   stack: StackConfig
-  depth: int
   features: int
 
   @nn.compact
   def __call__(self, patches_BxNxD, layout: Layout):
-    cfg = dataclasses.replace(self.stack, depth=self.depth, adaln=0)
-    x = Stack(cfg, name="stack")(patches_BxNxD, layout)
+    x = Stack(self.stack, name="stack")(patches_BxNxD, layout)
     return Linear(self.features, ("embed", None), use_bias=False, zero_init=True, name="out")(x)

@@ -32,6 +32,7 @@ class EncoderConfig:
   mask: str = "time_block_causal_last"
   cross: tuple[str, ...] = ("full",) * 4
   global_token: int = 0
+  head_bias: bool = True
 
 
 class Encoder(nn.Module):
@@ -63,7 +64,9 @@ class Encoder(nn.Module):
     packed = jnp.concatenate([patches.reshape(b, t, h * w, dim), registers], axis=2).reshape(b, layout.length, dim)
     out, blocks = _run(Stack(cfg.stack, name="stack"), packed, layout, None, collect)
     registers_out = out.reshape(b, t, layout.block, dim)[:, :, h * w :]
-    z = Linear(cfg.out_dim, ("embed", None), zero_init=True, name="head")(layer_norm(registers_out))
+    z = Linear(cfg.out_dim, ("embed", None), use_bias=cfg.head_bias, zero_init=True, name="head")(
+      layer_norm(registers_out)
+    )
     named = {"patches": patches, "packed": packed, "blocks": blocks, "registers_out": registers_out}
     return (z, named) if collect else z
 

@@ -126,7 +126,11 @@ def sample(
     v_next, running = guided(constrain(x - h * v, t - h), t - h, running, i)
     return x - (h / 2) * (v + v_next), running, previous
 
-  carry = (noise, jnp.zeros_like(noise) if guidance is not None else 0.0, jnp.zeros_like(noise) if solver == "ab2" else 0.0)
+  carry = (
+    noise,
+    jnp.zeros_like(noise) if guidance is not None else 0.0,
+    jnp.zeros_like(noise) if solver == "ab2" else 0.0,
+  )
   if solver == "heun":
     carry = jax.lax.fori_loop(0, steps - 1, heun, carry)
     carry = euler(steps - 1, carry)

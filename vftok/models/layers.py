@@ -78,7 +78,9 @@ class Positions(nn.Module):
     if len(sizes) != len(cfg.max_sizes) or any(s > m for s, m in zip(sizes, cfg.max_sizes, strict=True)):
       raise ValueError(f"the grid {tuple(sizes)} does not fit the position table {cfg.max_sizes}: use a smaller one.")
     if cfg.kind == "sincos":
-      init = nn.with_logical_partitioning(lambda *_: jnp.asarray(sincos_2d(cfg.max_sizes, self.dim)), (None, None, "embed"))
+      init = nn.with_logical_partitioning(
+        lambda *_: jnp.asarray(sincos_2d(cfg.max_sizes, self.dim)), (None, None, "embed")
+      )
       table = self.param("table", init, (*cfg.max_sizes, self.dim))
       return jax.lax.stop_gradient(table.astype(jnp.float32))[: sizes[0], : sizes[1]]
     init = nn.with_logical_partitioning(trunc_normal, (None, None, "embed"))

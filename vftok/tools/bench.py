@@ -44,9 +44,7 @@ def config_m(mask: str = "time_block_causal") -> TokenizerConfig:
   return TokenizerConfig(
     vae=VAEConfig(ch=8),
     encoder=EncoderConfig(stack=stack, patch=(1, 1, 1), positions=grid),
-    decoder=DecoderConfig(
-      stack=StackConfig(dim=384, depth=6, adaln=2), patch=(1, 1, 1), positions=grid, mask=mask
-    ),
+    decoder=DecoderConfig(stack=StackConfig(dim=384, depth=6, adaln=2), patch=(1, 1, 1), positions=grid, mask=mask),
     latent_size=(16, 16),
   )
 
@@ -104,7 +102,9 @@ def bench_transformers(report: Report, mask: str) -> dict[str, float]:
     report.add("encode", lambda: programs.features(cfg, params, latents), encoder)
   took = {
     keep: report.add(
-      f"decode keep {keep} {suffix}", lambda k=keep: tok.velocity(params, tokens.truncate(k), latents, 0.5), decoder
+      f"decode keep {keep} {suffix}",
+      lambda k=keep: tok.velocity(params, tokens.truncate(k), latents, 0.5),
+      decoder,
     )
     for keep in KEEPS
   }
@@ -114,7 +114,9 @@ def bench_transformers(report: Report, mask: str) -> dict[str, float]:
     run = lambda null: programs.velocity(cfg, params, ids, keep, x, 0.5, slots=256, null=null)
     return flow.APG(scale=20.0).combine(run(False), run(True), jnp.zeros_like(x), 0)[0]
 
-  both = report.add(f"decode keep 256 guided {suffix}", lambda: guided(params, tokens.ids, tokens.keep, latents), decoder)
+  both = report.add(
+    f"decode keep 256 guided {suffix}", lambda: guided(params, tokens.ids, tokens.keep, latents), decoder
+  )
 
   @jax.jit
   def loss_and_grad(params, x, noise, ids, keep):
@@ -130,7 +132,10 @@ def bench_transformers(report: Report, mask: str) -> dict[str, float]:
     lambda: loss_and_grad(params, latents, noise, tokens.ids, tokens.keep),
     3 * (encoder + decoder),
   )
-  return {f"keep 16 / keep 256 {suffix}": took[16] / took[256], f"guided / unguided at keep 256 {suffix}": both / took[256]}
+  return {
+    f"keep 16 / keep 256 {suffix}": took[16] / took[256],
+    f"guided / unguided at keep 256 {suffix}": both / took[256],
+  }
 
 
 def bench_vae(report: Report) -> None:

@@ -27,9 +27,7 @@ def main(argv=None) -> int:
   rows = []
   for frames in args.frames:
     words = [sys.executable, "-m", "vftok.tools.memory", args.model, "--frames", str(frames), "--here"]
-    done = subprocess.run(
-      [*words, "--steps", str(args.steps)], stdout=subprocess.PIPE, text=True, check=False
-    )
+    done = subprocess.run([*words, "--steps", str(args.steps)], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
       return done.returncode
     rows.append(json.loads(done.stdout))
@@ -60,10 +58,8 @@ def decode(model: str, frames: int, steps: int) -> dict:
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(prog="vftok.tools.memory", description="Peak memory of streamed decoding.")
   parser.add_argument("model", help="folder, .safetensors file or Hub id")
-  counts = lambda text: [int(part) for part in text.split(",")]  # noqa: E731
-  parser.add_argument(
-    "--frames", type=counts, default=[65, 257], metavar="F1,F2,...", help="lengths to compare"
-  )
+  counts = lambda text: [int(part) for part in text.split(",")]
+  parser.add_argument("--frames", type=counts, default=[65, 257], metavar="F1,F2,...", help="lengths to compare")
   parser.add_argument("--steps", type=int, default=2, metavar="N", help="solver steps (default 2)")
   parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
   return parser
