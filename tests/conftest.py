@@ -21,7 +21,7 @@ def small_dir(tmp_path_factory) -> Path:
   directory = tmp_path_factory.mktemp("models") / "small"
   directory.mkdir()
   with safe_open(SMALL, "np") as file:
-    weights = {key[2:]: file.get_tensor(key) for key in file.keys() if key.startswith("w.")}  # noqa: SIM118
+    weights = {key[2:]: file.get_tensor(key) for key in file.keys() if key.startswith("w.")}
     config = json.loads(file.metadata()["config"])
   save_file(weights, directory / "model.safetensors")
   (directory / "config.json").write_text(json.dumps(config))
@@ -37,5 +37,5 @@ def small(small_dir):
 
   tok, params = Tokenizer.load(small_dir)
   with safe_open(SMALL, "np") as file:
-    golden = {key: file.get_tensor(key) for key in file.keys() if not key.startswith("w.")}  # noqa: SIM118
+    golden = {key: file.get_tensor(key) for key in file.keys() if not key.startswith("w.")}
   return tok, params, golden
