@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 
 from vftok.models.transformer import StackConfig
-from vftok.models.vae import VAEConfig
+from vftok.models.vae import TIME_LEVELS, VAEConfig
 
 
 def stack_flops(cfg: StackConfig, length: int, pairs: int | None = None) -> float:
@@ -54,7 +54,7 @@ def vae_flops(cfg: VAEConfig, frames: int, height: int, width: int) -> tuple[flo
     if i < last:
       area /= 4
       encode += time * area * 2 * 9 * c * c
-    if i in cfg.time_levels:
+    if i in TIME_LEVELS:
       time /= 2
       encode += time * area * 2 * 27 * c * c
   encode += middle(time * area, area, c) + time * area * 2 * 27 * c * 2 * cfg.z_channels
@@ -66,7 +66,7 @@ def vae_flops(cfg: VAEConfig, frames: int, height: int, width: int) -> tuple[flo
     if i > 0:
       area *= 4
       decode += time * area * 2 * 9 * c * c
-    if i in cfg.time_levels:
+    if i in TIME_LEVELS:
       time *= 2
       decode += time * area * 2 * 27 * c * c
   return encode, decode + time * area * 2 * 27 * c * cfg.in_channels

@@ -61,7 +61,7 @@ def parse(config: Mapping[str, Any], vae: VAEConfig) -> tuple[TokenizerConfig, N
   tree = wrapper["video_flex_tok"]
   if not isinstance(tree, Mapping) or class_of(tree) not in MODELS:
     raise ValueError(
-      f"the config gives video_flex_tok the unknown target {short(target_of(tree))}, expected one of {', '.join(MODELS)}."
+      f"the config gives video_flex_tok the unknown target {short(target_of(tree))}, expected {' or '.join(MODELS)}."
     )
   check_targets(tree)
   check_arguments("wrapper", wrapper, WRAPPER)

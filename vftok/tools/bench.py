@@ -3,7 +3,7 @@
 Config M: 17 frames at 128x128, latents 5x16x16x16, patch 1, encoder and decoder 6 x 384 (head_dim 64), 256 registers,
 batch 1, float32. Every rate is nominal: FLOPs of the dense algorithm (all N^2 pairs, every register) over seconds, so
 work that is not done counts as speed. `ratio` divides it by the rate of a jitted 2048^3 float32 matmul that is timed
-right before, in the same process: machines differ, and a shared one differs from minute to minute.
+right before and after, in the same process: machines differ, and a shared one differs from minute to minute.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def seconds(fn: Callable[[], Any], repeats: int) -> float:
   return statistics.median(times)
 
 
-def matmul_rate(repeats: int = 15) -> float:
+def matmul_rate(repeats: int = 9) -> float:
   """FLOP/s of a jitted 2048^3 float32 matmul: the yardstick."""
   a = jax.random.normal(jax.random.key(0), (2048, 2048))
   matmul = jax.jit(lambda x, y: x @ y)
@@ -68,14 +68,15 @@ def matmul_rate(repeats: int = 15) -> float:
 
 
 class Report:
-  """Rows of seconds, nominal GFLOP/s and ratio to a matmul timed right before each row."""
+  """Rows of seconds, nominal GFLOP/s and ratio to a matmul timed right before and after each row."""
 
   def __init__(self, repeats: int):
     self.repeats, self.rows = repeats, {}
 
-  def add(self, name: str, fn: Callable[[], Any], flops: float) -> float:
+  def add(self, name: str, fn: Callable[[], Any], flops: float, repeats: int | None = None) -> float:
     rate = matmul_rate()
-    took = seconds(fn, self.repeats)
+    took = seconds(fn, repeats or self.repeats)
+    rate = statistics.mean([rate, matmul_rate()])
     self.rows[name] = {
       "seconds": round(took, 4),
       "nominal_gflop": round(flops / 1e9, 1),
@@ -131,6 +132,7 @@ def bench_transformers(report: Report, mask: str) -> dict[str, float]:
     f"forward + backward, encoder and decoder {suffix}",
     lambda: loss_and_grad(params, latents, noise, tokens.ids, tokens.keep),
     3 * (encoder + decoder),
+    repeats=3,
   )
   return {
     f"keep 16 / keep 256 {suffix}": took[16] / took[256],
