@@ -126,7 +126,7 @@ class Tokenizer(Geometry):
   def features(self, params: Params, latents) -> jax.Array:
     """z float32 [B, T, K, c] of VAE latents [B, T, h, w, C]: the register outputs that FSQ rounds, for probing."""
     self._refuse_dino()
-    return programs.features(self.cfg, params, latents)
+    return programs.features(self.cfg, params, self._check_latents(latents))
 
   # ---- decoding
 
@@ -194,6 +194,13 @@ class Tokenizer(Geometry):
 
   def _latent_shape(self, batch: int, steps: int) -> tuple[int, ...]:
     return (batch, steps * self.cfg.decoder.patch[0], *self.cfg.latent_size, self.cfg.decoder.channels)
+
+  def _check_latents(self, latents) -> jax.Array:
+    shape = jnp.shape(latents)
+    known = (*self.cfg.latent_size, self.cfg.decoder.channels)
+    if len(shape) != 5 or shape[2:] != known:
+      raise ValueError(f"latents have shape {shape}, expected [B, T, {', '.join(map(str, known))}].")
+    return check_array(latents, shape, "latents")
 
   def _check_first(self, frames):
     frames = programs.to_float(jnp.asarray(check_video(frames, self.frame_size, "first_frames")))
@@ -276,13 +283,16 @@ class Tokenizer(Geometry):
 
   def decode_pixels(self, params: Params, latents) -> jax.Array:
     """Frames float32 [B, F, H, W, 3] of VAE latents [B, T, h, w, C]; not clipped."""
-    return programs.vae_decode(self.cfg, params, latents)
+    return programs.vae_decode(self.cfg, params, self._check_latents(latents))
 
   def velocity(
     self, params: Params, tokens: VideoTokens, latents, t, *, null=False, prefix=0, collapse=True
   ) -> jax.Array:
     """The flow decoder's velocity [B, T, h, w, C] at noisy `latents` and time t; `prefix` steps are given clean."""
     check_tokens(tokens, self.registers, self.codebook_size)
+    if null and "null" not in self.cfg.decoder.replacements:
+      raise ValueError("this model has no null vector, so it has no null velocity: pass null=False.")
+    latents = self._check_latents(latents)
     given = jnp.broadcast_to(jnp.arange(tokens.ids.shape[1]) < prefix, tokens.keep.shape) if prefix else None
     slots = self.slots(tokens.keep, collapse)
     return programs.velocity(self.cfg, params, tokens.ids, tokens.keep, latents, t, given, slots=slots, null=null)
