@@ -17,7 +17,7 @@ import numpy as np
 from vftok.models import masks
 
 LOGIT_BOUND = 8.0
-QUERY_CHUNK = 256  # rows of the score matrix alive at once; larger ones fall out of a CPU's cache
+QUERY_CHUNK = 512  # rows of the score matrix alive at once: 6 heads x 2560 keys stay near the cache of a CPU
 
 
 @dataclasses.dataclass(frozen=True)
