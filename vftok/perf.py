@@ -6,13 +6,11 @@ embedding and head projections are left out: under 1 % at the sizes of the relea
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import jax
 
 from vftok.models.transformer import StackConfig
 from vftok.models.vae import TIME_LEVELS, VAEConfig
+from vftok.packaged import cache_dir
 
 
 def stack_flops(cfg: StackConfig, length: int, pairs: int | None = None) -> float:
@@ -75,12 +73,11 @@ def vae_flops(cfg: VAEConfig, frames: int, height: int, width: int) -> tuple[flo
 def use_compile_cache() -> None:
   """Keeps programs that took over a second to compile on disk, for the next process.
 
-  In $VFTOK_CACHE, $XDG_CACHE_HOME/vftok or ~/.cache/vftok, folder `jax`; JAX's own setting goes before.
+  In the folder `jax` of `vftok.packaged.cache_dir()`; JAX's own setting goes before.
   """
   if jax.config.jax_compilation_cache_dir:
     return
-  shared = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vftok"
-  directory = Path(os.environ.get("VFTOK_CACHE") or shared) / "jax"
+  directory = cache_dir() / "jax"
   try:
     directory.mkdir(parents=True, exist_ok=True)
   except OSError:  # a read-only home costs time, not the command
