@@ -1,0 +1,153 @@
+"""Prefix-only heads: features of every position from the kept registers alone (SemanTok, arXiv 2610.00686).
+
+REPA aligns a decoder layer, which also sees the noisy latents and so needs the registers little. These heads see
+nothing but the kept prefix, so every register gets a gradient of its own from the first step. Their targets are the
+frozen nets of `vftok.features`, or whitened latents where there is no net: the error over `keep` is then a quality
+curve that needs no sampling. They are training only: no tokenizer stores them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vftok.models.layers import Linear, PositionConfig, Positions, layer_norm, trunc_normal, xavier
+
+
+@dataclasses.dataclass(frozen=True)
+class PrefixHeadConfig:
+  """Attributes:
+  features: width of the target: 1024 of DINOv2-L, 16 of a latent.
+  dim, depth: 768 and 2 in SemanTok.
+  code_dim, registers: of the tokenizer. max_grid: the largest (T, h, w) of the queries.
+  causal: whether step t sees registers of steps <= t only.
+  """
+
+  features: int
+  dim: int = 768
+  depth: int = 2
+  head_dim: int = 64
+  mlp_ratio: float = 4.0
+  code_dim: int = 6
+  registers: int = 256
+  max_grid: tuple[int, int, int] = (16, 16, 16)
+  causal: bool = True
+  dtype: str = "float32"
+  scan: bool = True
+
+
+class PrefixHead(nn.Module):
+  """(codes, keep) -> features float32 [B, T, h, w, F] of every grid position.
+
+  A head for one vector per step (SemanTok's class feature) is one of its own, called with grid (T, 1, 1).
+  """
+
+  cfg: PrefixHeadConfig
+
+  @nn.compact
+  def __call__(self, codes_BxTxKxc, keep_BxT, grid: tuple[int, int, int]) -> jax.Array:
+    """Features of the grid (T, h, w).
+
+    Args:
+      codes_BxTxKxc: FSQ codes in [-1, 1] of the first K registers of each step, K <= cfg.registers; 0 is legal.
+      keep_BxT: int, 0..K. Codes at and beyond it have no influence; at 0 only the learned null key is seen.
+      grid: static; T is that of the codes.
+
+    Raises:
+      ValueError: grid and codes disagree on T, or the grid or K is larger than the head's tables.
+    """
+    cfg = self.cfg
+    b, steps, k, _ = codes_BxTxKxc.shape
+    if grid[0] != steps:
+      raise ValueError(f"the grid {tuple(grid)} has {grid[0]} steps, expected {steps} as in the codes: change one.")
+    keys = Linear(cfg.dim, (None, "embed"), dtype=cfg.dtype, name="codes_in")(codes_BxTxKxc).astype(jnp.float32)
+    slots = PositionConfig("learnable_sum", (cfg.max_grid[0], cfg.registers))
+    keys = keys + Positions(slots, cfg.dim, name="register_positions")((steps, max(k, 1)))[:, :k]
+    null = self.param("null_key", nn.with_logical_partitioning(trunc_normal, ("embed",)), (cfg.dim,))
+    null = jnp.broadcast_to(null.astype(jnp.float32), (b, 1, cfg.dim))
+    keys_BxMxD = jnp.concatenate([null, keys.reshape(b, steps * k, cfg.dim)], axis=1)
+    kept = (jnp.arange(k) < keep_BxT[:, :, None]).reshape(b, steps * k)
+    seen_BxM = jnp.concatenate([jnp.ones((b, 1), bool), kept], axis=1)
+
+    queries = Positions(PositionConfig("learnable_sum", cfg.max_grid), cfg.dim, name="positions")(grid)
+    x_BxTxPxD = jnp.broadcast_to(queries.reshape(steps, -1, cfg.dim), (b, steps, grid[1] * grid[2], cfg.dim))
+    blocks = nn.scan(
+      CrossBlock,
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      length=cfg.depth,
+      unroll=1 if cfg.scan else cfg.depth,
+      in_axes=nn.broadcast,
+      metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+    x_BxTxPxD, _ = blocks(cfg, k, name="blocks")(x_BxTxPxD, layer_norm(keys_BxMxD), seen_BxM)
+    out = Linear(cfg.features, ("embed", None), zero_init=True, name="out")(layer_norm(x_BxTxPxD))
+    return out.reshape(b, *grid, cfg.features)
+
+
+class CrossBlock(nn.Module):
+  """x += CrossAttn(LN x, keys); x += SwiGLU(LN x). QK-norm, logits times 8 / head_dim, no biases, as in the decoder."""
+
+  cfg: PrefixHeadConfig
+  registers: int  # keys of a step
+
+  @nn.compact
+  def __call__(self, x_BxTxPxD, keys_BxMxD, seen_BxM):
+    x_BxTxPxD = x_BxTxPxD + self._attention(layer_norm(x_BxTxPxD), keys_BxMxD, seen_BxM)
+    return x_BxTxPxD + self._mlp(layer_norm(x_BxTxPxD)), None
+
+  def _attention(self, x_BxTxPxD, keys_BxMxD, seen_BxM):
+    cfg, d, e = self.cfg, self.cfg.dim, self.cfg.head_dim
+    n = d // e
+    q_kernel = self._param("q_kernel", (d, n, e), ("embed", "heads", "head_dim"), xavier(d, d))
+    kv_kernel = self._param("kv_kernel", (d, 2, n, e), ("embed", None, "heads", "head_dim"), xavier(d, d))
+    q_BxTxPxnxe = layer_norm(jnp.einsum("BTPD,DnE->BTPnE", x_BxTxPxD.astype(cfg.dtype), q_kernel)).astype(cfg.dtype)
+    kv_BxMx2xnxe = jnp.einsum("BMD,DxnE->BMxnE", keys_BxMxD.astype(cfg.dtype), kv_kernel)
+    k_BxMxnxe, v_BxMxnxe = layer_norm(kv_BxMx2xnxe[:, :, 0]).astype(cfg.dtype), kv_BxMx2xnxe[:, :, 1]
+    mask_Bx1x1xM = seen_BxM[:, None, None]
+
+    def attend(t):
+      m = 1 + (t + 1) * self.registers if cfg.causal else k_BxMxnxe.shape[1]
+      q, k, v = q_BxTxPxnxe[:, t], k_BxMxnxe[:, :m], v_BxMxnxe[:, :m]
+      return jax.nn.dot_product_attention(q, k, v, mask=mask_Bx1x1xM[..., :m], scale=8.0 / e)
+
+    out_BxTxPxnxe = jnp.stack([attend(t) for t in range(x_BxTxPxD.shape[1])], axis=1)
+    kernel = self._param("proj_kernel", (n, e, d), ("heads", "head_dim", "embed"), xavier(d, d))
+    return jnp.einsum("BTPnE,nED->BTPD", out_BxTxPxnxe, kernel).astype(jnp.float32)
+
+  def _mlp(self, x_BxTxPxD):
+    d, h = self.cfg.dim, int(2 * self.cfg.mlp_ratio * self.cfg.dim / 3)
+    kernel = self._param("up_kernel", (d, 2, h), ("embed", None, "mlp"), xavier(d, h))
+    up = jnp.einsum("BTPD,DxH->BTPxH", x_BxTxPxD.astype(self.cfg.dtype), kernel)
+    down = self._param("down_kernel", (h, d), ("mlp", "embed"), xavier(h, d))
+    return ((nn.silu(up[..., 0, :]) * up[..., 1, :]) @ down).astype(jnp.float32)
+
+  def _param(self, name, shape, axes, init):
+    return self.param(name, nn.with_logical_partitioning(init, axes), shape).astype(self.cfg.dtype)
+
+
+def cosine_loss(features_xF, targets_xF, weight=None) -> jax.Array:
+  """1 - cosine similarity over the last axis, float32 scalar in [0, 2]; exactly 1 where the features are zero.
+
+  `weight` is broadcast against the leading axes (e.g. [B, T, 1, 1]); the mean is over what it selects.
+  """
+  a, b = features_xF.astype(jnp.float32), targets_xF.astype(jnp.float32)
+  # The squared norms get an eps per entry: the gradient at a zero-initialised output stays finite.
+  square = lambda x: jnp.mean(x * x, axis=-1) + 1e-6
+  return _mean(1 - jnp.mean(a * b, axis=-1) * jax.lax.rsqrt(square(a) * square(b)), weight)
+
+
+def mse_loss(features_xF, targets_xF, weight=None) -> jax.Array:
+  """Mean squared error, float32 scalar; `weight` as in `cosine_loss`."""
+  error = features_xF.astype(jnp.float32) - targets_xF.astype(jnp.float32)
+  return _mean(jnp.mean(error * error, axis=-1), weight)
+
+
+def _mean(loss, weight):
+  if weight is None:
+    return loss.mean()
+  weight = jnp.broadcast_to(weight, loss.shape).astype(jnp.float32)
+  return jnp.sum(loss * weight) / jnp.maximum(weight.sum(), 1.0)
