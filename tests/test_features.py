@@ -4,6 +4,7 @@ import functools
 import math
 import pickle
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,8 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from vftok import features
+from vftok.evals.nets import vgg
+from vftok.evals.nets import weights as weights_of_nets
 from vftok.features import convert, frames
 from vftok.features.dinov2 import DINOv2, cubic_matrix
 from vftok.features.vit import ViTConfig
@@ -446,6 +449,27 @@ def test_vjepa2_targets_take_one_tubelet_then_two(weights, reduce):
   groups = {"mean": [[0], [1, 2], [3, 4]], "first": [[0], [1], [3]]}[reduce]
   expected = np.stack([tubelets[:, group].mean(1) for group in groups], axis=1)
   np.testing.assert_allclose(out, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("size,grid,side", [((32, 32), (8, 8), 32), ((16, 16), (16, 16), 32), ((24, 48), (6, 12), 24)])
+def test_vgg16_targets(monkeypatch, size, grid, side):
+  """Frames are enlarged where the patch grid needs it; otherwise cells of their own size are averaged."""
+  trunk = nn.unbox(jax.eval_shape(lambda: vgg.VGG16(vgg.VGG_LAYERS).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))))
+  trunk = {name: value for name, value in trunk["params"].items() if name < "conv3"}
+  rng = np.random.default_rng(3)
+  trunk = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.1, x.shape), jnp.float32), trunk)
+  monkeypatch.setattr(weights_of_nets, "load_lpips", lambda net: {"trunk": trunk, "heads": {}})
+  net, params = features.load("vgg16", layer="relu2_2")
+  assert (net.dim, net.stride, features.FEATURES.keys()) == (128, 2, {"vgg16", "dinov2", "vjepa2"})
+  video = clip(size, frames=5)
+  out = net.targets(params, video, (2, *grid))
+  enlarged = frames.resize(video, (side, side * size[1] // size[0]), "cubic")
+  cells = np.stack([vgg.vgg_features(params, enlarged[:, f], ("relu2_2",))["relu2_2"] for f in range(5)], axis=1)
+  n = cells.shape[2] // grid[0]
+  cells = cells.reshape(2, 5, grid[0], n, grid[1], n, 128).mean((3, 5))
+  np.testing.assert_allclose(out, np.stack([cells[:, 0], cells[:, 1:].mean(1)], axis=1), rtol=1e-4, atol=1e-4)
+  with pytest.raises(ValueError, match="layer is 'relu6_1'"):
+    features.load("vgg16", layer="relu6_1")
 
 
 def test_a_single_frame_is_one_step(weights):

@@ -79,7 +79,10 @@ class FeatureNet:
       raise ValueError(f"reduce is {reduce!r}, expected one of {', '.join(REDUCTIONS)}.")
     m = self.multiple((h, w), shape[2:4])
     frames = jax.lax.stop_gradient(video_BxFxHxWx3.astype(jnp.float32))
-    frames = resize(frames, (h * m * self.stride, w * m * self.stride), self.resize_method)
+    return self._normalise(resize(frames, (h * m * self.stride, w * m * self.stride), self.resize_method))
+
+  def _normalise(self, frames) -> jax.Array:
+    """[-1, 1] -> ImageNet's mean 0 and deviation 1."""
     return (frames * 0.5 + 0.5 - jnp.asarray(IMAGENET_MEAN)) / jnp.asarray(IMAGENET_STD)
 
   def _pool(self, cells_BxTxmhxmwxD, grid) -> jax.Array:
