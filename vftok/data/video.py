@@ -7,8 +7,8 @@ that names the frame.
 from __future__ import annotations
 
 import contextlib
+import io
 import math
-import os
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -17,18 +17,32 @@ import av
 import numpy as np
 from PIL import Image
 
-_STATES_DURATION = {"mov", "matroska", "avi"}  # containers whose header says how long they are, and means it
+STATES_DURATION = {"mov", "matroska", "avi"}  # containers whose header says how long they are, and means it
+
+
+class VideoBytes(io.BytesIO):
+  """An encoded video in memory, under the name that messages call it; goes wherever a path does."""
+
+  def __init__(self, data: bytes, name: str = "the video"):
+    super().__init__(data)
+    self.name = name
+
+  def __str__(self):
+    return self.name
 
 
 def video_info(path) -> tuple[float, float | None]:
   """(frames per second, the average where it varies; seconds, None where the header does not say)."""
-  with _opened(path) as container:
-    stream, seconds = container.streams.video[0], None
-    if stream.duration is not None:
-      seconds = float(stream.duration * stream.time_base)
-    elif container.duration:
-      seconds = container.duration / av.time_base
-    return float(_rate(stream)), seconds
+  with opened(path) as container:
+    return float(rate(container.streams.video[0])), stated_seconds(container)
+
+
+def stated_seconds(container) -> float | None:
+  """Seconds of the first video stream by the header of an open file, None where it does not say."""
+  stream = container.streams.video[0]
+  if stream.duration is not None:
+    return float(stream.duration * stream.time_base)
+  return container.duration / av.time_base if container.duration else None
 
 
 def read_video(path, size=None, fps: float | None = None, **clip) -> tuple[np.ndarray, float]:
@@ -45,6 +59,7 @@ def iter_frames(
   Memory does not grow with length. Rotation written by a phone is applied.
 
   Args:
+    path: a file, or `VideoBytes`.
     size: (H, W) to give back: the short side is resized (bicubic, antialiased), then the centre cropped.
       None keeps the file's own size.
     fps: frames per second to give back, 0.01..1000: at each moment the frame that is on screen then, by the
@@ -67,7 +82,7 @@ def iter_frames(
   for name, count in (("max_frames", max_frames), ("min_frames", min_frames)):
     if count is not None and count < 1:
       raise ValueError(f"{name} is {count}, expected a number of frames: pass 1 or more.")
-  return _clip(Path(path), size, fps, start, max_frames, min_frames)
+  return _clip(path, size, fps, start, max_frames, min_frames)
 
 
 def check_fps(fps: float) -> None:
@@ -78,8 +93,8 @@ def check_fps(fps: float) -> None:
 
 def _clip(path, size, fps, start, max_frames, min_frames):
   count, shape = 0, None
-  with contextlib.closing(_decoded(path)) as decoded:
-    for frame in _on_screen(decoded, fps, start):
+  with contextlib.closing(decoded(path)) as frames:
+    for frame in _on_screen(frames, fps, start):
       pixels = _pixels(frame, size)
       shape = shape or pixels.shape
       if pixels.shape != shape:
@@ -96,10 +111,10 @@ def _clip(path, size, fps, start, max_frames, min_frames):
     raise ValueError(f"{path} has {count} frames{where}, expected at least {min_frames}: ask for fewer.")
 
 
-def _on_screen(decoded, fps, start):
+def _on_screen(frames, fps, start):
   """The frames to give back, in order; one comes twice where fps is above the file's own."""
   eps, shown = 1e-6, 0  # seconds: containers round their timestamps
-  for begin, end, frame in decoded:
+  for begin, end, frame in frames:
     if fps is None and begin >= start - eps:
       yield frame
     while fps is not None and start + shown / fps < end - eps:
@@ -107,12 +122,12 @@ def _on_screen(decoded, fps, start):
       shown += 1
 
 
-def _decoded(path):
+def decoded(path):
   """Yields (begin, end, frame), in seconds from the first frame; raises where the file is not healthy."""
-  with _opened(path) as container:
+  with opened(path) as container:
     stream = container.streams.video[0]
     stream.codec_context.options = {"err_detect": "explode"}  # by default FFmpeg paints over damage
-    period = float(1 / _rate(stream))
+    period = float(1 / rate(stream))
     count, frame, begin, origin, reached = 0, None, 0.0, 0.0, 0.0
     try:
       for packet in container.demux():
@@ -147,12 +162,12 @@ def _check_end(path, container, count, end, reached):
   """Raises ValueError where the file ends before its header says it would."""
   stream, kinds = container.streams.video[0], set(container.format.name.split(","))
   promised = end
-  if kinds & _STATES_DURATION and stream.duration is not None:
+  if kinds & STATES_DURATION and stream.duration is not None:
     promised = float(stream.duration * stream.time_base)
-  elif kinds & _STATES_DURATION and container.duration:
+  elif kinds & STATES_DURATION and container.duration:
     promised, end = container.duration / av.time_base, reached
   # A stated frame count makes a loss certain; a bare duration may be rounded or padded by whoever wrote it.
-  period = float(1 / _rate(stream))
+  period = float(1 / rate(stream))
   slack = 1.5 * period if stream.frames > count else max(0.25, 3 * period)
   if end < promised - slack:
     raise ValueError(
@@ -160,25 +175,23 @@ def _check_end(path, container, count, end, reached):
       "get a whole copy of it, or read less of it with max_frames."
     )
   if "gif" in kinds:
-    with open(path, "rb") as file:
-      file.seek(max(0, os.path.getsize(path) - 64))
+    with contextlib.nullcontext(path) if isinstance(path, VideoBytes) else open(path, "rb") as file:
+      file.seek(max(0, file.seek(0, io.SEEK_END) - 64))
       if not file.read().rstrip(b"\0").endswith(b";"):
         raise ValueError(f"{path} was cut short, it ends at frame {count}: get a whole copy of it.")
 
 
 @contextlib.contextmanager
-def _opened(path):
-  """An input container that holds a video stream."""
-  path = Path(path)
-  if not path.exists():
-    raise FileNotFoundError(f"{path} does not exist: check the path of the video.")
-  if not path.is_file():
-    raise ValueError(f"{path} is not a file, expected a video: pass an .mp4 or the like.")
-  if path.stat().st_size == 0:
-    raise ValueError(f"{path} is empty (0 bytes), expected a video: get a whole copy of it.")
+def opened(path, timeout: float | None = None):
+  """An input container that holds a video stream; a path whose storage hangs for `timeout` seconds is an error."""
   try:
     # A colon in the path makes no protocol of it, and a playlist must not reach for the network.
-    container = av.open(f"file:{path}", metadata_errors="ignore", options={"protocol_whitelist": "file"})
+    container = av.open(
+      _checked(path),
+      metadata_errors="ignore",
+      options={"protocol_whitelist": "file"},
+      timeout=timeout,
+    )
   except av.error.FFmpegError as error:
     reason = (error.strerror or type(error).__name__).lower()
     raise ValueError(f"{path} is cut short or not a video ({reason}): pass a file that FFmpeg can play.") from error
@@ -189,7 +202,24 @@ def _opened(path):
     yield container
 
 
-def _rate(stream) -> Fraction:
+def _checked(path):
+  """What FFmpeg opens: a file that is there and not empty."""
+  if isinstance(path, VideoBytes):
+    size = path.seek(0, io.SEEK_END)
+    path.seek(0)
+  else:
+    file = Path(path)
+    if not file.exists():
+      raise FileNotFoundError(f"{path} does not exist: check the path of the video.")
+    if not file.is_file():
+      raise ValueError(f"{path} is not a file, expected a video: pass an .mp4 or the like.")
+    size = file.stat().st_size
+  if size == 0:
+    raise ValueError(f"{path} is empty (0 bytes), expected a video: get a whole copy of it.")
+  return path if isinstance(path, VideoBytes) else f"file:{path}"
+
+
+def rate(stream) -> Fraction:
   return stream.average_rate or stream.guessed_rate or Fraction(25)
 
 

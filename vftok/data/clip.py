@@ -1,0 +1,175 @@
+"""One clip of a fixed shape out of what a source gives: which moments, which crop, flipped or not.
+
+Training draws all of it from the generator that is passed; evaluation takes the middle of the video and of the
+picture. The picture is resized (bicubic, antialiased) as a whole and then cropped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from av.video.reformatter import ColorPrimaries, ColorTrc, Interpolation, VideoReformatter
+from PIL import Image
+
+from vftok.data.video import VideoBytes, check_fps
+from vftok.data.window import shown
+
+_MIDDLE = 0.5 - 1e-9  # just under one half: of an odd number of pixels too many, the smaller half goes first
+_HDR = {ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67}
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipSpec:
+  """What every clip of a loader looks like.
+
+  Attributes:
+    frames: frames per clip, F.
+    size: (H, W) in pixels.
+    fps: frames per second to show it at, 0.01..1000; None keeps each video's own (average) rate.
+    flip: mirror left and right with probability 1/2, in training.
+    scale: range of the crop's side relative to the largest that fits, 0 < low <= high <= 1, in training.
+    timeout: seconds that reading one clip may take.
+  """
+
+  frames: int = 17
+  size: tuple[int, int] = (64, 64)
+  fps: float | None = 8.0
+  flip: bool = False
+  scale: tuple[float, float] = (1.0, 1.0)
+  timeout: float = 60.0
+
+  def __post_init__(self):
+    if self.frames < 1:
+      raise ValueError(f"frames is {self.frames}, expected a number of frames: pass 1 or more.")
+    if len(self.size) != 2 or min(self.size) < 1:
+      raise ValueError(f"size is {self.size}, expected (height, width) in pixels: pass two numbers of at least 1.")
+    if self.fps is not None:
+      check_fps(self.fps)
+    if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
+      raise ValueError(f"scale is {self.scale}, expected (low, high) with 0 < low <= high <= 1: change the crop.")
+    if not self.timeout > 0:
+      raise ValueError(f"timeout is {self.timeout}, expected seconds above 0: pass 60 or so.")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Draw:
+  """Where the clip lies: moment, top and left in [0, 1) of the room there is."""
+
+  moment: float = _MIDDLE
+  top: float = _MIDDLE
+  left: float = _MIDDLE
+  scale: float = 1.0
+  flip: bool = False
+
+
+def load_clip(record: Mapping[str, Any], spec: ClipSpec, rng: np.random.Generator | None = None) -> np.ndarray:
+  """Frames uint8 [F, H, W, 3] of one record of a source (see `sources.Source`).
+
+  Args:
+    record: holds one of "mp4" (bytes), "path" (with "start" and "end" in seconds, if only a part counts) or
+      "frames" (uint8 [F, H, W, 3], with "fps").
+    rng: draws moment, crop and flip; None takes the middle.
+
+  Raises:
+    FileNotFoundError, ValueError: the video is missing, damaged, or shorter than the clip.
+    TimeoutError: it took longer than `spec.timeout` seconds.
+  """
+  draw = _Draw()
+  if rng is not None:
+    moment, top, left, scale, flip = rng.random(5)
+    low, high = spec.scale
+    draw = _Draw(moment, top, left, low + (high - low) * scale, spec.flip and flip < 0.5)
+  frames = _from_array(record, spec, draw) if "frames" in record else _from_video(record, spec, draw)
+  return np.ascontiguousarray(frames[:, :, ::-1]) if draw.flip else frames
+
+
+def moments(spec: ClipSpec, begin: float, end: float, rate: float, moment: float) -> np.ndarray:
+  """Seconds, float64 [F], at which to look at a video that runs from `begin` to `end`.
+
+  Looks half-way between two frames of the video where it can, so that rounded timestamps change nothing.
+  """
+  fps = spec.fps or rate
+  span = (spec.frames - 1) / fps
+  room = end - begin - span
+  if room <= 1e-6:
+    have = math.floor(max(0.0, end - begin) * fps + 1e-6)
+    raise ValueError(f"has {have} frames at {fps:g} frames per second, expected at least {spec.frames}: leave it out.")
+  offset = (math.floor(moment * room * rate) + 0.5) / rate
+  return begin + min(offset, room - 1e-6) + np.arange(spec.frames) / fps
+
+
+def _from_video(record, spec, draw):
+  name = record.get("name") or str(record.get("path", "the video"))
+  video = VideoBytes(record["mp4"], name) if "mp4" in record else record["path"]
+  deadline = time.monotonic() + spec.timeout
+
+  def check():
+    if time.monotonic() > deadline:
+      raise TimeoutError(f"{name} took longer than {spec.timeout:g} s")
+
+  def choose(seconds, rate):
+    begin, end = record.get("start"), record.get("end")
+    try:
+      return moments(spec, begin or 0.0, seconds if end is None else min(end, seconds), rate, draw.moment)
+    except ValueError as error:
+      raise ValueError(f"{name} {error}") from None
+
+  clip = np.empty((spec.frames, *spec.size, 3), np.uint8)
+  painter, done = VideoReformatter(), {}  # one for all frames: its tables are costly to make
+  for k, frame in shown(video, choose, check, spec.timeout):
+    if frame.pts in done and frame.pts is not None:  # on screen at two moments
+      clip[k] = clip[done[frame.pts]]
+    else:
+      clip[k], done[frame.pts] = _pixels(frame, painter, spec, draw), k
+  return clip
+
+
+def _pixels(frame, painter, spec, draw):
+  """uint8 [H, W, 3] of a decoded frame, turned upright; resized in YUV and then converted, the cheap order."""
+  turns = round(frame.rotation / 90) % 4
+  upright = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
+  resized, window = _crop(*upright, spec, draw)
+  height, width = resized[::-1] if turns % 2 else resized
+  tone = {}
+  if frame.color_trc in _HDR:
+    tone = dict(dst_color_trc=ColorTrc.BT709, dst_color_primaries=ColorPrimaries.BT709)
+  picture = painter.reformat(
+    frame,
+    width,
+    height,
+    "rgb24",
+    interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND,
+    threads=1,
+    **tone,
+  )
+  return np.rot90(picture.to_ndarray(), turns)[window]
+
+
+def _crop(height, width, spec, draw):
+  """((height, width) to resize the whole picture to, the window to cut out of that)."""
+  h, w = spec.size
+  step = min(height / h, width / w) * draw.scale  # pixels of the picture per pixel of the clip
+  rows, columns = max(h, round(height / step)), max(w, round(width / step))
+  top, left = int(draw.top * (rows - h + 1)), int(draw.left * (columns - w + 1))
+  return (rows, columns), (slice(top, top + h), slice(left, left + w))
+
+
+def _from_array(record, spec, draw):
+  frames, rate = np.asarray(record["frames"]), record.get("fps")
+  if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
+    raise ValueError(f"{record['name']} has frames {frames.dtype} {frames.shape}, expected uint8 [F, H, W, 3].")
+  rate = rate or spec.fps or 1.0
+  try:
+    chosen = frames[np.floor(moments(spec, 0.0, len(frames) / rate, rate, draw.moment) * rate).astype(int)]
+  except ValueError as error:
+    raise ValueError(f"{record['name']} {error}") from None
+  (rows, columns), window = _crop(*frames.shape[1:3], spec, draw)
+  if (rows, columns) != frames.shape[1:3]:
+    resize = lambda picture: Image.fromarray(picture).resize((columns, rows), Image.Resampling.BICUBIC)
+    return np.stack([np.asarray(resize(picture))[window] for picture in chosen])
+  return np.ascontiguousarray(chosen[:, *window])

@@ -1,0 +1,137 @@
+"""Which example comes when, and how it is read: what the loader's workers run."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import functools
+import itertools
+import threading
+from typing import Any
+
+import grain
+import numpy as np
+
+from vftok.data import bad_clips
+from vftok.data.clip import ClipSpec, load_clip
+
+MAX_FAILURES = 32  # clips in a row, drawn at random from one source: past that the source itself is broken
+_hung: set[tuple[str, int]] = set()  # (source, index) of this process: waiting once is enough
+_hung_lock = threading.Lock()
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """Which examples of the whole sequence this process reads."""
+
+  start: int
+  batch: int
+  index: int
+  count: int
+
+  @property
+  def size(self) -> int:
+    return self.batch // self.count
+
+  def __call__(self, i: int) -> int:
+    batch, place = divmod(i, self.size)
+    return self.start + batch * self.batch + self.index * self.size + place
+
+
+def mix(lengths, weights, seed):
+  """Example number -> (source, index within it)."""
+  orders = []
+  for i, length in enumerate(lengths):
+    own_seed = int(np.random.SeedSequence([seed, i]).generate_state(1)[0])
+    order = grain.MapDataset.range(length).seed(own_seed).shuffle().repeat()
+    orders.append(order.map(functools.partial(_tagged, i)))
+  return grain.MapDataset.mix(orders, weights)
+
+
+def _tagged(source, index):
+  return source, int(index)
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+  """The i-th example of this process; picklable, for the workers."""
+
+  names: tuple[str, ...]
+  sources: tuple
+  spec: ClipSpec
+  seed: int
+  order: Any  # None in evaluation
+  part: Part
+  log: str | None
+  latents: tuple[int, ...] | None
+
+  @functools.cached_property
+  def ends(self) -> list[int]:
+    return list(itertools.accumulate(len(source) for source in self.sources))
+
+  def __call__(self, i: int) -> dict[str, Any]:
+    number = self.part(int(i))
+    return self._evaluation(number) if self.order is None else self._training(number)
+
+  def _evaluation(self, number):
+    if number >= self.ends[-1]:
+      return self._padding()
+    source = bisect.bisect_right(self.ends, number)
+    index = number - (self.ends[source] - len(self.sources[source]))
+    example, _ = self._load(source, index, None)
+    return example or self._padding()
+
+  def _training(self, number):
+    source, index = self.order[number]
+    for attempt in range(MAX_FAILURES):
+      rng = np.random.default_rng([self.seed, number, attempt])
+      if attempt:  # in place of a bad clip: any other of its source
+        index = int(rng.integers(len(self.sources[source])))
+      example, reason = self._load(source, index, rng)
+      if example is not None:
+        return example
+    raise ValueError(
+      f"{MAX_FAILURES} clips in a row of source {self.names[source]!r} could not be used, the last one because: "
+      f"{reason}. Check the source, or ask for shorter clips."
+    )
+
+  def _load(self, source, index, rng):
+    """(example, None) or (None, why not)."""
+    name, key = f"number {index}", (self.names[source], index)
+    if key in _hung:
+      return None, "it took too long before"
+    try:
+      record = self.sources[source][index]
+      name = record["name"]
+      if self.latents is None:
+        content = {"video": load_clip(record, self.spec, rng)}
+      else:
+        content = {"latents": record["latents"]}
+    except Exception as error:  # whatever is wrong with one file must not end a run of days
+      if isinstance(error, TimeoutError):
+        with _hung_lock:
+          _hung.add(key)
+      reason = str(error) or type(error).__name__
+      bad_clips.report(self.log, self.names[source], name, reason)
+      return None, reason
+    return {
+      **content,
+      "_mask": np.bool_(True),
+      "label": np.int32(record["label"]),
+      "source": np.int32(source),
+      "index": np.int64(index),
+      "caption": record["caption"],
+    }, None
+
+  def _padding(self):
+    content = {"video": np.zeros((self.spec.frames, *self.spec.size, 3), np.uint8)}
+    if self.latents is not None:
+      content = {"latents": np.zeros(self.latents, np.float16)}
+    return {
+      **content,
+      "_mask": np.bool_(False),
+      "label": np.int32(-1),
+      "source": np.int32(-1),
+      "index": np.int64(-1),
+      "caption": "",
+    }

@@ -1,0 +1,185 @@
+"""Batches of clips by example number: batch n is a function of (sources, spec, seed, n) and of nothing else.
+
+So a run that stops after N examples goes on with `start=N`, and neither the number of workers nor that of hosts
+changes what is in a batch. Every random choice about example e comes from a generator keyed by (seed, e).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import grain
+import numpy as np
+
+from vftok.data.clip import ClipSpec
+from vftok.data.examples import Examples, Part, mix
+from vftok.data.sources import make_source
+
+__all__ = ["ClipSpec", "Loader", "make_loader"]
+
+_PLAIN = ("kind", "weight", "split")
+
+
+def make_loader(
+  sources: Mapping[str, Mapping[str, Any]],
+  spec: ClipSpec,
+  batch_size: int,
+  *,
+  seed: int = 0,
+  split: str = "train",
+  train: bool = True,
+  start: int = 0,
+  workers: int = 0,
+  bad_clips: str | os.PathLike | None = None,
+  process_index: int | None = None,
+  process_count: int | None = None,
+) -> Loader:
+  """Batches for this process of a mix of sources.
+
+  Training is endless: every source is shuffled anew in each of its epochs and the sources interleave by weight.
+  Evaluation is one pass over all of them, one after the other, in order; the last batch is padded.
+
+  Args:
+    sources: {name: dict(kind=, weight=1, split=, **options)}: `kind` is a key of `sources.DATASETS`, `split`
+      stands in for the loader's, the rest goes to the source.
+    batch_size: examples of a batch over all processes; each gets an equal and contiguous part of it.
+    start: examples (over all processes) to skip: a multiple of batch_size. They are not read.
+    workers: processes that decode; 0 decodes in threads of this one. They start by importing the main script
+      again, which must guard itself by `if __name__ == "__main__"`.
+    bad_clips: a file that gets a JSON line for every clip that could not be used (see `bad_clips`).
+    process_index, process_count: by default those of jax.
+
+  Raises:
+    ValueError, FileNotFoundError: an argument out of range, or a source that cannot be opened.
+  """
+  if process_count is None or process_index is None:
+    import jax
+
+    process_index, process_count = jax.process_index(), jax.process_count()
+  if batch_size < 1 or batch_size % process_count:
+    raise ValueError(f"batch_size is {batch_size}, expected a multiple of the {process_count} processes: change it.")
+  if start < 0 or start % batch_size:
+    raise ValueError(f"start is {start}, expected a multiple of batch_size {batch_size}: pass examples consumed.")
+  if seed < 0 or workers < 0:
+    raise ValueError(f"seed is {seed} and workers {workers}, expected numbers of at least 0: change them.")
+  if not sources:
+    raise ValueError("sources is empty, expected at least one: name one of vftok.data.sources.DATASETS.")
+  opened, weights = {}, []
+  for name, entry in sources.items():
+    if "kind" not in entry:
+      raise ValueError(f"source {name!r} has no kind, expected one of vftok.data.sources.DATASETS: add it.")
+    options = {key: value for key, value in entry.items() if key not in _PLAIN}
+    opened[name] = make_source(entry["kind"], entry.get("split", split), options)
+    weights.append(float(entry.get("weight", 1.0)))
+    if not 0 < weights[-1] < float("inf"):
+      raise ValueError(f"source {name!r} has weight {weights[-1]}, expected more than 0: leave it out, or raise it.")
+  shapes = {getattr(source, "shape", None) for source in opened.values()}
+  if len(shapes) > 1:
+    raise ValueError("some sources give latents and others video (or latents of another shape): mix only one kind.")
+  part = Part(start, batch_size, process_index, process_count)
+  examples = Examples(
+    names=tuple(opened),
+    sources=tuple(opened.values()),
+    spec=spec,
+    seed=seed,
+    order=mix([len(source) for source in opened.values()], weights, seed) if train else None,
+    part=part,
+    log=None if bad_clips is None else os.fspath(bad_clips),
+    latents=shapes.pop(),
+  )
+  return Loader(examples, workers)
+
+
+class Loader:
+  """An iterable of batches; each `iter` begins at `start` anew. Use as a context manager, or call `close`.
+
+  A batch is a dict of numpy arrays over this process's b = batch_size / processes examples:
+    "video" uint8 [b, F, H, W, 3], or "latents" float16 [b, T, h, w, C];
+    "_mask" bool [b], False for padding and, in evaluation, for clips that could not be used;
+    "label" int32 [b], -1 unknown; "source" int32 [b], position in `names`; "index" int64 [b], within the source
+    (both -1 where the mask is False); "caption" object [b] of str.
+
+  Attributes:
+    names: of the sources.
+    label_names: {name of a source: its label names, () where it has none}.
+    examples: examples of one pass over all sources (and all processes).
+    wait_seconds: how long the consumer has waited for batches in total.
+  """
+
+  def __init__(self, examples: Examples, workers: int):
+    self.names, self.examples, self.wait_seconds = examples.names, examples.ends[-1], 0.0
+    self.label_names = {
+      name: tuple(getattr(source, "label_names", ()))
+      for name, source in zip(examples.names, examples.sources, strict=True)
+    }
+    self._endless, self._part, self._iterators = examples.order is not None, examples.part, []
+    size = examples.part.size
+    count = 2**62 if self._endless else len(self) * size
+    if self._endless:
+      examples.order[0]  # grain makes its bookkeeping at the first access, and not thread-safely
+    threads = grain.ReadOptions(num_threads=1 if workers else 2, prefetch_buffer_size=2 if workers else 2 * size)
+    dataset = grain.MapDataset.range(count).map(examples).to_iter_dataset(threads)
+    if workers:
+      _parse_flags()
+      buffer = -(-2 * size // workers)
+      dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=buffer))
+    # Batching comes after the workers: each of them sees only its stride of the examples.
+    self._dataset = dataset.batch(size, batch_fn=_stack)
+
+  def __len__(self) -> int:
+    """Batches of one pass in evaluation, from `start` on."""
+    if self._endless:
+      raise TypeError("a loader for training is endless and has no length.")
+    return max(0, -(-(self.examples - self._part.start) // self._part.batch))
+
+  def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+    iterator = iter(self._dataset)
+    self._iterators.append(iterator)
+    iterator.start_prefetch()  # now, not when the first batch is asked for: programs compile meanwhile
+    return self._batches(iterator)
+
+  def _batches(self, iterator):
+    try:
+      while True:
+        begin = time.perf_counter()
+        batch = next(iterator, None)
+        self.wait_seconds += time.perf_counter() - begin
+        if batch is None:
+          return
+        yield batch
+    finally:
+      self._close(iterator)
+
+  def _close(self, iterator):
+    if iterator in self._iterators:
+      self._iterators.remove(iterator)
+      iterator.close()
+
+  def close(self) -> None:
+    """Stops threads and workers."""
+    for iterator in list(self._iterators):
+      self._close(iterator)
+
+  def __enter__(self) -> Loader:
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
+
+
+def _stack(examples):
+  """A batch of examples; strings stay Python objects."""
+  batch = {key: np.stack([example[key] for example in examples]) for key in examples[0] if key != "caption"}
+  captions = np.empty(len(examples), object)
+  captions[:] = [example["caption"] for example in examples]
+  return batch | {"caption": captions}
+
+
+def _parse_flags():
+  from absl import flags
+
+  if not flags.FLAGS.is_parsed():  # grain's workers read flags, which only absl.app.run parses
+    flags.FLAGS.mark_as_parsed()

@@ -1,0 +1,96 @@
+"""Where clips come from: one random-access interface, and the table `DATASETS` of everything that has it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from vftok.data.folder import video_folder
+from vftok.data.latents import latents
+from vftok.data.shapes import ShapesSource
+from vftok.data.tfds_source import TfdsSource, named_tfds, open_tfds
+
+
+class Source(Protocol):
+  """A picklable random-access collection of clips; may also have `label_names: tuple[str, ...]`.
+
+  A record is a dict with one of
+    "mp4": bytes of a video file (any container and codec),
+    "path": of a video file, with "start" and "end" in seconds where only a part of it counts,
+    "frames": uint8 [F, H, W, 3],
+    "latents": float16 [T, h, w, C],
+  and "caption" (str), "label" (int, -1 unknown), "name" (str, what a log calls the clip), "fps" (float or None).
+  """
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+def clips(split: str, *, directory: str | os.PathLike | None = None) -> Source:
+  """The packaged real clips, as `python -m vftok.tools.prepare_clips` writes them."""
+  from vftok.packaged import cache_dir
+
+  directory = Path(directory) if directory else cache_dir() / "clips"
+  if not any(directory.glob("**/dataset_info.json")):
+    raise FileNotFoundError(
+      f"{directory} holds no prepared clips: run `python -m vftok.tools.prepare_clips`, or pass the directory it wrote."
+    )
+  return TfdsSource(open_tfds(directory), split, video="mp4", name="source", time="start")
+
+
+def tfds(
+  split: str,
+  *,
+  name: str | None = None,
+  directory: str | os.PathLike | None = None,
+  video: str = "video",
+  caption: str | None = None,
+  label: str | None = "label",
+  fps: float | None = None,
+) -> Source:
+  """Any TensorFlow Datasets set that is prepared as ArrayRecord; TensorFlow itself is not needed.
+
+  Args:
+    split: of the set, slices such as "train[:90%]" included.
+    name: as tfds.builder takes it, looked for in `directory` or in the TFDS default folder.
+    directory: without `name`: the folder of one prepared set, or one of its parents.
+    video, caption, label: names of features. A video is the bytes of a file, or uint8 [F, H, W, 3].
+    fps: of videos that are stored as frames.
+  """
+  if name is None and directory is None:
+    raise ValueError("neither name nor directory of the TFDS set is given: pass one of them.")
+  builder = open_tfds(directory) if name is None else named_tfds(name, directory)
+  return TfdsSource(builder, split, video=video, caption=caption, label=label, fps=fps)
+
+
+def sim(split: str, **options) -> Source:
+  """Rendered scenes whose content is known exactly; see vftok.data.sim. Needs the extra `sim`."""
+  from vftok.data.sim import SimSource
+
+  return SimSource(split=split, **options)
+
+
+DATASETS: dict[str, Callable[..., Source]] = {
+  "clips": clips,
+  "video_folder": video_folder,
+  "tfds": tfds,
+  "sim": sim,
+  "shapes": ShapesSource,
+  "latents": latents,
+}
+
+
+def make_source(kind: str, split: str, options: Mapping[str, Any]) -> Source:
+  """One source of `DATASETS`. Raises ValueError or FileNotFoundError with one sentence where it cannot be had."""
+  if kind not in DATASETS:
+    raise ValueError(f"kind is {kind!r}, expected one of {', '.join(DATASETS)}: see vftok.data.sources.DATASETS.")
+  try:
+    source = DATASETS[kind](split=split, **options)
+  except TypeError as error:
+    raise ValueError(f"{kind} does not take these options ({error}): see vftok.data.sources.") from error
+  if len(source) == 0:
+    raise ValueError(f"{kind} has no clips in split {split!r}: choose another split or change the options.")
+  return source

@@ -1,0 +1,80 @@
+"""TensorFlow Datasets sets stored as ArrayRecord, read without TensorFlow."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+
+class TfdsSource:
+  """A split of a prepared ArrayRecord set, its features renamed to a record's."""
+
+  def __init__(self, builder, split, *, video, caption="caption", label="label", name=None, time=None, fps=None):
+    features = builder.info.features
+    fields = {"video": video, "caption": caption, "label": label, "name": name, "time": time}
+    for option in ("video", "caption", "label"):
+      if fields[option] is not None and fields[option] not in features:
+        raise ValueError(
+          f"{option} is {fields[option]!r}, expected a feature of {builder.name} ({', '.join(features)}): name one."
+        )
+    if split.split("[")[0] not in builder.info.splits:
+      raise ValueError(
+        f"split is {split!r}, expected one of {', '.join(builder.info.splits)} of {builder.name}: choose one."
+      )
+    try:
+      self._records = builder.as_data_source(split=split)
+    except NotImplementedError as error:
+      raise ValueError(
+        f"{builder.data_dir} is not stored as ArrayRecord: prepare it with file_format='array_record'."
+      ) from error
+    self._fields, self._fps, self._set = fields, fps, f"{builder.name}/{split}"
+    self.label_names = tuple(getattr(features.get(label), "names", None) or ()) if label else ()
+
+  def __len__(self):
+    return len(self._records)
+
+  def __getitem__(self, index):
+    example = self._records[index]
+    get = lambda field: example.get(self._fields[field]) if self._fields[field] else None
+    video, label, name = get("video"), get("label"), get("name")
+    kind = "mp4" if isinstance(video, bytes) else "frames"
+    if name is not None:
+      name = f"{_text(name)}@{float(get('time')):.2f}" if get("time") is not None else _text(name)
+    return {
+      kind: video if kind == "mp4" else np.asarray(video),
+      "caption": _text(get("caption") or ""),
+      "label": -1 if label is None else int(label),
+      "name": name or f"{self._set}:{index}",
+      "fps": self._fps or (float(example["fps"]) if "fps" in example else None),
+    }
+
+
+def open_tfds(directory: str | os.PathLike):
+  """The builder of the set prepared in `directory` or below it, the newest version where there are several."""
+  import tensorflow_datasets
+
+  found = sorted(path.parent for path in Path(directory).glob("**/dataset_info.json") if ".incomplete" not in str(path))
+  if not found:
+    raise FileNotFoundError(f"{directory} holds no prepared TFDS set: prepare it as ArrayRecord, or check the path.")
+  if len({path.parent for path in found}) > 1:
+    names = ", ".join(sorted({str(path.parent.relative_to(directory)) for path in found}))
+    raise ValueError(f"{directory} holds several sets ({names}): pass the directory of one.")
+  newest = max(found, key=lambda path: [int(n) if n.isdigit() else 0 for n in path.name.split(".")])
+  return tensorflow_datasets.builder_from_directory(str(newest))
+
+
+def named_tfds(name: str, directory: str | os.PathLike | None):
+  """The builder of a prepared set by its name. Raises FileNotFoundError where it is not in `directory`."""
+  import tensorflow_datasets
+
+  try:
+    return tensorflow_datasets.builder(name, data_dir=directory and str(directory), try_gcs=False)
+  except tensorflow_datasets.core.registered.DatasetNotFoundError as error:
+    where = directory or "the TFDS default folder"
+    raise FileNotFoundError(f"there is no TFDS set {name!r} in {where}: prepare it there first.") from error
+
+
+def _text(value) -> str:
+  return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
