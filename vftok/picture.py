@@ -81,13 +81,17 @@ def _fitting(draw, text, size, width):
   return ImageFont.load_default(size)
 
 
-def curves_png(path, keeps: Sequence[int], bits: Sequence[float], scores: dict, title: str = "") -> None:
+def curves_png(
+  path, keeps: Sequence[int], bits: Sequence[float], scores: dict, title: str = "", *, spreads=None, levels=None
+) -> None:
   """Writes a PNG with one panel per score: over tokens per time step below, over bits of the clip above.
 
   Args:
     keeps: tokens per time step, each once, >= 0.
     bits: of the whole clip, one per keep.
     scores: {"PSNR (dB)": values, ...}, one value per keep; infinite ones are left out.
+    spreads: {"PSNR (dB)": values, ...}, half the height of a band around the curve, one per keep.
+    levels: {"PSNR (dB)": {"VAE alone": value, ...}, ...}, baselines as horizontal lines.
   """
   from matplotlib.figure import Figure  # without pyplot: no window system, no global state
 
@@ -104,6 +108,11 @@ def curves_png(path, keeps: Sequence[int], bits: Sequence[float], scores: dict, 
     y[~np.isfinite(y)] = np.nan
     colour = colours[i % len(colours)]
     axes.plot(x, y, "-o", color=colour, linewidth=1.8, markersize=5)
+    if spreads:
+      half = np.asarray(spreads[name], float)[order]
+      axes.fill_between(x, y - half, y + half, color=colour, alpha=0.18, linewidth=0)
+    for (label, level), dashes in zip((levels or {}).get(name, {}).items(), ("--", ":", "-."), strict=False):
+      axes.axhline(level, color="#777777", linewidth=1.1, linestyle=dashes, label=label)
     for at, value in zip(x, y, strict=True):
       if np.isfinite(value):
         text = f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"
@@ -112,6 +121,8 @@ def curves_png(path, keeps: Sequence[int], bits: Sequence[float], scores: dict, 
     axes.set_xlabel("tokens kept per time step")
     axes.set_ylabel(name)
     axes.grid(color="#e3e3e3", linewidth=0.7)
+    if levels:
+      axes.legend(fontsize=7, frameon=False)
     axes.spines["right"].set_visible(False)
     above = axes.twiny()
     above.spines["right"].set_visible(False)

@@ -13,15 +13,22 @@ import math
 
 import dm_pix
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 _BLOCK = 8  # frames per call: one program serves pieces of any length
 
 
+def frame_scores(a_HxWx3, b_HxWx3):
+  """(mean squared error, SSIM) of two frames in [0, 1], float32; further leading axes of `b` give as many of each."""
+  a = jnp.broadcast_to(a_HxWx3, b_HxWx3.shape)
+  return dm_pix.mse(a, b_HxWx3), dm_pix.ssim(a, b_HxWx3)
+
+
 @jax.jit
 def _scores(a_FxHxWx3, b_FxHxWx3):
-  """(mean squared error, SSIM) of each frame, float32 [F]; on CPU ten times the speed of a call per frame."""
-  return jax.lax.map(lambda ab: (dm_pix.mse(*ab), dm_pix.ssim(*ab)), (a_FxHxWx3, b_FxHxWx3))
+  """`frame_scores` of each frame, float32 [F]; on CPU ten times the speed of a call per frame."""
+  return jax.lax.map(lambda ab: frame_scores(*ab), (a_FxHxWx3, b_FxHxWx3))
 
 
 class PixelScores:

@@ -1,0 +1,233 @@
+"""What an evaluation leaves on disk: numbers, a table, curves, a film and one page to open, whole or not at all."""
+
+from __future__ import annotations
+
+import base64
+import html
+import itertools
+import json
+import re
+import secrets
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vftok.data.video_writer import video_writer
+from vftok.evals.reconstruction import FIRST_FRAME, VAE, Evaluation
+from vftok.evals.scores import METRICS
+from vftok.picture import curves_png, labelled_grid, si
+
+_TITLES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "rfvd": "rFVD"}
+_DIGITS = {"psnr": 2, "ssim": 4, "lpips": 4, "rfvd": 1}
+_RATIO = 1.5  # of the VAE's own LPIPS that full budget may have
+
+
+def write_report(directory, evaluations: Sequence[Evaluation], *, title: str, fps: float = 8.0) -> None:
+  """Makes `directory`: metrics.json, table.md, report.html, and per split curves-, grid-*.png and grid-*.mp4.
+
+  The page carries its pictures and films inside. An earlier report at the same place is replaced.
+
+  Args:
+    evaluations: one or more, of different splits.
+    title: what was evaluated, e.g. the model and its step.
+    fps: of the films.
+
+  Raises:
+    ValueError: `directory` is a file or holds anything that is no report, or two evaluations share a split.
+  """
+  target = Path(directory)
+  splits = [evaluation.rows[0]["split"] for evaluation in evaluations]
+  names = [re.sub(r"[^\w.-]+", "-", split) for split in splits]
+  if not evaluations or len(set(names)) < len(names):
+    raise ValueError(f"the splits are {splits}, expected at least one and each once: name them apart.")
+  if (
+    target.exists() and not (target / "metrics.json").is_file() and not (target.is_dir() and not any(target.iterdir()))
+  ):
+    raise ValueError(f"{target} exists and is no earlier report: choose another directory.")
+  target.parent.mkdir(parents=True, exist_ok=True)
+  partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+  try:
+    partial.mkdir()
+    (partial / "metrics.json").write_text(json.dumps(to_json(evaluations, title), indent=2, allow_nan=False) + "\n")
+    (partial / "table.md").write_text(markdown(evaluations, title))
+    for name, evaluation in zip(names, evaluations, strict=True):
+      _curves(partial / f"curves-{name}.png", evaluation, title)
+      _films(partial, name, evaluation, fps)
+    (partial / "report.html").write_text(_page(partial, names, evaluations, title), encoding="utf-8")
+    if target.exists():
+      old = partial.with_suffix(".old")
+      target.rename(old)
+      partial.rename(target)
+      shutil.rmtree(old)
+    else:
+      partial.rename(target)
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def to_json(evaluations: Sequence[Evaluation], title: str) -> dict[str, Any]:
+  """Plain data; every row carries what its numbers depend on."""
+  splits = [
+    {"split": e.rows[0]["split"], "rows": e.rows, "codebook": e.codebook, "checks": checks(e)} for e in evaluations
+  ]
+  return {"title": title, "splits": splits}
+
+
+def checks(evaluation: Evaluation) -> list[dict[str, Any]]:
+  """[{"check", "holds", "detail"}]: whether the curve behaves as coarse-to-fine tokens should; empty for a VAE alone.
+
+  A step that rises by less than the spread over seeds (of both ends together) counts as level, not as rising.
+  """
+  kept, by_name = _kept(evaluation), {row["name"]: row for row in evaluation.rows}
+  results = []
+  for metric in ("lpips", "rfvd"):
+    if len(kept) > 1 and all(row[metric] is not None for row in kept):
+      rises = []
+      for a, b in itertools.pairwise(kept):
+        noise = float(np.hypot(a["spread"][metric] or 0, b["spread"][metric] or 0))
+        if b[metric] > a[metric] + noise:
+          rises.append(f"{a['name']} to {b['keep']}: {_number(metric, a)} to {_number(metric, b)}")
+      text = f"{_TITLES[metric]} falls from {kept[0]['name']} to {kept[-1]['keep']}"
+      results.append(
+        {"check": text, "holds": not rises, "detail": "; ".join(rises) or "at every step, within the spread over seeds"}
+      )
+  if kept and kept[-1]["lpips"] is not None:
+    ratio = kept[-1]["lpips"] / max(by_name[VAE]["lpips"], 1e-9)
+    text = f"LPIPS at {kept[-1]['name']} is at most {_RATIO} x the VAE's own"
+    results.append({"check": text, "holds": ratio <= _RATIO, "detail": f"{ratio:.2f} x"})
+  if kept and kept[0]["rfvd"] is not None:
+    still, first = by_name[FIRST_FRAME]["rfvd"], kept[0]["rfvd"]
+    text = f"{kept[0]['name']} beats '{FIRST_FRAME}' on rFVD"
+    results.append({"check": text, "holds": first < still, "detail": f"{first:.1f} against {still:.1f}"})
+  return results
+
+
+def markdown(evaluations: Sequence[Evaluation], title: str) -> str:
+  """One table per split, each under the facts its numbers depend on."""
+  parts = [f"# {title}\n"]
+  for evaluation in evaluations:
+    parts.append(f"## {evaluation.rows[0]['split']}\n\n{facts(evaluation)}\n")
+    parts.append(_markdown_table(_cells(evaluation)))
+    if lines := _codebook(evaluation):
+      parts.append(f"\nCodebook: {lines}.\n")
+    marks = {True: "yes", False: "**no**"}
+    parts += [f"- {c['check']}: {marks[c['holds']]} ({c['detail']})\n" for c in checks(evaluation)]
+    parts.append("\n")
+  return "\n".join(parts[:1]) + "\n" + "".join(parts[1:])
+
+
+def facts(evaluation: Evaluation) -> str:
+  """What stands beside the numbers of one split, as one paragraph."""
+  row = evaluation.rows[0]
+  height, width = row["size"]
+  words = [f"{row['clips']} clips of {row['frames']} frames at {height}x{width}, split {row['split']}"]
+  if "seeds" in row:
+    words.append(f"{row['steps']} {row['solver']} steps, guidance {row['guidance']}, seeds {row['seeds']}")
+  if row["lpips_net"]:
+    words.append(f"LPIPS by {row['lpips_net']}")
+  if row["i3d_net"]:
+    note = ", indicative only (fewer than 2048 clips)" if row["indicative"] else ""
+    words.append(f"rFVD on 400 Kinetics logits of I3D at 224x224 by {row['i3d_net']}{note}")
+  return "; ".join(words) + "."
+
+
+def _kept(evaluation):
+  return sorted((row for row in evaluation.rows if row["keep"] is not None), key=lambda row: row["keep"])
+
+
+def _cells(evaluation) -> list[list[str]]:
+  metrics = [m for m in METRICS if any(row[m] is not None for row in evaluation.rows)]
+  kept, rest = _kept(evaluation), [row for row in evaluation.rows if row["keep"] is None]
+  cells = [["", "tokens", "bits", *(_TITLES[m] for m in metrics)]]
+  for row in [*kept, *rest]:
+    sizes = [str(row["tokens"]), f"{row['bits']:.0f}"] if row["tokens"] is not None else ["", ""]
+    cells.append([row["name"], *sizes, *(_number(m, row) for m in metrics)])
+  return cells
+
+
+def _number(metric, row) -> str:
+  if row[metric] is None:
+    return "-"
+  digits, spread = _DIGITS[metric], row["spread"].get(metric)
+  return f"{row[metric]:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
+
+
+def _markdown_table(cells) -> str:
+  lines = ["| " + " | ".join(line) + " |" for line in cells]
+  return "\n".join([lines[0], "| --- |" + " ---: |" * (len(cells[0]) - 1), *lines[1:]]) + "\n"
+
+
+def _codebook(evaluation) -> str:
+  if not (c := evaluation.codebook):
+    return ""
+  return (
+    f"{c['used_codes']} of {c['codebook_size']} codes used ({100 * c['used']:.1f} %), entropy {c['entropy_bits']:.2f} "
+    f"bits pooled, {np.mean(c['entropy_bits_per_register']):.2f} per register on average (from "
+    f"{c['tokens_per_register'][0]} tokens each), {c['bits_per_clip']:.0f} bits per clip, "
+    f"{c['entropy_bits_per_clip']:.0f} by entropy"
+  )
+
+
+def _curves(path, evaluation, title):
+  kept = _kept(evaluation)
+  if not kept:
+    return
+  metrics = [m for m in METRICS if all(row[m] is not None for row in kept)]
+  scores = {_TITLES[m]: [row[m] for row in kept] for m in metrics}
+  spreads = {_TITLES[m]: [row["spread"][m] or 0 for row in kept] for m in metrics}
+  others = [row for row in evaluation.rows if row["keep"] is None]
+  levels = {_TITLES[m]: {row["name"]: row[m] for row in others if row[m] is not None} for m in metrics}
+  about = f"{title}\n{kept[0]['clips']} clips of {kept[0]['frames']} frames, split {kept[0]['split']}"
+  keeps, bits = [row["keep"] for row in kept], [row["bits"] for row in kept]
+  curves_png(path, keeps, bits, scores, about, spreads=spreads, levels=levels)
+
+
+def _films(directory, name, evaluation, fps):
+  """grid-NAME.mp4 and the middle frame of it: one block per clip, the same columns in each."""
+  if not evaluation.media:
+    return
+  rows = {row["name"]: row for row in evaluation.rows}
+  columns = ["original", VAE, *(row["name"] for row in _kept(evaluation))]
+  labels = [n if n not in rows or rows[n]["bits"] is None else f"{n}\n{si(rows[n]['bits'], 'bit')}" for n in columns]
+  grid = np.concatenate([labelled_grid([clip[n] for n in columns], labels) for clip in evaluation.media], axis=1)
+  with video_writer(directory / f"grid-{name}.mp4", fps) as writer:
+    writer.write(grid)
+  Image.fromarray(grid[len(grid) // 2]).save(directory / f"grid-{name}.png")
+
+
+_STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;color:#222}
+table{border-collapse:collapse;margin:1rem 0}td,th{padding:.3rem .8rem;border-bottom:1px solid #ddd;text-align:right}
+td:first-child,th:first-child{text-align:left}img,video{max-width:100%;border-radius:4px}.facts{color:#555}
+.no{color:#b3261e;font-weight:600}"""
+
+
+def _page(directory, names, evaluations, title) -> str:
+  esc = html.escape
+  out = [f"<!doctype html><html lang=en><meta charset=utf-8><title>{esc(title)}</title><style>{_STYLE}</style>"]
+  out.append(f"<h1>{esc(title)}</h1>")
+  for name, evaluation in zip(names, evaluations, strict=True):
+    out.append(f"<h2>{esc(evaluation.rows[0]['split'])}</h2><p class=facts>{esc(facts(evaluation))}</p>")
+    for line, tag in zip(cells := _cells(evaluation), ["th"] + ["td"] * len(cells), strict=False):
+      start = "<table><tr>" if tag == "th" else "<tr>"
+      out.append(start + "".join(f"<{tag}>{esc(cell)}</{tag}>" for cell in line) + "</tr>")
+    out.append("</table>")
+    if lines := _codebook(evaluation):
+      out.append(f"<p>Codebook: {esc(lines)}.</p>")
+    mark = lambda c: "yes" if c["holds"] else "<span class=no>no</span>"
+    items = [f"<li>{esc(c['check'])}: {mark(c)} ({esc(c['detail'])})</li>" for c in checks(evaluation)]
+    out.append(f"<ul>{''.join(items)}</ul>" if items else "")
+    if (curves := directory / f"curves-{name}.png").is_file():
+      out.append(f'<p><img alt="curves over tokens kept" src="{_data(curves, "image/png")}"></p>')
+    if (film := directory / f"grid-{name}.mp4").is_file():
+      poster = _data(directory / f"grid-{name}.png", "image/png")
+      source = _data(film, "video/mp4")
+      out.append(f'<p><video autoplay loop muted controls playsinline poster="{poster}" src="{source}"></video></p>')
+  return "\n".join(out) + "</html>\n"
+
+
+def _data(path: Path, kind: str) -> str:
+  return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"

@@ -1,0 +1,80 @@
+"""Sums and statistics behind a table of reconstructions: one row per (name, seed), batch by batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vftok.evals import frechet
+from vftok.evals.nets.i3d import i3d_logits
+from vftok.evals.nets.vgg import lpips
+from vftok.evals.pixels import frame_scores
+
+METRICS = ("psnr", "ssim", "lpips", "rfvd")
+_MAX_PSNR = 100.0  # dB: a still clip equals its first frame, and the mean over clips must stay finite
+
+
+class Scores:
+  """Sums over clips of every (row, seed), and the feature statistics of each; nothing else is kept."""
+
+  def __init__(self, perceptual, inception):
+    self.perceptual, self.inception = perceptual, inception
+    self.clips, self.shape = 0, None
+    self.sums: dict[tuple[str, int], np.ndarray] = {}
+    self.statistics: dict[Any, frechet.Statistics] = {}
+
+  def features(self, name, seed, video_BxFxHxWx3, mask) -> None:
+    if self.inception is not None:
+      logits = _logits(self.inception, video_BxFxHxWx3)
+      self.statistics.setdefault((name, seed), frechet.Statistics()).update(logits, mask)
+
+  def frames(self, video, videos, mask) -> None:
+    self.features("real", 0, video, mask)
+    scores = _frame_scores(self.perceptual, video, np.stack(list(videos.values())))
+    mse_MxB, ssim_MxB, lpips_MxB = (np.asarray(s, np.float64) for s in scores)
+    psnr_MxB = np.minimum(-10 * np.log10(np.maximum(mse_MxB, 1e-30)), _MAX_PSNR)
+    sums_Mx3 = np.stack([np.where(mask, s, 0).sum(1) for s in (psnr_MxB, ssim_MxB, lpips_MxB)], axis=1)
+    for key, sums in zip(videos, sums_Mx3, strict=True):
+      self.sums[key] = self.sums.get(key, 0) + sums
+    self.clips, self.shape = self.clips + int(mask.sum()), video.shape[1:]
+
+  def table(self):
+    """Yields (row name, numbers): the mean over seeds, their standard deviation (None for one seed), each seed's."""
+    for name in dict.fromkeys(name for name, _ in self.sums):
+      per_seed: dict[str, list] = {m: [] for m in METRICS}
+      for key in (key for key in self.sums if key[0] == name):
+        values = [*(self.sums[key] / self.clips).tolist(), None]
+        if self.perceptual is None:
+          values[2] = None
+        if self.inception is not None and self.clips > 1:
+          values[3] = frechet.distance(self.statistics[key], self.statistics["real", 0])
+        for metric, value in zip(METRICS, values, strict=True):
+          per_seed[metric].append(value)
+      known = {m: v for m, v in per_seed.items() if None not in v}
+      numbers = {m: float(np.mean(known[m])) if m in known else None for m in METRICS}
+      spread = {m: float(np.std(v, ddof=1)) if len(v) > 1 else None for m, v in known.items()}
+      yield name, dict(**numbers, spread=spread, per_seed=known)
+
+
+@jax.jit
+def _logits(params, video_BxFxHxWx3):
+  return i3d_logits(params, video_BxFxHxWx3.astype(jnp.float32) / 127.5 - 1)
+
+
+@jax.jit
+def _frame_scores(params, video_BxFxHxWx3, videos_MxBxFxHxWx3):
+  """(MSE, SSIM, LPIPS) float32 [M, B] each, means over frames; one frame with its M reconstructions at a time."""
+  m, b, f, *hw3 = videos_MxBxFxHxWx3.shape
+
+  def one(frames):
+    real, others = (x.astype(jnp.float32) / 255 for x in frames)
+    mse, ssim = frame_scores(real, others)
+    if params is None:
+      return mse, ssim, jnp.zeros_like(mse)
+    return mse, ssim, lpips(params, real[None] * 2 - 1, others[:, None] * 2 - 1)[:, 0]
+
+  real_N, others_N = video_BxFxHxWx3.reshape(-1, *hw3), jnp.moveaxis(videos_MxBxFxHxWx3.reshape(m, -1, *hw3), 1, 0)
+  return tuple(s.reshape(b, f, m).mean(1).T for s in jax.lax.map(one, (real_N, others_N)))
