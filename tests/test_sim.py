@@ -186,3 +186,41 @@ def test_bad_options(options, words):
 def test_index_out_of_range():
   with pytest.raises(IndexError, match="index is 5, expected 0 to 4"):
     SimSource("train", 5)[5]
+
+
+def test_prepared_set_equals_the_source(tmp_path, monkeypatch, capsys):
+  """Killed in the middle, run again: nothing is there, then everything, and what was rendered is not again."""
+  from vftok.data.tfds_source import TfdsSource, open_tfds
+  from vftok.tools import prepare_sim
+
+  monkeypatch.setattr(prepare_sim, "CHUNK", 2)
+  out, render, rendered = tmp_path / "set", sim._render, []
+
+  def interrupted(*args):
+    if len(rendered) == 5:
+      raise KeyboardInterrupt
+    return rendered.append(args) or render(*args)
+
+  command = ["--out", str(out), "--count", "6", "--val", "2", "--test", "2", "--size", "16", "--frames", "3"]
+  monkeypatch.setattr(sim, "_render", interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    prepare_sim.main(command)
+  assert not out.exists()
+  rendered.clear()
+  monkeypatch.setattr(sim, "_render", lambda *args: rendered.append(args) or render(*args))
+  monkeypatch.setattr(prepare_sim, "_sheet", lambda *args: None)
+  prepare_sim.main(command)
+  assert len(rendered) == 6, "4 of the 10 clips were whole chunks before"
+  assert sorted(path.name for path in out.iterdir()) == ["recipe.json", "vftok_sim"]
+  assert [path.name for path in tmp_path.iterdir()] == ["set"]
+  for split, count in (("train", 6), ("val", 2), ("test", 2)):
+    source = SimSource(split, count, size=16, frames=3)
+    read = TfdsSource(open_tfds(out), split, video="frames")
+    assert len(read) == count and read.label_names == OBJECTS
+    for i in range(count):
+      one, other = read[i], source[i]
+      np.testing.assert_array_equal(one["frames"], other["frames"])
+      assert all(one[key] == other[key] for key in ("caption", "label", "fps"))
+  rendered.clear()
+  prepare_sim.main(command)
+  assert "already there" in capsys.readouterr().out and not rendered

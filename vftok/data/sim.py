@@ -43,6 +43,7 @@ MOTIONS = {
 }
 CAMERAS = {"still": "still camera", "rise": "the camera rises", "sink": "the camera sinks"}
 SPLITS = ("train", "val", "test")
+SIMPLE_OBJECTS = ("cube", "ball", "cone", "ring", "duck")  # told apart at 32 x 32 pixels
 _LOCK = threading.Lock()  # one PyBullet client per process, and a loader reads with threads
 
 
@@ -79,7 +80,7 @@ class SimSource:
     size: int = 64,
     frames: int = 17,
     seed: int = 0,
-    objects=("cube", "ball", "cone", "ring", "duck"),
+    objects=SIMPLE_OBJECTS,
     colours=tuple(COLOURS),
     motions=tuple(MOTIONS),
     cameras=("still",),
@@ -130,7 +131,7 @@ class SimSource:
     scene, rng = self._scene(index)
     return {
       "frames": _render(scene, rng, self.size, self.frames),
-      "caption": caption(scene),
+      "caption": self.caption(index),
       "label": OBJECTS.index(scene["object"]),
       "name": f"sim/{self.split}/{index}",
       "fps": FPS,
@@ -139,6 +140,19 @@ class SimSource:
   def attributes(self, index: int) -> dict:
     """dict of object, colour, motion, camera, floor, sky (names), and second: None or (object, colour)."""
     return self._scene(index)[0]
+
+  def caption(self, index: int) -> str:
+    """One sentence by a fixed grammar, from the attributes; nothing is rendered."""
+
+    def a(words: str) -> str:
+      return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+    scene = self.attributes(index)
+    beside = "" if scene["second"] is None else ", a small {1} {0} beside it".format(*scene["second"])
+    return (
+      f"{a(scene['colour'])} {scene['object']} {MOTIONS[scene['motion']]} on {a(scene['floor'])} floor "
+      f"under {a(scene['sky'])} sky{beside}, {CAMERAS[scene['camera']]}"
+    )
 
   def _scene(self, index: int):
     if not 0 <= index < self.count:
@@ -153,19 +167,6 @@ class SimSource:
     if rng.random() < self.second_object:
       second = (self._objects[rng.integers(len(self._objects))], others[rng.integers(len(others))])
     return scene | {"second": second}, rng
-
-
-def caption(scene: dict) -> str:
-  """One sentence by a fixed grammar, from a scene's attributes."""
-
-  def a(words: str) -> str:
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
-
-  beside = "" if scene["second"] is None else ", a small {1} {0} beside it".format(*scene["second"])
-  return (
-    f"{a(scene['colour'])} {scene['object']} {MOTIONS[scene['motion']]} on {a(scene['floor'])} floor "
-    f"under {a(scene['sky'])} sky{beside}, {CAMERAS[scene['camera']]}"
-  )
 
 
 def _path(motion: str, time: float) -> tuple[float, float, float, float]:

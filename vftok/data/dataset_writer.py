@@ -1,0 +1,99 @@
+"""Writes TFDS sets as ArrayRecord, without TensorFlow, whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+RECIPE = "recipe.json"
+
+
+def is_made(path: Path, recipe: Mapping) -> bool:
+  """True where `path` was written by `whole_directory` from this recipe."""
+  return _recipe(path) == json.loads(json.dumps(recipe))
+
+
+@contextlib.contextmanager
+def whole_directory(path: Path, recipe: Mapping) -> Iterator[Path]:
+  """Gives a temporary directory beside `path` that becomes `path` when the block succeeds, and is removed when not.
+
+  `recipe` (JSON) says what is in it and lies beside it as recipe.json. A directory that was written this way
+  before is replaced; one that was not is left alone.
+
+  Raises:
+    ValueError: `path` exists and holds something else.
+  """
+  if path.exists() and not (path.is_dir() and (_recipe(path) is not None or not any(path.iterdir()))):
+    raise ValueError(f"{path} exists and was not written by this tool, so it is left alone: choose another --out.")
+  temporary, old = (path.with_name(f".{path.name}.{end}") for end in ("part", "old"))
+  _remove(temporary)  # of a run that was killed
+  temporary.mkdir(parents=True)
+  try:
+    yield temporary
+    (temporary / RECIPE).write_text(json.dumps(recipe, indent=2) + "\n")
+    _remove(old)
+    if path.exists():
+      os.replace(path, old)
+    os.replace(temporary, path)
+  finally:
+    _remove(temporary)
+    _remove(old)
+
+
+def write_tfds(
+  directory: Path,
+  name: str,
+  version: str,
+  description: str,
+  features: Mapping,
+  splits: Mapping[str, Callable[[], Iterable[dict]]],
+) -> None:
+  """Writes a TFDS set to `directory`/name/version; examples keep their order.
+
+  Args:
+    features: {name: TFDS feature}. Raw images, videos and bfloat16 need TensorFlow, the others do not.
+    splits: {split: function that gives its examples, dicts of the features}. No split may be empty.
+  """
+  import tensorflow_datasets as tfds
+
+  with tfds.core.registered.skip_registration():
+
+    class Builder(tfds.core.GeneratorBasedBuilder):
+      VERSION = tfds.core.Version(version)
+
+      def _info(self):
+        return tfds.core.DatasetInfo(
+          builder=self,
+          description=description,
+          features=tfds.features.FeaturesDict(dict(features)),
+          disable_shuffling=True,
+        )
+
+      def _split_generators(self, dl_manager):
+        return {split: enumerate(examples()) for split, examples in splits.items()}
+
+      def _generate_examples(self):
+        raise NotImplementedError  # the generators above are the examples
+
+  Builder.name = name
+  tfds.disable_progress_bar()
+  with contextlib.redirect_stdout(io.StringIO()):  # it speaks of downloads, and there are none
+    Builder(data_dir=str(directory), file_format="array_record").download_and_prepare()
+  _remove(directory / "downloads")
+
+
+def _recipe(path: Path):
+  try:
+    return json.loads((path / RECIPE).read_text())
+  except (OSError, ValueError):
+    return None
+
+
+def _remove(path: Path) -> None:
+  if path.exists():
+    shutil.rmtree(path)
