@@ -17,7 +17,7 @@ from vftok.models.layers import POSITION_KINDS, PositionConfig
 from vftok.models.transformer import StackConfig
 from vftok.models.vae import VAEConfig
 
-FORMAT = "vftok-tokenizer"
+FORMAT, FORMAT_VAE = "vftok-tokenizer", "vftok-vae"
 FORMAT_VERSION = 1
 DTYPES = ("float32", "bfloat16")
 # Far above any model; below what could exhaust memory while a damaged config is looked at.
@@ -29,7 +29,7 @@ class TokenizerConfig:
   """Attributes:
   levels: FSQ levels, the codebook is their product.
   chunk_frames, overlap_frames: geometry of long video; chunks advance by chunk_frames - overlap_frames.
-  latent_size: (h, w) of the VAE grid the model was made for; pixels are 8 times that.
+  latent_size: (h, w) of the VAE grid the model was made for; pixels are `vae.space_stride` times that.
   dino_frames: "" or how DINO features of a frame group are made ("first", "avg"), where the encoder reads them.
   """
 
@@ -67,12 +67,21 @@ def from_json(data: dict[str, Any]) -> TokenizerConfig:
   return cfg
 
 
+def vae_to_json(cfg: VAEConfig) -> dict[str, Any]:
+  return {"format": FORMAT_VAE, "version": FORMAT_VERSION, **dataclasses.asdict(cfg)}
+
+
+def vae_from_json(data: dict[str, Any]) -> VAEConfig:
+  """As `from_json`, of a VAE by itself."""
+  cfg = _build(VAEConfig, {k: v for k, v in data.items() if k not in ("format", "version")}, "config")
+  check_vae(cfg)
+  return cfg
+
+
 def check(cfg: TokenizerConfig) -> None:
   """Raises ValueError naming the first value that no model can have, before anything is built from it."""
   vae, enc, dec = cfg.vae, cfg.encoder, cfg.decoder
-  _counts("vae", ch=vae.ch, ch_mult=vae.ch_mult, num_res_blocks=vae.num_res_blocks, z_channels=vae.z_channels)
-  _expect(vae.in_channels == 3, "vae.in_channels", vae.in_channels, "3")
-  _expect(vae.dtype in DTYPES, "vae.dtype", vae.dtype, " or ".join(DTYPES))
+  check_vae(vae)
   _counts("config", levels=cfg.levels, chunk_frames=cfg.chunk_frames, latent_size=cfg.latent_size)
   _expect(
     cfg.levels and math.prod(cfg.levels) <= MAX_CODEBOOK,
@@ -126,6 +135,14 @@ def check(cfg: TokenizerConfig) -> None:
   _expect(dec.time_features % 2 == 0, "decoder.time_features", dec.time_features, "an even number")
   ok = math.isfinite(dec.max_timestep) and dec.max_timestep > 0
   _expect(ok, "decoder.max_timestep", dec.max_timestep, "a positive number")
+
+
+def check_vae(vae: VAEConfig) -> None:
+  """`check` of a VAE by itself."""
+  _counts("vae", ch=vae.ch, ch_mult=vae.ch_mult, num_res_blocks=vae.num_res_blocks, z_channels=vae.z_channels)
+  _counts("vae", stem=vae.stem)
+  _expect(vae.in_channels == 3, "vae.in_channels", vae.in_channels, "3")
+  _expect(vae.dtype in DTYPES, "vae.dtype", vae.dtype, " or ".join(DTYPES))
 
 
 def _check_stack(name: str, stack: StackConfig) -> None:

@@ -32,7 +32,7 @@ class Geometry:
 
   @property
   def spatial_factor(self) -> int:
-    return 2 ** (len(self.cfg.vae.ch_mult) - 1)
+    return self.cfg.vae.space_stride
 
   @property
   def frame_size(self) -> tuple[int, int]:

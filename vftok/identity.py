@@ -23,6 +23,8 @@ def fingerprint(cfg: TokenizerConfig, params) -> str:
   for name in ("dtype", "remat", "scan"):
     del encoder["stack"][name]
   decides = [encoder, cfg.levels, cfg.chunk_frames, cfg.overlap_frames, cfg.latent_size, cfg.dino_frames]
+  if cfg.vae.latent_std:  # part of the encoder where a model has them; none of the released ones does
+    decides += [cfg.vae.latent_mean, cfg.vae.latent_std]
   digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode())
   tensors = nn.unbox({"vae": params["vae"]["encoder"], "encoder": params["encoder"]})
   for path, value in jax.tree_util.tree_flatten_with_path(tensors)[0]:

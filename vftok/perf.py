@@ -6,10 +6,13 @@ embedding and head projections are left out: under 1 % at the sizes of the relea
 
 from __future__ import annotations
 
+import time
+
 import jax
+import jax.numpy as jnp
 
 from vftok.models.transformer import StackConfig
-from vftok.models.vae import TIME_LEVELS, VAEConfig
+from vftok.models.vae import VAEConfig
 from vftok.packaged import cache_dir
 
 
@@ -24,12 +27,17 @@ def stack_flops(cfg: StackConfig, length: int, pairs: int | None = None) -> floa
   return cfg.depth * (2 * length * matrices + 4 * pairs * cfg.dim)
 
 
+def attended_pairs(steps: int, block: int) -> int:
+  """(query, key) pairs of a time-causal mask: step t sees the t + 1 blocks up to its own."""
+  return block * block * steps * (steps + 1) // 2
+
+
 def vae_flops(cfg: VAEConfig, frames: int, height: int, width: int) -> tuple[float, float]:
   """(encode, decode) forward FLOPs of the VAE on one video by its plain convolutions and attention.
 
   Counted as the dense algorithm runs: causal zero padding and nearest upsampling included, nothing skipped.
   """
-  blocks, ch, last = cfg.num_res_blocks, cfg.ch, len(cfg.ch_mult) - 1
+  blocks, ch, last, pixels = cfg.num_res_blocks, cfg.ch, len(cfg.ch_mult) - 1, cfg.in_channels * cfg.stem**2
   widths = [ch * m for m in cfg.ch_mult]
   padded = -(-frames // 4) * 4  # what the network really sees: 17 -> 20
 
@@ -45,14 +53,15 @@ def vae_flops(cfg: VAEConfig, frames: int, height: int, width: int) -> tuple[flo
       )
     return total
 
-  encode, area, time, c = padded * height * width * 2 * 27 * cfg.in_channels * ch, height * width, padded, ch
+  area, time, c = height * width / cfg.stem**2, padded, ch
+  encode = time * area * 2 * 27 * pixels * ch
   for i, wide in enumerate(widths):
     encode += level(time * area, c, wide, blocks)
     c = wide
-    if i < last:
+    if i in cfg.halves_space:
       area /= 4
       encode += time * area * 2 * 9 * c * c
-    if i in TIME_LEVELS:
+    if i in cfg.time_levels:
       time /= 2
       encode += time * area * 2 * 27 * c * c
   encode += middle(time * area, area, c) + time * area * 2 * 27 * c * 2 * cfg.z_channels
@@ -61,13 +70,15 @@ def vae_flops(cfg: VAEConfig, frames: int, height: int, width: int) -> tuple[flo
   for i in range(last, -1, -1):
     decode += level(time * area, c, widths[i], blocks + 1)
     c = widths[i]
-    if i > 0:
+    if i - 1 in cfg.halves_space:
       area *= 4
       decode += time * area * 2 * 9 * c * c
-    if i in TIME_LEVELS:
+    if i in cfg.time_levels:
       time *= 2
       decode += time * area * 2 * 27 * c * c
-  return encode, decode + time * area * 2 * 27 * c * cfg.in_channels
+  decode += time * area * 2 * 27 * c * pixels
+  code = padded * height * width * 2 * cfg.in_channels * cfg.z_channels if cfg.linear else 0.0
+  return (encode if cfg.encoder_net else 0.0) + code, decode + code
 
 
 def use_compile_cache() -> None:
@@ -85,3 +96,34 @@ def use_compile_cache() -> None:
   jax.config.update("jax_compilation_cache_dir", str(directory))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+# Dense bfloat16 FLOP/s of one device, from the vendors' data sheets.
+PEAKS = {
+  "TPU v4": 275e12,
+  "TPU v5 lite": 197e12,
+  "TPU v5": 459e12,
+  "TPU v5p": 459e12,
+  "TPU v6 lite": 918e12,
+  "NVIDIA A100": 312e12,
+  "NVIDIA H100": 989e12,
+}
+
+
+def machine_flops() -> float:
+  """FLOP/s that all devices together could do: the data sheet's where known, else a jitted matmul, timed now."""
+  kind = jax.devices()[0].device_kind
+  fits = lambda name: kind.startswith(name) if name.startswith("NVIDIA") else kind == name
+  known = [rate for name, rate in PEAKS.items() if fits(name)]
+  if known:
+    return known[0] * jax.device_count()
+  size = 1024
+  a = jnp.ones((size, size), jnp.float32)
+  matmul = jax.jit(lambda x: x @ x)
+  jax.block_until_ready(matmul(a))
+  took = []
+  for _ in range(5):
+    start = time.perf_counter()
+    jax.block_until_ready(matmul(a))
+    took.append(time.perf_counter() - start)
+  return 2 * size**3 / min(took)  # simulated CPU devices share one machine

@@ -50,6 +50,12 @@ def labelled_grid(videos: Sequence[np.ndarray], labels: Sequence[str]) -> np.nda
   return grid
 
 
+def video_rows(columns: dict[str, np.ndarray]) -> np.ndarray:
+  """One row per clip, one labelled column per kind: {label: uint8 [n, F, H, W, 3]} -> uint8 [F, H', W', 3]."""
+  tall = [np.concatenate(list(clips), axis=1) for clips in columns.values()]
+  return labelled_grid(tall, list(columns))
+
+
 @functools.lru_cache(maxsize=4)
 def _layout(labels, height, width):
   """(ground uint8 [H', W', 3] with the labels, corner (top, left) of each tile, tile (height, width))."""

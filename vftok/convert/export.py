@@ -44,6 +44,8 @@ CANONICAL = Names(ENCODER_NAMES, DECODER_NAMES)
 
 def export(cfg: TokenizerConfig, params, directory: str | os.PathLike) -> None:
   """Writes config.json and model.safetensors as the PyTorch package and `Tokenizer.load` read them."""
+  if not cfg.vae.released:
+    raise ValueError("this model's VAE is not VidTok's (stem, linear code or latent scale): save() keeps it whole.")
   flat = traverse.flatten_dict(nn.unbox(params))
   tensors = {}
   for key, rule in reference_weights.rules(cfg, CANONICAL).items():
@@ -54,7 +56,7 @@ def export(cfg: TokenizerConfig, params, directory: str | os.PathLike) -> None:
 
 def reference_config(cfg: TokenizerConfig) -> dict[str, Any]:
   """The config.json that describes `cfg` in the reference's terms."""
-  size = 2 ** (len(cfg.vae.ch_mult) - 1) * cfg.latent_size[0]
+  size = cfg.vae.space_stride * cfg.latent_size[0]
   steps = (cfg.chunk_frames - 1) // 4 + 1
   wrapper = {
     "video_flex_tok": {

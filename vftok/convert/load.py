@@ -13,9 +13,10 @@ import jax
 import numpy as np
 
 from vftok import hub
-from vftok.config import FORMAT, TokenizerConfig, from_json, to_json
+from vftok.config import FORMAT, FORMAT_VAE, TokenizerConfig, from_json, to_json, vae_from_json, vae_to_json
 from vftok.convert import reference_config, reference_weights, vidtok
 from vftok.convert.reference_weights import VAE_PREFIX
+from vftok.models.vae import VAE, VAEConfig
 
 
 @functools.cache
@@ -41,19 +42,42 @@ def save(cfg: TokenizerConfig, params, directory: str | os.PathLike) -> None:
   hub.save_files(directory, {key: np.asarray(value) for key, value in flat.items()}, to_json(cfg))
 
 
+def load_vae(name: str | os.PathLike) -> tuple[VAEConfig, dict[str, Any]]:
+  """(config, parameters) of a VAE: of its own file (`save_vae`), or out of any tokenizer that `load` reads."""
+  checkpoint = hub.open_checkpoint(name)
+  if checkpoint.config.get("format") != FORMAT_VAE:
+    cfg, params = load(name)
+    return cfg.vae, params["vae"]
+  cfg = vae_from_json(checkpoint.config)
+  video = jax.ShapeDtypeStruct((1, 1, cfg.space_stride, cfg.space_stride, cfg.in_channels), np.float32)
+  tree = nn.unbox(jax.eval_shape(VAE(cfg).init, jax.random.key(0), video))["params"]
+  return cfg, _read_leaves(checkpoint, traverse.flatten_dict(tree))
+
+
+def save_vae(cfg: VAEConfig, params, directory: str | os.PathLike) -> None:
+  """A VAE by itself, in vftok's layout: what `configs/tokenizer.py` trains on."""
+  flat = traverse.flatten_dict(nn.unbox(params), sep="/")
+  hub.save_files(directory, {key: np.asarray(value) for key, value in flat.items()}, vae_to_json(cfg))
+
+
 def _load_own(checkpoint: hub.Checkpoint) -> tuple[TokenizerConfig, dict[str, Any]]:
   if checkpoint.config["format"] != FORMAT:
     raise ValueError(
       f"{checkpoint.path} has format {checkpoint.config['format']!r}, expected {FORMAT!r}: it is no tokenizer."
     )
   cfg = from_json(checkpoint.config)
-  expected = {"/".join(path): leaf.shape for path, leaf in abstract_params(cfg).items()}
+  return cfg, _read_leaves(checkpoint, abstract_params(cfg))
+
+
+def _read_leaves(checkpoint: hub.Checkpoint, leaves: dict[tuple[str, ...], jax.ShapeDtypeStruct]) -> dict[str, Any]:
+  """The tree of a file in vftok's layout, strict in both directions."""
+  expected = {"/".join(path): leaf.shape for path, leaf in leaves.items()}
   found = checkpoint.shapes
   hub.report_keys(checkpoint.path, expected.keys() - found.keys(), found.keys() - expected.keys())
   for key, shape in expected.items():
     hub.report_shape(checkpoint.path, key, found[key], shape)
   flat = {key: jax.numpy.asarray(value) for key, value in checkpoint.tensors(expected)}
-  return cfg, traverse.unflatten_dict(flat, sep="/")
+  return traverse.unflatten_dict(flat, sep="/")
 
 
 def _load_reference(checkpoint: hub.Checkpoint, vae) -> tuple[TokenizerConfig, dict[str, Any]]:

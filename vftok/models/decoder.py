@@ -76,6 +76,7 @@ class Decoder(nn.Module):
     null_B=None,
     total=None,
     collect=False,
+    readout_at: int | None = None,
   ):
     """Velocity at flow time t.
 
@@ -86,6 +87,8 @@ class Decoder(nn.Module):
       t_B: float in [0, 1]; 1 is pure noise.
       prefix_BxT: bool, steps given as clean frames. null_B: bool, samples without condition.
       total: registers the k slots and the collapsed one stand for; default the model's. total=k: no collapsed one.
+      readout_at: index of the block whose patch tokens the REPA head reads (cfg.readout); then the result is
+        (velocity, features [B, T, h', w', F]).
     """
     cfg, dim = self.cfg, self.cfg.stack.dim
     b, steps, k, _ = codes_BxTxkxc.shape
@@ -105,18 +108,29 @@ class Decoder(nn.Module):
 
     features = timestep_features(t_B, cfg.max_timestep, cfg.time_features)
     temb_BxD = nn.silu(Linear(dim, (None, "embed"), name="time_in")(features))
-    temb_BxD = Linear(dim, (None, "embed"), name="time_out")(temb_BxD)
+    temb_BxD = Linear(dim, ("embed", "embed_out"), name="time_out")(temb_BxD)
 
     layout = Layout(steps, h * w, registers.shape[2], cfg.mask, cfg.cross, last_stands_for=max(dropped, 1))
     packed = jnp.concatenate([patches.reshape(b, steps, h * w, dim), registers], axis=2)
     packed = packed.reshape(b, layout.length, dim)
     stack = Stack(cfg.stack, name="stack")
-    out, blocks = stack(packed, layout, temb_BxD, collect=True) if collect else (stack(packed, layout, temb_BxD), None)
+    blocks = tapped = None
+    if collect:
+      out, blocks = stack(packed, layout, temb_BxD, collect=True)
+    elif readout_at is not None:
+      out, tapped = stack(packed, layout, temb_BxD, tap=readout_at)
+    else:
+      out = stack(packed, layout, temb_BxD)
     velocity = self._head(out.reshape(b, steps, layout.block, dim)[:, :, : h * w], temb_BxD)
     velocity = unpatchify(velocity.reshape(b, steps, h, w, -1), cfg.patch)
-    if self.is_initializing() and cfg.readout is not None:
+    if tapped is not None or (self.is_initializing() and cfg.readout is not None):
+      if cfg.readout is None:
+        raise ValueError("readout_at is set and the decoder has no readout: give its config one, (depth, features).")
       readout = Readout(readout_stack(cfg.stack, cfg.readout[0]), cfg.readout[1], name="readout")
-      readout(patches.reshape(b, steps * h * w, dim), Layout(steps, h * w, 0, "time_block_causal"))
+      source = patches if tapped is None else tapped.reshape(b, steps, layout.block, dim)[:, :, : h * w]
+      features = readout(source.reshape(b, steps * h * w, dim), Layout(steps, h * w, 0, "time_block_causal"))
+      if tapped is not None:
+        return velocity, features.reshape(b, steps, h, w, -1)
     named = {"patches": patches, "registers": registers, "packed": packed, "blocks": blocks, "temb": temb_BxD}
     return (velocity, named) if collect else velocity
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 SOLVERS = ("euler", "heun", "ab2")
+TIME_LAWS = ("mode", "logit_normal", "uniform")
 
 
 def interpolate(clean, noise, t_B) -> jax.Array:
@@ -32,6 +33,28 @@ def loss(velocity, clean, noise, valid_BxT=None) -> jax.Array:
     return error.mean()
   weight = jnp.broadcast_to(valid_BxT[:, :, None, None, None], error.shape).astype(jnp.float32)
   return (error * weight).sum() / jnp.maximum(weight.sum(), 1)
+
+
+def sample_time(key, *, law: str = "mode", mode_scale: float = 0.25, high: float = 0.0, low_end: float = 0.75):
+  """A flow time of one example, float32 in [0, 1] (spec section 4.5).
+
+  Args:
+    law: "mode" 1 - u - s (cos^2(pi u / 2) - 1 + u) with u uniform and s = mode_scale (Esser et al. 2024, arXiv
+      2403.03206, eq. 20); "logit_normal" sigmoid of a standard normal; "uniform".
+    high: share of examples drawn from [low_end, 1] instead, where the decoder can only follow the tokens.
+  """
+  draw, other, choice = jax.random.split(key, 3)
+  u = jax.random.uniform(draw)
+  if law == "mode":
+    t = 1 - u - mode_scale * (jnp.square(jnp.cos(jnp.pi / 2 * u)) - 1 + u)
+  elif law == "logit_normal":
+    t = jax.nn.sigmoid(jax.random.normal(draw))
+  elif law == "uniform":
+    t = u
+  else:
+    raise ValueError(f"noise law is {law!r}, expected one of {', '.join(TIME_LAWS)}.")
+  top = jax.random.uniform(other, minval=low_end, maxval=1.0)
+  return jnp.where(jax.random.uniform(choice) < high, top, t) if high else t
 
 
 @flax.struct.dataclass

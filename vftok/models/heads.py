@@ -134,15 +134,20 @@ def cosine_loss(features_xF, targets_xF, weight=None) -> jax.Array:
 
   `weight` is broadcast against the leading axes (e.g. [B, T, 1, 1]); the mean is over what it selects.
   """
-  a, b = features_xF.astype(jnp.float32), targets_xF.astype(jnp.float32)
+  return _mean(1 - cosine_similarity(features_xF, targets_xF), weight)
+
+
+def cosine_similarity(features_xF, targets_xF) -> jax.Array:
+  """Cosine over the last axis, float32 [x]; 0 where the features are zero."""
+  a, b = jnp.asarray(features_xF, jnp.float32), jnp.asarray(targets_xF, jnp.float32)
   # The squared norms get an eps per entry: the gradient at a zero-initialised output stays finite.
   square = lambda x: jnp.mean(x * x, axis=-1) + 1e-6
-  return _mean(1 - jnp.mean(a * b, axis=-1) * jax.lax.rsqrt(square(a) * square(b)), weight)
+  return jnp.mean(a * b, axis=-1) * jax.lax.rsqrt(square(a) * square(b))
 
 
 def mse_loss(features_xF, targets_xF, weight=None) -> jax.Array:
   """Mean squared error, float32 scalar; `weight` as in `cosine_loss`."""
-  error = features_xF.astype(jnp.float32) - targets_xF.astype(jnp.float32)
+  error = jnp.asarray(features_xF, jnp.float32) - jnp.asarray(targets_xF, jnp.float32)
   return _mean(jnp.mean(error * error, axis=-1), weight)
 
 

@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from vftok.models.attention import Layout, attend
 from vftok.models.layers import layer_norm, xavier
+from vftok.sharding import constrain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +49,17 @@ class StackConfig:
 
 
 class Stack(nn.Module):
-  """x [B, N, D] through `depth` blocks. With collect=True also the output of every block, [L, B, N, D]."""
+  """x [B, N, D] through `depth` blocks. With collect=True also the output of every block, [L, B, N, D]; with `tap`
+  (the index of a block) that block's output alone, [B, N, D].
+  """
 
   cfg: StackConfig
 
   @nn.compact
-  def __call__(self, x_BxNxD, layout: Layout, cond_BxD=None, *, collect: bool = False):
+  def __call__(self, x_BxNxD, layout: Layout, cond_BxD=None, *, collect: bool = False, tap: int | None = None):
     cfg = self.cfg
+    if tap is not None and not 0 <= tap < cfg.depth:
+      raise ValueError(f"tap is {tap}, expected the index of a block, 0..{cfg.depth - 1}.")
     block = Block
     if cfg.remat != "none":
       policy = getattr(jax.checkpoint_policies, cfg.remat, None)
@@ -70,19 +75,36 @@ class Stack(nn.Module):
       in_axes=nn.broadcast,
       metadata_params={nn.PARTITION_NAME: "layers"},
     )
-    x, outputs = scanned(cfg, layout, collect, name="blocks")(x_BxNxD, cond_BxD)
+    carry = (
+      constrain(x_BxNxD, "batch", "length", None),
+      *((x_BxNxD, jnp.int32(0)) if tap is not None else (None, None)),
+    )
+    (x, tapped, _), outputs = scanned(cfg, layout, collect, tap, name="blocks")(carry, cond_BxD)
+    if tap is not None:
+      return x, tapped
     return (x, outputs) if collect else x
 
 
 class Block(nn.Module):
-  """x += gate * Attn(mod(LN x)); x += gate * MLP(mod(LN x)). Returns (x, x if collect)."""
+  """x += gate * Attn(mod(LN x)); x += gate * MLP(mod(LN x)).
+
+  The carry is (x, output of block `tap` so far, index of this block), the last two None without a tap.
+  """
 
   cfg: StackConfig
   layout: Layout
   collect: bool = False
+  tap: int | None = None
 
   @nn.compact
-  def __call__(self, x_BxNxD, cond_BxD=None):
+  def __call__(self, carry, cond_BxD=None):
+    x_BxNxD, tapped, index = carry
+    x_BxNxD = self._block(x_BxNxD, cond_BxD)
+    if self.tap is not None:  # a select in the carry: stacking all outputs would cost depth times the memory
+      tapped, index = jnp.where(index == self.tap, x_BxNxD, tapped), index + 1
+    return (x_BxNxD, tapped, index), (x_BxNxD if self.collect else None)
+
+  def _block(self, x_BxNxD, cond_BxD):
     if self.cfg.adaln:
       gate_att, gate_mlp, shift_att, scale_att, shift_mlp, scale_mlp = self._modulation(cond_BxD)
       y = self._attention(self._per_step(lambda x: layer_norm(x) * (1 + scale_att) + shift_att, x_BxNxD))
@@ -92,12 +114,14 @@ class Block(nn.Module):
     else:
       x_BxNxD = x_BxNxD + self._attention(layer_norm(x_BxNxD))
       x_BxNxD = x_BxNxD + self._mlp(layer_norm(x_BxNxD))
-    return x_BxNxD, (x_BxNxD if self.collect else None)
+    return x_BxNxD
 
   def _modulation(self, cond_BxD):
     """Six of [B, 1, 1 or S, D]: a vector per kind of token, chosen by the slot in the step, never expanded to N."""
     cfg, d = self.cfg, self.cfg.dim
-    kernel = self._param("adaln_kernel", (d, cfg.adaln, 6, d), ("embed", None, None, None), nn.initializers.zeros)
+    kernel = self._param(
+      "adaln_kernel", (d, cfg.adaln, 6, d), ("embed", None, None, "embed_out"), nn.initializers.zeros
+    )
     bias = self._param("adaln_bias", (cfg.adaln, 6, d), (None, None, None), nn.initializers.zeros)
     m_BxEx6xD = jnp.einsum("BD,DExF->BExF", nn.silu(cond_BxD).astype(cfg.dtype), kernel) + bias
     return [by_kind(m_BxEx6xD[:, :, i], self.layout) for i in range(6)]

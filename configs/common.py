@@ -1,0 +1,101 @@
+"""What all experiments share. An experiment file starts from `base` and says what is its own."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from vftok.packaged import cache_dir
+
+
+def base(**own) -> ConfigDict:
+  """The keys of every run, with `own` over them; a key that no run has is an error at the command line."""
+  cfg = ConfigDict(
+    dict(
+      task="",
+      title="",  # of reports and model cards
+      seed=0,
+      steps=1000,
+      minutes=0.0,  # stop and save after so much time; 0: no limit
+      batch_size=8,  # over all devices
+      accumulate=1,  # slices of a batch computed one after the other
+      mesh=dict(data=-1, fsdp=1, tensor=1, seq=1),
+      freeze=(),  # parts of the model that stay as they are
+      init_from="",  # a model to start from
+      resume_from="",  # another run's workdir to go on from
+      vae="",  # the VAE under a tokenizer
+      ema=0.999,
+      optim=dict(
+        lr=1e-3,
+        schedule="cosine",
+        warmup=100,
+        final=0.01,
+        b1=0.9,
+        b2=0.99,
+        eps=1e-8,
+        mu_dtype="float32",
+        weight_decay=0.02,
+        clip=1.0,
+        mup_base_width=0,  # 0: no muP
+        lr_groups=dict(),  # {"critic": 2.0}: factors on the learning rate of parts
+      ),
+      data=dict(
+        sources=dict(),
+        frames=17,
+        size=64,
+        fps=8.0,
+        flip=False,
+        scale=(1.0, 1.0),
+        timeout=60.0,
+        workers=2,
+      ),
+      eval=dict(
+        sets=dict(),
+        clips=0,  # of each set; 0: all
+        batch_size=8,
+        keeps=(),
+        seeds=(0,),
+        steps=25,
+        guidance=1.0,
+        lpips_net="vgg",
+        rfvd=True,
+        media=6,
+      ),
+      log_every=10,
+      media_every=500,
+      save_every=500,
+      eval_every=0,
+      keep_checkpoints=2,
+      profile=(0, 0),
+      wandb="",
+    ),
+    convert_dict=True,
+  )
+  for name, value in own.items():
+    if isinstance(value, dict) and name in cfg and cfg[name]:
+      cfg[name].update(ConfigDict(value))
+    else:
+      cfg[name] = ConfigDict(value) if isinstance(value, dict) else value
+  return cfg
+
+
+def shapes(count: int = 64) -> dict:
+  """Sources that need nothing on disk: moving shapes drawn by numpy."""
+  return dict(shapes=dict(kind="shapes", count=count))
+
+
+def mini_data() -> dict:
+  """What the mini models see: written by `python -m vftok.tools.prepare_sim` and `python -m vftok.tools.prepare_clips`."""
+  return dict(
+    sim=dict(kind="clips", directory=str(cache_dir() / "sim"), weight=0.9), clips=dict(kind="clips", weight=0.1)
+  )
+
+
+def mini_sets() -> dict:
+  """Held-out sets of the mini models: unseen scenes, unseen combinations, unseen times and unseen sources."""
+  sim = dict(kind="clips", directory=str(cache_dir() / "sim"))
+  return dict(
+    sim_val=dict(sim=dict(sim, split="val")),
+    sim_test=dict(sim=dict(sim, split="test")),
+    clips_time=dict(clips=dict(kind="clips", split="val_time")),
+    clips_source=dict(clips=dict(kind="clips", split="val_source")),
+  )

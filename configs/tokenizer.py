@@ -1,0 +1,198 @@
+"""VideoFlexTok: configs/tokenizer.py:SIZE with SIZE one of smoke, mini, d12_d12, d18_d18, d18_d28, and d18_d28_stage2.
+
+The paper's recipe as far as it is known; values marked `unknown` are not published, they are our defaults.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from configs import common
+from vftok.config import TokenizerConfig
+from vftok.models.decoder import DecoderConfig
+from vftok.models.encoder import EncoderConfig
+from vftok.models.layers import PositionConfig
+from vftok.models.transformer import StackConfig
+from vftok.models.vae import VAEConfig
+
+LOSS = dict(
+  time="mode",  # law of the flow time: mode, logit_normal or uniform; unknown
+  mode_scale=0.25,  # unknown
+  high=0.0,  # share of flow times from [high_from, 1] instead
+  high_from=0.75,
+  nested="pow2",  # law of the registers kept
+  share="mix",  # paper: shared; mix also draws counts per time step, which adaptive budgets need
+  null=0.1,  # share of clips without condition; unknown
+  given_probs=(1.0,),  # P(0, 1, ... latents given clean at the start)
+  given_clean=0.5,  # share of these without any noise
+  given_noise=0.02,  # flow time of the others is uniform below it
+  repa=0.0,  # weight of aligning a decoder layer to a frozen net
+  repa_layer=0,  # index of that block; unknown whether 0 or 1
+  prefix_latents=0.0,  # weight of the head that rebuilds latents from the kept prefix alone
+  prefix_features=0.0,  # the same for features of a frozen net (SemanTok)
+  prefix_width=768,
+  prefix_depth=2,
+  features="vgg16",  # vgg16, dinov2 or vjepa2
+  features_path="",  # its weights; vgg16 needs none
+  features_reduce="mean",  # of the frames of a latent; unknown
+  usage=0.0,  # weight of keeping codes spread over the batch
+  show_steps=12,
+  show_guidance=1.5,
+)
+
+
+def get_config(size: str = "mini"):
+  sizes = dict(smoke=smoke, mini=mini, d12_d12=d12_d12, d18_d18=d18_d18, d18_d28=d18_d28, d18_d28_stage2=d18_d28_stage2)
+  return sizes[size]()
+
+
+def _model(
+  width, encoder, decoder, *, registers, levels, latent, patch, vae=None, decoder_width=None, readout=None, **stack
+):
+  """The tokenizer's config as a plain dict; widths are 64 per head."""
+  grid = PositionConfig("learnable_sum", (16, 16, 16))
+  cfg = TokenizerConfig(
+    vae=vae or VAEConfig(),
+    encoder=EncoderConfig(
+      stack=StackConfig(width, encoder, **stack),
+      patch=patch,
+      positions=grid,
+      registers=registers,
+      out_dim=len(levels),
+    ),
+    decoder=DecoderConfig(
+      stack=StackConfig(decoder_width or width, decoder, adaln=2, **stack),
+      patch=patch,
+      positions=grid,
+      registers=registers,
+      register_positions=PositionConfig("learnable_sum", (max(16, registers),) * 2),
+      code_dim=len(levels),
+      readout=readout,
+    ),
+    levels=levels,
+    latent_size=(latent, latent),
+  )
+  return dataclasses.asdict(cfg)
+
+
+def smoke():
+  """Two seconds a step on any machine: for tests. Every term of the loss that needs no download is on."""
+  vae = VAEConfig(ch=8, ch_mult=(1, 1, 1), num_res_blocks=1, z_channels=4, stem=2, space_levels=(0,), linear=True)
+  return common.base(
+    task="tokenizer",
+    title="tokenizer smoke",
+    steps=4,
+    batch_size=4,
+    model=_model(64, 1, 2, registers=4, levels=(5, 5), latent=4, patch=(1, 2, 2), vae=vae),
+    loss={
+      **LOSS,
+      "prefix_latents": 0.5,
+      "prefix_width": 64,
+      "prefix_depth": 1,
+      "usage": 0.1,
+      "high": 0.3,
+      "given_probs": (0.5, 0.5),
+      "show_steps": 2,
+    },
+    data=dict(sources=common.shapes(), size=16, workers=0),
+    eval=dict(
+      sets=dict(shapes=common.shapes(6)), keeps=(1, 4), steps=2, lpips_net="", rfvd=False, batch_size=4, media=2
+    ),
+    optim=dict(lr=1e-3, warmup=2),
+    log_every=1,
+    save_every=2,
+    media_every=0,
+  )
+
+
+def mini():
+  """16 registers at 32x32: what the shipped `vftok-mini` is trained with, on two CPU cores."""
+  return common.base(
+    task="tokenizer",
+    title="vftok-mini",
+    steps=20_000,
+    batch_size=16,
+    vae="vftok-mini-vae",
+    model=_model(192, 3, 6, registers=16, levels=(8, 5, 5, 5), latent=8, patch=(1, 2, 2)),
+    loss={
+      **LOSS,
+      "high": 0.4,
+      "prefix_latents": 0.5,
+      "prefix_width": 192,
+      "usage": 0.05,
+      "given_probs": (0.8, 0.2),
+    },
+    data=dict(sources=common.mini_data(), size=32),
+    eval=dict(sets=common.mini_sets(), clips=256, media=8, seeds=(0, 1, 2), guidance=1.5),
+    optim=dict(lr=1e-3, final=0.03, warmup=150, b2=0.98),
+    ema=0.999,
+  )
+
+
+def _paper(encoder: int, decoder: int, *, size: int, patch, **own):
+  """Stage 1 of the paper: encoder and decoder of 64 * depth, REPA to DINOv2-L on the first block, muP."""
+  return common.base(
+    task="tokenizer",
+    title=f"VideoFlexTok d{encoder}-d{decoder}",
+    vae="EPFL-VILAB/videoflextok_d18_d18_k600",  # any model that carries the VidTok VAE
+    mesh=dict(data=1, fsdp=-1),
+    model=_model(
+      64 * encoder,
+      encoder,
+      decoder,
+      registers=256,
+      levels=(8, 8, 8, 5, 5, 5),
+      latent=size // 8,
+      patch=patch,
+      decoder_width=64 * decoder,
+      readout=(2, 1024),
+      dtype="bfloat16",
+      remat="nothing_saveable",
+    ),
+    loss={**LOSS, "repa": 1.0, "features": "dinov2", "features_path": "facebook/dinov2-large"},
+    data=dict(
+      sources=dict(videos=dict(kind="video_folder", path="videos")), size=size, fps=4.25, flip=True, workers=16
+    ),
+    eval=dict(
+      sets=dict(val=dict(videos=dict(kind="video_folder", path="videos", split="val"))), clips=2048, guidance=3.0
+    ),
+    optim=dict(lr=1.124e-3, mup_base_width=256, b2=0.99, weight_decay=0.02),  # all but lr unknown
+    ema=0.9998,  # unknown
+    log_every=50,
+    save_every=2000,
+    media_every=5000,
+    **own,
+  )
+
+
+# One VAE token is one patch: 1280 a clip, so 512 clips are 655,360 tokens a step. Batch size is unknown.
+def d12_d12():
+  """The paper's ablation model on Kinetics-600: 100 B VAE tokens."""
+  return _paper(12, 12, size=128, patch=(1, 1, 1), batch_size=512, steps=152_600)
+
+
+def d18_d18():
+  """Kinetics-600 at 128x128: 400 B VAE tokens, 4 B of warm-up."""
+  cfg = _paper(18, 18, size=128, patch=(1, 1, 1), batch_size=512, steps=610_000)
+  cfg.optim.warmup = 6_100
+  return cfg
+
+
+def d18_d28():
+  """Panda-70M at 256x256: 400 B VAE tokens, 4 B of warm-up."""
+  cfg = _paper(18, 28, size=256, patch=(1, 2, 2), batch_size=512, steps=610_000)
+  cfg.optim.warmup = 6_100
+  return cfg
+
+
+def d18_d28_stage2():
+  """Stage 2: encoder frozen, decoder tuned with full attention and the first latent given in half of the clips."""
+  cfg = d18_d28()
+  cfg.init_from = "stage1/model"
+  cfg.freeze = ("encoder",)
+  cfg.model.decoder.mask = "full"
+  cfg.loss.given_probs = (0.5, 0.5)
+  cfg.loss.repa = 0.0
+  cfg.steps = 50_000  # unknown
+  cfg.optim.lr = 1e-4  # unknown
+  return cfg

@@ -1,0 +1,93 @@
+"""The VAE: configs/vae.py:SIZE with SIZE one of smoke, mini, vidtok."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from configs import common
+from vftok.models.vae import VAEConfig
+
+LOSS = dict(
+  kl=1e-6,
+  sample=True,  # decode a sample of the posterior, not its mean
+  lpips=1.0,
+  lpips_net="vgg",
+  frames=2,  # of each clip that LPIPS and the critic see
+  adversarial=0.0,  # weight of the adversarial term; 0: no critic
+  adversarial_from=0,  # step
+  critic_width=64,
+  fit_batches=0,  # fit the linear code to so many batches before the first step
+  fit_whiten=0.5,
+)
+
+
+def get_config(size: str = "mini"):
+  return {"smoke": smoke, "mini": mini, "vidtok": vidtok}[size]()
+
+
+def _model(**fields) -> dict:
+  return dataclasses.asdict(VAEConfig(**fields))
+
+
+def smoke():
+  """Two seconds a step on any machine: for tests."""
+  return common.base(
+    task="vae",
+    title="VAE smoke",
+    steps=4,
+    batch_size=4,
+    model=_model(ch=8, ch_mult=(1, 1, 1), num_res_blocks=1, z_channels=4, stem=2, space_levels=(0,), linear=True),
+    loss={**LOSS, "lpips": 0.0, "adversarial": 0.1, "critic_width": 8, "fit_batches": 2},
+    data=dict(sources=common.shapes(), size=16, workers=0, frames=9),
+    eval=dict(sets=dict(shapes=common.shapes(6)), lpips_net="", rfvd=False, batch_size=4, media=2),
+    optim=dict(lr=1e-3, warmup=2),
+    log_every=1,
+    save_every=2,
+    media_every=0,
+  )
+
+
+def mini():
+  """4x4x4 latents of 16 channels at 32x32: a linear encoder fitted to the data, and a convolutional decoder over it.
+
+  The latents are the fitted code from the first step on, so tokenizers can train while this decoder gets better.
+  """
+  return common.base(
+    task="vae",
+    title="VAE mini",
+    steps=12_000,
+    batch_size=8,
+    freeze=("vae/encoder",),
+    model=_model(
+      ch=32,
+      ch_mult=(1, 2, 2),
+      stem=2,
+      space_levels=(0,),
+      linear=True,
+      encoder_net=False,
+    ),
+    loss={**LOSS, "kl": 0.0, "sample": False, "lpips": 0.1, "fit_batches": 150},
+    data=dict(sources=common.mini_data(), size=32, flip=False),
+    eval=dict(sets=common.mini_sets(), clips=256, media=8),
+    optim=dict(lr=1e-3, warmup=300, weight_decay=0.0, b2=0.99),
+    ema=0.999,
+    save_every=500,
+    media_every=500,
+  )
+
+
+def vidtok():
+  """VidTok's KL 4x8x8 with 16 channels, as under the released models. Its training recipe is not all known."""
+  return common.base(
+    task="vae",
+    title="VAE 4x8x8x16",
+    steps=500_000,
+    batch_size=256,
+    mesh=dict(data=-1),
+    model=_model(dtype="bfloat16"),
+    loss={**LOSS, "adversarial": 0.2, "adversarial_from": 50_000},
+    data=dict(sources=dict(videos=dict(kind="video_folder", path="videos")), size=256, fps=0.0, flip=True, workers=16),
+    eval=dict(sets=dict(val=dict(videos=dict(kind="video_folder", path="videos", split="val"))), clips=2048),
+    optim=dict(lr=1e-4, warmup=5000, weight_decay=0.0, b1=0.5, b2=0.9),
+    ema=0.9999,
+  )

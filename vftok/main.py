@@ -1,0 +1,45 @@
+"""Trains or evaluates what a config describes: python -m vftok.main --config=configs/tokenizer.py:mini --workdir=DIR."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file, e.g. configs/tokenizer.py:mini.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics, videos and the model go.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or evaluate the newest checkpoint.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of a pod or SLURM job first.")
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected argument {argv[1]!r}: options start with --, config values with --config.")
+  logging.set_verbosity(logging.WARNING)  # every save of Orbax is twenty lines otherwise
+  import jax
+
+  from vftok import perf, train
+
+  if _DISTRIBUTED.value:
+    jax.distributed.initialize()
+    print(
+      f"process {jax.process_index()} of {jax.process_count()}, {jax.local_device_count()} devices here", flush=True
+    )
+  perf.use_compile_cache()
+  run = train.run if _MODE.value == "train" else train.evaluate
+  try:
+    result = run(_CONFIG.value, _WORKDIR.value)
+  except (ValueError, FileNotFoundError, train.NotFinite) as error:
+    if os.environ.get("VFTOK_TRACEBACK"):
+      raise
+    sys.exit(f"error: {error}")
+  if _MODE.value == "eval":
+    for name, value in result.items():
+      print(f"{name} {value:.6g}")
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["config", "workdir"])
+  app.run(main)

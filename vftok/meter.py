@@ -1,0 +1,60 @@
+"""How fast a run is: seconds per step, time left, model FLOP/s against the machine, time spent waiting for data."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import jax
+
+from vftok.perf import machine_flops
+
+
+class Meter:
+  """Counts steps; pauses (evaluation, videos) and the first step, which compiles, do not enter the speed."""
+
+  def __init__(self, steps: int, flops_per_step: float):
+    self.steps, self.flops, self.peak = steps, flops_per_step, machine_flops()
+    self._last = self._waited = None
+    self._mean = self._wait_share = 0.0
+
+  def tick(self, waited: float) -> None:
+    """Call once per finished step; `waited` is the loader's total of waiting so far."""
+    now = time.perf_counter()
+    if self._last is not None:
+      took, wait = now - self._last, waited - self._waited
+      blend = 0.1 if self._mean else 1.0
+      self._mean += blend * (took - self._mean)
+      self._wait_share += blend * (min(wait / max(took, 1e-9), 1.0) - self._wait_share)
+    self._last, self._waited = now, waited
+
+  def pause(self) -> None:
+    self._last = self._waited = None
+
+  def numbers(self) -> dict[str, float]:
+    if not self._mean:
+      return {}
+    rate = self.flops / self._mean
+    return {
+      "time/step": self._mean,
+      "time/flops": rate,
+      "time/of_machine": rate / self.peak,
+      "time/wait": self._wait_share,
+    }
+
+  def line(self, step: int, row: dict[str, Any]) -> str:
+    """One line for people."""
+    head = f"step {step}/{self.steps}  loss {row['loss']:.4f}  lr {row['lr']:.2e}"
+    if not self._mean:
+      return head
+    left = self._mean * (self.steps - step)
+    speed = f"{self._mean:.3g} s/step, {row['time/flops'] / 1e9:.3g} GFLOP/s ({100 * row['time/of_machine']:.0f} % of "
+    return f"{head}  {speed}{jax.device_count()} x {jax.devices()[0].device_kind})  wait {100 * self._wait_share:.0f} %  left {clock(left)}"
+
+
+def clock(seconds: float) -> str:
+  """4h05m, 3m20s, 12s."""
+  seconds = round(seconds)
+  if seconds >= 3600:
+    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+  return f"{seconds // 60}m{seconds % 60:02d}s" if seconds >= 60 else f"{seconds}s"

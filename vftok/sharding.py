@@ -1,0 +1,112 @@
+"""Where arrays live: one mesh, one table from logical axis names to mesh axes. No other file names a mesh axis.
+
+Parameters name their logical axes where they are made; activations are pinned by `constrain`. A mesh axis of size 1
+costs nothing, and a dimension that its mesh axis does not divide stays whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+MESH_AXES = ("data", "fsdp", "tensor", "seq")
+
+# data: copies of the model. fsdp: as data, with parameters cut up too. tensor: heads and hidden widths. seq: positions.
+RULES: dict[str, tuple[str, ...]] = {
+  "batch": ("data", "fsdp"),
+  "length": ("seq",),
+  "embed": ("fsdp",),
+  "embed_out": ("tensor",),
+  "heads": ("tensor",),
+  "mlp": ("tensor",),
+  "conv_out": ("fsdp",),
+  "head_dim": (),
+  "layers": (),
+  "conv_in": (),
+}
+
+
+def make_mesh(sizes: Mapping[str, int]) -> Mesh:
+  """A mesh over all devices of all processes; one axis may be -1, which takes what is left.
+
+  Raises:
+    ValueError: an unknown axis, or sizes whose product is not the number of devices.
+  """
+  devices = jax.device_count()
+  unknown = sorted(set(sizes) - set(MESH_AXES))
+  if unknown:
+    raise ValueError(f"the mesh has an axis {unknown[0]!r}, expected some of {', '.join(MESH_AXES)}.")
+  shape = [sizes.get(axis, 1) for axis in MESH_AXES]
+  if shape.count(-1) > 1 or any(n == 0 or n < -1 for n in shape):
+    raise ValueError(f"the mesh has sizes {dict(sizes)}, expected whole numbers of 1 or more and at most one -1.")
+  known = math.prod(n for n in shape if n > 0)
+  shape = [devices // known if n == -1 else n for n in shape]
+  if math.prod(shape) != devices:
+    raise ValueError(f"the mesh {dict(sizes)} does not fill the {devices} devices here: set one axis to -1.")
+  # Auto: the compiler places what is not pinned. Explicit, JAX's default, would type-check every operation.
+  return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def spec_for(names, shape: tuple[int, ...], mesh) -> P:
+  """The partition of an array whose dimensions have these logical names (None: whole)."""
+  entries, taken = [], set()
+  for name, size in zip(names, shape, strict=True):
+    if name is not None and name not in RULES:
+      raise ValueError(f"the logical axis {name!r} is not in the sharding table: add it to RULES.")
+    axes = tuple(a for a in RULES.get(name, ()) if mesh.shape[a] > 1 and a not in taken)
+    fits = size % math.prod(mesh.shape[a] for a in axes) == 0
+    axes = axes if fits else ()
+    taken |= set(axes)
+    entries.append(axes if len(axes) > 1 else (axes[0] if axes else None))
+  return P(*entries)
+
+
+def logical_axes(boxed):
+  """Tree of logical names, one tuple per parameter of a boxed tree; () where a parameter names none."""
+  is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
+  return jax.tree.map(lambda x: Names(x.names) if is_box(x) else Names(()), boxed, is_leaf=is_box)
+
+
+class Names(tuple):
+  """Logical names of one parameter; a type of its own so that trees of them keep it as a leaf."""
+
+  __slots__ = ()
+
+
+def is_names(x) -> bool:
+  return isinstance(x, Names)
+
+
+def param_shardings(axes, abstract, mesh: Mesh):
+  """NamedSharding of every parameter, from its logical names and its shape."""
+  place = lambda names, leaf: NamedSharding(mesh, spec_for(names or (None,) * leaf.ndim, leaf.shape, mesh))
+  return jax.tree.map(place, axes, abstract, is_leaf=is_names)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, P())
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+  """Pins an activation by the logical names of its dimensions; does nothing where no mesh is set."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return x
+  return jax.lax.with_sharding_constraint(x, spec_for(names, x.shape, mesh))
+
+
+def batch_size_multiple(mesh: Mesh) -> int:
+  """The global batch must be a multiple of this."""
+  return math.prod(mesh.shape[a] for a in RULES["batch"])
+
+
+def to_devices(host_batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+  """This process's part of a batch -> global arrays cut along their first axis."""
+  sharding = NamedSharding(mesh, P(RULES["batch"]))
+  return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in host_batch.items()}

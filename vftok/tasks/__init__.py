@@ -1,0 +1,59 @@
+"""What is trained: everything that differs between models, behind one protocol that the loop drives."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+TASKS = {"vae": "vftok.tasks.vae:VAETask", "tokenizer": "vftok.tasks.tokenizer:TokenizerTask"}
+
+Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight): exact means over any set of batches
+
+
+class Task(Protocol):
+  """One kind of model. All functions are pure; `frozen` (a VAE, feature nets) is an argument, never closed over."""
+
+  def init(self, key: jax.Array) -> Any:
+    """Boxed parameters: what is trained and, by `config.freeze`, parts that are not."""
+
+  def frozen(self) -> Any:
+    """Weights of other models that the loss needs, read from disk once."""
+
+  def start(self, params: Any, batches: Iterable[dict]) -> Any:
+    """Parameters before the first step of a new run: from `config.init_from`, or fitted to data."""
+
+  def loss(self, params, frozen, batch: dict, keys_B: jax.Array, step: jax.Array) -> tuple[jax.Array, Metrics]:
+    """Mean loss over the batch (`_mask` is all True in training); all noise of an example comes from its own key."""
+
+  def flops(self) -> float:
+    """Forward + backward FLOPs of one example, by the formulas of vftok/perf.py."""
+
+  def media(self, params, frozen, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Videos uint8 [F, H, W, 3] that show what the model does, by name."""
+
+  def evaluate(self, params, frozen, batches: Iterable[dict], total: int, split: str, out) -> dict[str, float]:
+    """Numbers over a whole set; writes tables and pictures into the directory `out`."""
+
+  def save(self, params, frozen, directory) -> None:
+    """Writes a model that the library loads."""
+
+
+def make_task(cfg: ConfigDict) -> Task:
+  """Raises ValueError where `config.task` is not one of TASKS."""
+  if cfg.task not in TASKS:
+    raise ValueError(f"config.task is {cfg.task!r}, expected one of {', '.join(TASKS)}.")
+  module, name = TASKS[cfg.task].split(":")
+  return getattr(importlib.import_module(module), name)(cfg)
+
+
+def mean(value_B: jax.Array, where_B: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+  """(sum, weight) of one value per example, of those in `where_B` if given."""
+  if where_B is None:
+    return value_B.sum(), value_B.size * jax.numpy.ones(())
+  where_B = where_B.astype(value_B.dtype)
+  return (value_B * where_B).sum(), where_B.sum()

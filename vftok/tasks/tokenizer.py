@@ -1,0 +1,264 @@
+"""Training the tokenizer: rectified flow through encoder, FSQ and decoder with nested dropout (spec section 5)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from vftok import config as model_config
+from vftok import perf, programs
+from vftok.convert.load import load_vae
+from vftok.data.video_writer import to_uint8
+from vftok.models import flow, fsq
+from vftok.models.decoder import Decoder
+from vftok.models.encoder import Encoder
+from vftok.models.heads import PrefixHead, PrefixHeadConfig, cosine_similarity
+from vftok.models.layers import patchify
+from vftok.models.nested import sample_keep
+from vftok.tasks import Metrics, mean
+from vftok.tokenizer import Tokenizer
+
+HIGH_TIME = 0.8  # flow times above it show whether the tokens are used: below, the noisy latent tells nearly all
+
+
+class TokenizerTask:
+  """Parameters {"encoder", "decoder"} and, where the loss asks for them, {"heads"}; frozen {"vae", "features"}."""
+
+  def __init__(self, cfg: ConfigDict):
+    self.cfg, self.law = cfg, cfg.loss
+    model = model_config.from_json(cfg.model.to_dict())
+    self.vae_params = None
+    if cfg.vae:  # the VAE's config travels with its weights
+      vae, self.vae_params = load_vae(cfg.vae)
+      model = dataclasses.replace(model, vae=vae)
+      model_config.check(model)
+    self.tok = Tokenizer(model)
+    self.features = None
+    if self.law.repa or self.law.prefix_features:
+      from vftok import features
+
+      self.features, self.feature_params = features.load(self.law.features, self.law.features_path or None)
+    self.heads = self._heads()
+
+  def _heads(self):
+    if not (self.law.prefix_latents or self.law.prefix_features):
+      return {}
+    grid, dec = self._grid(), self.tok.cfg.decoder
+    sizes = {"latents": dec.channels * int(np.prod(dec.patch))} if self.law.prefix_latents else {}
+    if self.law.prefix_features:
+      sizes["features"] = self.features.dim
+    make = lambda size: PrefixHead(
+      PrefixHeadConfig(
+        features=size,
+        code_dim=dec.code_dim,
+        registers=dec.registers,
+        max_grid=grid,
+        dim=self.law.prefix_width,
+        depth=self.law.prefix_depth,
+      )
+    )
+    return {name: make(size) for name, size in sizes.items()}
+
+  def _grid(self) -> tuple[int, int, int]:
+    """Patches of a chunk: time steps, height, width."""
+    h, w = self.tok.cfg.latent_size
+    _, ph, pw = self.tok.cfg.decoder.patch
+    return self.tok.chunk_steps, h // ph, w // pw
+
+  # ---- the protocol
+
+  def init(self, key: jax.Array) -> Any:
+    key, *head_keys = jax.random.split(key, 1 + len(self.heads))
+    params = self.tok.init(key, boxed=True)
+    del params["vae"]
+    if self.heads:
+      codes = jnp.zeros((1, self.tok.chunk_steps, self.tok.registers, self.tok.cfg.decoder.code_dim))
+      keep = jnp.ones(codes.shape[:2], jnp.int32)
+      run = lambda head, k: head.init(k, codes, keep, grid=self._grid())["params"]
+      params["heads"] = {n: run(h, k) for (n, h), k in zip(self.heads.items(), head_keys, strict=True)}
+    return params
+
+  def frozen(self) -> Any:
+    vae = self.vae_params
+    if vae is None:  # a config without weights: smoke runs, or training on stored latents
+      vae = nn.unbox(jax.jit(self.tok.init)(jax.random.key(0)))["vae"]
+    return {"vae": vae, "features": self.feature_params} if self.features else {"vae": vae}
+
+  def start(self, params, batches) -> Any:
+    if not self.cfg.init_from:
+      return params
+    source, loaded = Tokenizer.load(self.cfg.init_from)
+    for part in ("encoder", "decoder"):
+      mine, theirs = (dataclasses.asdict(getattr(t.cfg, part)) for t in (self.tok, source))
+      loaded[part] = _fitting(part, loaded[part], params[part], mine, theirs)
+    return {**params, "encoder": loaded["encoder"], "decoder": loaded["decoder"]}
+
+  def loss(self, params, frozen, batch, keys_B, step) -> tuple[jax.Array, Metrics]:
+    law, cfg = self.law, self.tok.cfg
+    latents = self._latents(frozen, batch)
+    draws = jax.vmap(functools.partial(self._draw, latents.shape[1:]))(keys_B)
+
+    z = Encoder(cfg.encoder).apply({"params": params["encoder"]}, latents)
+    codes = fsq.quantize(z, cfg.levels)
+    clean_latents = draws["given_BxL"][:, :, None, None, None]
+    noisy = flow.interpolate(latents, draws["noise"], draws["t"])
+    given = flow.interpolate(latents, draws["noise"], draws["given_t"])
+    noisy = jnp.where(clean_latents, given, noisy)
+    prefix = draws["given_BxL"][:, :: cfg.decoder.patch[0]] if "prefix" in cfg.decoder.replacements else None
+    out = Decoder(cfg.decoder).apply(
+      {"params": params["decoder"]},
+      codes,
+      draws["keep"],
+      noisy,
+      draws["t"],
+      prefix_BxT=prefix,
+      null_B=draws["null"],
+      readout_at=law.repa_layer if law.repa else None,
+    )
+    velocity, readout = out if law.repa else (out, None)
+
+    flow_B = _per_example(velocity, flow.target(latents, draws["noise"]), ~draws["given_BxL"])
+    terms, metrics = {"flow": flow_B}, {}
+    if self.features:
+      targets = self._targets(frozen, batch)
+    if law.repa:
+      terms["repa"] = law.repa * (1 - cosine_similarity(readout, targets).mean((1, 2, 3)))
+    for name, weight in (("latents", law.prefix_latents), ("features", law.prefix_features)):
+      if weight:
+        guess = self.heads[name].apply({"params": params["heads"][name]}, codes, draws["keep"], grid=self._grid())
+        terms[f"prefix_{name}"] = weight * (
+          jnp.square(guess - self._patches(latents)).mean((1, 2, 3, 4))
+          if name == "latents"
+          else 1 - cosine_similarity(guess, targets).mean((1, 2, 3))
+        )
+    if law.usage:
+      terms["usage"] = law.usage * jnp.broadcast_to(_usage(z), flow_B.shape)
+
+    total_B = sum(terms.values())
+    metrics = {name: mean(value) for name, value in terms.items()}
+    high = draws["t"] > HIGH_TIME
+    few, all_kept = (draws["keep"] <= 1).all(1), (draws["keep"] >= self.tok.registers).all(1)
+    shown = {"null": draws["null"], "k1": few & ~draws["null"], "all": all_kept & ~draws["null"]}
+    metrics |= {f"high/{name}": mean(flow_B, high & where) for name, where in shown.items()}
+    return total_B.mean(), metrics
+
+  def _draw(self, latent_shape, key) -> dict[str, jax.Array]:
+    """All random numbers of one example."""
+    law, names = self.law, ("noise", "t", "keep", "null", "given", "given_t", "given_zero")
+    keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
+    given = jax.random.choice(keys["given"], len(law.given_probs), p=jnp.array(law.given_probs))
+    given_t = jax.random.uniform(keys["given_t"], maxval=law.given_noise)
+    return {
+      "noise": jax.random.normal(keys["noise"], latent_shape),
+      "t": flow.sample_time(keys["t"], law=law.time, mode_scale=law.mode_scale, high=law.high, low_end=law.high_from),
+      "keep": sample_keep(keys["keep"], self.tok.chunk_steps, self.tok.registers, law=law.nested, share=law.share),
+      "null": jax.random.bernoulli(keys["null"], law.null),
+      "given_BxL": jnp.arange(latent_shape[0]) < given,
+      "given_t": jnp.where(jax.random.bernoulli(keys["given_zero"], law.given_clean), 0.0, given_t),
+    }
+
+  def _latents(self, frozen, batch) -> jax.Array:
+    if "latents" in batch:
+      return batch["latents"].astype(jnp.float32)
+    mean_latents, _ = programs.vae_encode(self.tok.cfg, {"vae": frozen["vae"]}, batch["video"])
+    return jax.lax.stop_gradient(mean_latents)
+
+  def _targets(self, frozen, batch) -> jax.Array:
+    video = programs.to_float(batch["video"])
+    targets = self.features.targets(frozen["features"], video, grid=self._grid(), reduce=self.law.features_reduce)
+    return jax.lax.stop_gradient(targets)
+
+  def _patches(self, latents) -> jax.Array:
+    return patchify(latents, self.tok.cfg.decoder.patch)
+
+  def flops(self) -> float:
+    cfg, (t, h, w) = self.tok.cfg, self._grid()
+    block = h * w + self.tok.registers
+    pairs = perf.attended_pairs(t, block)  # both masks see about the same: own and earlier steps
+    dense = (t * block) ** 2
+    stacks = perf.stack_flops(cfg.encoder.stack, t * block, pairs)
+    stacks += perf.stack_flops(cfg.decoder.stack, t * block, dense if cfg.decoder.mask == "full" else pairs)
+    encode, _ = perf.vae_flops(cfg.vae, self.tok.chunk_frames, *self.tok.frame_size)
+    return 3 * stacks + encode
+
+  # ---- looking
+
+  def _full(self, params, frozen):
+    return {"vae": frozen["vae"], "encoder": params["encoder"], "decoder": params["decoder"]}
+
+  def media(self, params, frozen, batch) -> dict[str, np.ndarray]:
+    from vftok.picture import video_rows
+
+    video, full, k = batch["video"][:4], self._full(params, frozen), self.tok.registers
+    keeps = sorted({1, max(1, k // 4), k})
+    tokens = self.tok.encode(full, video)
+    columns = {
+      "original": video,
+      "VAE": to_uint8(programs.vae_decode(self.tok.cfg, full, self.tok.encode_latents(full, video))),
+    }
+    guidance = flow.CFG(scale=self.law.show_guidance) if "null" in self.tok.cfg.decoder.replacements else None
+    for keep in keeps:
+      out = self.tok.decode(
+        full, tokens.truncate(keep), jax.random.key(0), steps=self.law.show_steps, guidance=guidance
+      )
+      columns[f"k = {keep}"] = to_uint8(out)
+    return {"reconstruction": video_rows(columns)}
+
+  def evaluate(self, params, frozen, batches, total, split, out) -> dict[str, float]:
+    from vftok.evals import reconstruction, report
+
+    cfg = self.cfg.eval
+    evaluation = reconstruction.evaluate(
+      self.tok,
+      self._full(params, frozen),
+      batches,
+      split=split,
+      keeps=cfg.keeps or None,
+      seeds=cfg.seeds,
+      steps=cfg.steps,
+      guidance=flow.CFG(scale=cfg.guidance) if cfg.guidance != 1 else None,
+      lpips_net=cfg.lpips_net or None,
+      rfvd=cfg.rfvd,
+      media=cfg.media,
+      total=total,
+    )
+    report.write_report(out, [evaluation], title=self.cfg.title, fps=self.cfg.data.fps)
+    return evaluation.scalars()
+
+  def save(self, params, frozen, directory) -> None:
+    self.tok.save(self._full(params, frozen), directory)
+
+
+def _per_example(velocity, target, valid_BxL) -> jax.Array:
+  """float32 [B]: mean squared error over the latents that were not given clean."""
+  error_BxL = jnp.square(velocity.astype(jnp.float32) - target).mean((2, 3, 4))
+  return (error_BxL * valid_BxL).sum(1) / jnp.maximum(valid_BxL.sum(1), 1)
+
+
+def _usage(z_BxTxKxc) -> jax.Array:
+  """How far each register's features are from mean 0 and variance 1 over the batch: 0 when codes are spread.
+
+  Without it the encoder of a short run gives nearly the same code for every video (its own embedding wins).
+  """
+  spread = jnp.sqrt(z_BxTxKxc.var(0) + 1e-6)
+  return jnp.mean(jnp.square(z_BxTxKxc.mean(0)) + jnp.square(spread - 1))
+
+
+def _fitting(part: str, loaded, params, mine, theirs):
+  """Loaded weights where they fit this model; decoders may differ in their mask and in a readout (stage 2)."""
+  if "readout" in params and "readout" not in loaded:
+    loaded = {**loaded, "readout": params["readout"]}
+  shapes = lambda tree: jax.tree.map(jnp.shape, tree)
+  if jax.tree.structure(loaded) != jax.tree.structure(params) or shapes(loaded) != shapes(params):
+    differ = sorted(k for k in mine if mine[k] != theirs[k])
+    raise ValueError(
+      f"init_from holds another {part}, it differs in {', '.join(differ)}: use the model it was made with."
+    )
+  return loaded

@@ -1,0 +1,157 @@
+"""Training the VAE: L1 + KL + LPIPS, and an adversarial term where asked for (VidTok's losses, arXiv 2412.13061)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from vftok import config as model_config
+from vftok import perf, programs
+from vftok.convert.load import load_vae, save_vae
+from vftok.data.video_writer import to_uint8
+from vftok.models.discriminator import Discriminator
+from vftok.models.layers import patchify
+from vftok.models.vae import TIME_STRIDE, VAE
+from vftok.tasks import Metrics, mean
+
+
+class VAETask:
+  """Parameters {"vae"} and, with an adversarial term, {"critic"}; frozen {"lpips"} or nothing."""
+
+  def __init__(self, cfg: ConfigDict):
+    self.cfg, self.law = cfg, cfg.loss
+    self.model = model_config.vae_from_json(cfg.model.to_dict())
+    self.vae, self.critic = VAE(self.model), Discriminator(width=cfg.loss.critic_width)
+    n = self.model.space_stride
+    self.size = (cfg.data.size, cfg.data.size)
+    if cfg.data.size % n:
+      raise ValueError(f"data.size is {cfg.data.size}, expected a multiple of the VAE's {n}.")
+
+  def init(self, key: jax.Array) -> Any:
+    first, second = jax.random.split(key)
+    video = jnp.zeros((1, 1, self.model.space_stride, self.model.space_stride, self.model.in_channels))
+    params = {"vae": self.vae.init(first, video)["params"]}
+    if self.law.adversarial:
+      params["critic"] = self.critic.init(second, jnp.zeros((1, *self.size, 3)))["params"]
+    return params
+
+  def frozen(self) -> Any:
+    if not self.law.lpips:
+      return {}
+    from vftok.evals.nets.weights import load_lpips
+
+    return {"lpips": load_lpips(self.law.lpips_net)}
+
+  def start(self, params, batches: Iterable[dict]) -> Any:
+    if self.cfg.init_from:
+      cfg, vae = load_vae(self.cfg.init_from)
+      if jax.tree.map(jnp.shape, vae) != jax.tree.map(jnp.shape, params["vae"]):
+        raise ValueError(f"init_from holds another VAE ({cfg}): use the model it was made with.")
+      return {**params, "vae": vae}
+    if not (self.model.linear and self.law.fit_batches):
+      return params
+    clips = [batch["video"] for batch in itertools.islice(batches, self.law.fit_batches)]
+    code = patch_code(clips, self.model.patch, self.model.z_channels, self.law.fit_whiten)
+    vae = params["vae"]
+    return {**params, "vae": {side: {**vae[side], "linear": code[side]} for side in ("encoder", "decoder")}}
+
+  def loss(self, params, frozen, batch, keys_B, step) -> tuple[jax.Array, Metrics]:
+    law, video = self.law, programs.to_float(batch["video"])
+    keys = jax.vmap(lambda key: jax.random.split(key, 2))(keys_B)
+    apply = lambda x, method: self.vae.apply({"params": params["vae"]}, x, method=method)
+    latents, logvar = apply(video, VAE.encode)
+    if law.sample:
+      noise = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))(keys[:, 0])
+      kl_B = 0.5 * (jnp.square(latents) + jnp.exp(logvar) - 1 - logvar).sum((1, 2, 3, 4))
+      latents = latents + jnp.exp(0.5 * logvar) * noise
+    else:
+      kl_B = 0.5 * jnp.square(latents).sum((1, 2, 3, 4))
+    out = apply(latents, VAE.decode)
+
+    l1_B = jnp.abs(out - video).mean((1, 2, 3, 4))
+    terms = {"l1": l1_B, "kl": law.kl * kl_B / np.prod(video.shape[1:])}
+    if law.lpips or law.adversarial:
+      pick = jax.vmap(lambda key: jax.random.choice(key, video.shape[1], (law.frames,), replace=False))(keys[:, 1])
+      real, fake = (jnp.take_along_axis(v, pick[:, :, None, None, None], 1) for v in (video, out))
+      flat = lambda v: v.reshape(-1, *v.shape[2:])
+      per_clip = lambda x: x.reshape(len(video), -1).mean(1)
+    if law.lpips:
+      from vftok.evals.nets.vgg import lpips
+
+      terms["lpips"] = law.lpips * per_clip(lpips(frozen["lpips"], flat(fake), flat(real)))
+    if law.adversarial:
+      # One backward pass for both players: each sees the other through a stopped gradient.
+      judge = lambda critic, frames: self.critic.apply({"params": critic}, frames)
+      on = law.adversarial * (step >= law.adversarial_from)
+      terms["generator"] = -on * per_clip(judge(jax.lax.stop_gradient(params["critic"]), flat(fake)))
+      hinge = jax.nn.relu(1 - judge(params["critic"], flat(real)))
+      hinge += jax.nn.relu(1 + judge(params["critic"], jax.lax.stop_gradient(flat(fake))))
+      terms["critic"] = 0.5 * per_clip(hinge)
+    metrics = {name: mean(value) for name, value in terms.items()}
+    metrics["psnr"] = mean(-10 * jnp.log10(jnp.square((out - video) / 2).mean((1, 2, 3, 4)) + 1e-10))
+    return sum(terms.values()).mean(), metrics
+
+  def flops(self) -> float:
+    return 3 * sum(perf.vae_flops(self.model, self.cfg.data.frames, *self.size))
+
+  # ---- looking
+
+  def _reconstruct(self, params):
+    vae = self.vae
+
+    @jax.jit
+    def run(vae_params, video):
+      mean_latents, _ = vae.apply({"params": vae_params}, programs.to_float(video), method=VAE.encode)
+      return vae.apply({"params": vae_params}, mean_latents, method=VAE.decode)
+
+    return lambda video: run(params["vae"], video)
+
+  def media(self, params, frozen, batch) -> dict[str, np.ndarray]:
+    from vftok.picture import video_rows
+
+    video = batch["video"][:6]
+    return {"reconstruction": video_rows({"original": video, "VAE": to_uint8(self._reconstruct(params)(video))})}
+
+  def evaluate(self, params, frozen, batches, total, split, out) -> dict[str, float]:
+    from vftok.evals import reconstruction, report
+
+    cfg = self.cfg.eval
+    options = dict(split=split, lpips_net=cfg.lpips_net or None, rfvd=cfg.rfvd, media=cfg.media, total=total)
+    evaluation = reconstruction.evaluate_vae(self._reconstruct(params), batches, **options)
+    report.write_report(out, [evaluation], title=self.cfg.title, fps=self.cfg.data.fps)
+    return evaluation.scalars()
+
+  def save(self, params, frozen, directory) -> None:
+    save_vae(self.model, params["vae"], directory)
+
+
+def patch_code(clips: list[np.ndarray], patch, channels: int, whiten: float) -> dict[str, dict[str, Any]]:
+  """The best linear code of space-time patches (PCA) as parameters of the VAE's linear branch.
+
+  Args:
+    clips: uint8 [b, F, H, W, 3] each.
+    whiten: 0 keeps the components' own scale (an error in latents is then an error in pixels), 1 gives all of them
+      variance 1, values between compress their spread. The mean square over channels is 1 in any case.
+  """
+  size = int(np.prod(patch)) * 3
+  count, total, second = 0, np.zeros(size), np.zeros((size, size))
+  for clip in clips:
+    front = np.repeat(clip[:, :1], TIME_STRIDE - 1, axis=1)  # as the encoder fills up the first step
+    video = np.concatenate([front, clip], axis=1).astype(np.float32) / 127.5 - 1
+    patches = np.asarray(patchify(video, patch), np.float64).reshape(-1, size)
+    count, total, second = count + len(patches), total + patches.sum(0), second + patches.T @ patches
+  middle = total / count
+  values, vectors = np.linalg.eigh(second / count - np.outer(middle, middle))
+  values, vectors = np.maximum(values[::-1][:channels], 1e-8), vectors[:, ::-1][:, :channels]
+  scale = values ** (-whiten / 2)
+  scale /= np.sqrt(np.mean(values * scale**2))
+  encode, decode = vectors * scale, (vectors / scale).T
+  as_params = lambda kernel, bias: {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.asarray(bias, jnp.float32)}
+  return {"encoder": as_params(encode, -middle @ encode), "decoder": as_params(decode, middle)}

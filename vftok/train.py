@@ -1,0 +1,358 @@
+"""The one loop: what every model trains in. What differs between models is in vftok/tasks."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import json
+import math
+import signal
+import threading
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from vftok import optim, sharding
+from vftok.checkpoint import Checkpoints
+from vftok.data import ClipSpec, bad_clips, make_loader
+from vftok.data.video_writer import whole_file
+from vftok.meter import Meter
+from vftok.state import TrainState, abstract_state, init_state, logical_axes, merge, update_ema
+from vftok.tasks import make_task
+from vftok.writer import Writer, curves
+
+BAD_CLIPS = "bad_clips.jsonl"
+
+
+class NotFinite(RuntimeError):
+  """The loss became NaN or infinite; the message names the last good checkpoint."""
+
+
+def run(cfg: ConfigDict, workdir) -> TrainState:
+  """Trains until `cfg.steps` (or `cfg.minutes`), from the newest checkpoint of `workdir` if there is one.
+
+  Returns the last state. SIGTERM saves and returns early.
+
+  Raises:
+    ValueError: a config that cannot be run, or a checkpoint of another config.
+    NotFinite: the loss is no number; nothing after the last good checkpoint was saved.
+  """
+  workdir = Path(workdir)
+  lead = jax.process_index() == 0
+  mesh = sharding.make_mesh(cfg.mesh.to_dict())
+  _check(cfg, mesh)
+  workdir.mkdir(parents=True, exist_ok=True)
+  task = make_task(cfg)
+  if lead:
+    with whole_file(workdir / "config.json") as path:
+      path.write_text(json.dumps(cfg.to_dict(), indent=2, default=list) + "\n")
+
+  # ---- state: shapes first, then arrays where they belong; never whole on one device
+  axes, shapes = logical_axes(task.init, cfg.freeze)
+  tx, rate = optim.make_optimizer(cfg.optim, cfg.steps, axes, shapes)
+  checkpoints = Checkpoints(workdir, keep=cfg.keep_checkpoints)
+  with jax.set_mesh(mesh), contextlib.closing(checkpoints):
+    state, places = init_state(task.init, tx, mesh, seed=cfg.seed, ema=bool(cfg.ema), freeze=cfg.freeze)
+    frozen = jax.device_put(task.frozen(), sharding.replicated(mesh))
+    state, examples = _starting_point(cfg, task, checkpoints, state, places)
+    step = int(state.step)
+    loader = _train_loader(cfg, workdir, examples)
+    writer = Writer(workdir, active=lead, resume=step, wandb=cfg.wandb, config=cfg.to_dict())
+    with contextlib.closing(loader), contextlib.closing(writer):
+      loop = _Loop(cfg, workdir, mesh, task, tx, rate, places, checkpoints, loader, writer)
+      return loop.run(state, frozen, step)
+
+
+def evaluate(cfg: ConfigDict, workdir) -> dict[str, float]:
+  """`--mode=eval`: the newest checkpoint of `workdir`, or `cfg.init_from`, on the sets of `cfg.eval.sets`."""
+  workdir = Path(workdir)
+  mesh = sharding.make_mesh(cfg.mesh.to_dict())
+  task = make_task(cfg)
+  axes, shapes = logical_axes(task.init, cfg.freeze)
+  tx, _ = optim.make_optimizer(cfg.optim, cfg.steps, axes, shapes)
+  with jax.set_mesh(mesh), contextlib.closing(Checkpoints(workdir, keep=0)) as checkpoints:
+    state, places = init_state(task.init, tx, mesh, seed=cfg.seed, ema=bool(cfg.ema), freeze=cfg.freeze)
+    if checkpoints.latest() is None and not cfg.init_from:
+      raise ValueError(f"{workdir} has no checkpoint to evaluate: train first, or set config.init_from.")
+    state, _ = _starting_point(cfg, task, checkpoints, state, places)
+    return _evaluate_sets(cfg, workdir, task, state, task.frozen())
+
+
+def train_step(state: TrainState, frozen, batch, *, task, tx, cfg: ConfigDict) -> tuple[TrainState, dict[str, Any]]:
+  """One update. Pure; jitted by the loop with the state donated. Metrics are (sum, weight) pairs and scalars."""
+  key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+  keys_B = jax.random.split(key, batch["_mask"].shape[0])
+
+  def loss(params, batch, keys_B):
+    return task.loss(merge(params, state.fixed), frozen, batch, keys_B, state.step)
+
+  grad = jax.value_and_grad(loss, has_aux=True)
+  if cfg.accumulate == 1:
+    (value, metrics), grads = grad(state.params, batch, keys_B)
+  else:
+    value, metrics, grads = _accumulated(grad, state.params, batch, keys_B, cfg.accumulate)
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  ema = None if state.ema is None else update_ema(state.ema, params, cfg.ema, state.step)
+  new = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
+  return new, {"loss": value, "grad_norm": optax.global_norm(grads), "parts": metrics}
+
+
+def _accumulated(grad, params, batch, keys_B, parts: int):
+  """Mean over `parts` slices of the batch, one after the other: the memory of one slice, the result of the whole."""
+  # Strided slices: each device's own examples are spread over all parts, so nothing moves between devices.
+  cut = lambda x: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
+  batch, keys_B = jax.tree.map(cut, batch), cut(keys_B)
+
+  def add(total, part):
+    (value, metrics), grads = grad(params, *part)
+    return jax.tree.map(jnp.add, total, (value, metrics, grads)), None
+
+  first = jax.tree.map(lambda x: x[0], (batch, keys_B))
+  (value, metrics), grads = jax.eval_shape(grad, params, *first)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (value, metrics, grads))
+  (value, metrics, grads), _ = jax.lax.scan(add, zeros, (batch, keys_B))
+  return value / parts, metrics, jax.tree.map(lambda g: g / parts, grads)
+
+
+class _Loop:
+  """The steps of one run. Its arrays live in the state that travels through `run`."""
+
+  def __init__(self, cfg, workdir, mesh, task, tx, rate, places, checkpoints, loader, writer):
+    self.cfg, self.workdir, self.mesh, self.task, self.rate = cfg, workdir, mesh, task, rate
+    self.checkpoints, self.loader, self.writer = checkpoints, loader, writer
+    step = functools.partial(train_step, task=task, tx=tx, cfg=cfg)
+    self.step = jax.jit(step, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
+    self.meter = Meter(cfg.steps, task.flops() * cfg.batch_size)
+    self.last_good: int | None = None
+    self.sums: dict[str, np.ndarray] = {}
+
+  def run(self, state: TrainState, frozen, step: int) -> TrainState:
+    cfg, began, pending = self.cfg, time.monotonic(), None
+    gc.collect()
+    gc.freeze()  # what is alive now stays: collections between steps stay short
+    with _sigterm() as stopping:
+      for host in self.loader if step < cfg.steps else ():
+        shown = None if not cfg.media_every or step % cfg.media_every else host
+        with self._profiled(step):
+          state, metrics = self.step(state, frozen, self._arrays(host))
+        step += 1
+        if pending is not None:  # one step late: the device computes this step while the last one is read
+          self._record(*pending)
+        pending = (step, metrics, _ids(host))
+        if shown is not None and step > 1:
+          self._show(step - 1, state, frozen, shown)
+        over = cfg.minutes and time.monotonic() - began > 60 * cfg.minutes
+        stop = stopping.is_set() or over or step == cfg.steps or self.checkpoints.stop_requested(step)
+        due = cfg.save_every and step % cfg.save_every == 0
+        if stop or due or (cfg.eval_every and step % cfg.eval_every == 0):
+          self._record(*pending)  # the loss of this very step is finite, or nothing is saved
+          pending = None
+        if stop or due:
+          self._save(step, state)
+        if cfg.eval_every and (step % cfg.eval_every == 0 or step == cfg.steps):
+          self._evaluate(step, state, frozen)
+        if stop:
+          break
+    self.checkpoints.wait()
+    self._finish(step, state, frozen, stopped=stopping.is_set())
+    return state
+
+  def _arrays(self, host) -> dict[str, jax.Array]:
+    return sharding.to_devices({k: v for k, v in host.items() if k in ("video", "latents", "_mask")}, self.mesh)
+
+  def _record(self, step: int, metrics, ids: dict[str, Any]) -> None:
+    values = jax.device_get(metrics)
+    if not math.isfinite(float(values["loss"])) or not math.isfinite(float(values["grad_norm"])):
+      latest = self.checkpoints.latest()
+      raise NotFinite(
+        f"the loss is {float(values['loss'])} (gradient norm {float(values['grad_norm'])}) at step {step}, "
+        f"{'no step was saved' if latest is None else f'the last good checkpoint is step {latest}'}: look at "
+        f"{self.workdir / 'metrics.jsonl'}, then lower optim.lr or check the data."
+      )
+    parts = {k: np.array(v, np.float64) for k, v in values["parts"].items()}
+    self.sums = {k: self.sums.get(k, 0) + v for k, v in parts.items()}
+    self.meter.tick(self.loader.wait_seconds)
+    if step % self.cfg.log_every and step != self.cfg.steps:
+      return
+    means = {k: s / n for k, (s, n) in self.sums.items() if n}
+    self.sums = {}
+    row = {"loss": float(values["loss"]), **means, "grad_norm": float(values["grad_norm"])}
+    row |= {"lr": float(self.rate(step - 1)), **ids, **self.meter.numbers()}
+    row["data/bad_clips"] = len(bad_clips.read(self.workdir / BAD_CLIPS))
+    self.writer.scalars(step, row)
+    if jax.process_index() == 0:
+      print(self.meter.line(step, row), flush=True)
+
+  def _save(self, step: int, state: TrainState) -> None:
+    self.checkpoints.save(step, state, {"examples": step * self.cfg.batch_size}, self.cfg.to_dict())
+
+  def _show(self, step: int, state: TrainState, frozen, host) -> None:
+    """Videos of what the model does. Only with one process: the others would have to join every program."""
+    if jax.process_count() > 1 or "video" not in host:
+      return
+    for name, frames in self.task.media(nn.unbox(state.model), frozen, host).items():
+      self.writer.video(step, name, frames, self.cfg.data.fps)
+    self.writer.flush()
+    self.meter.pause()
+
+  def _evaluate(self, step: int, state: TrainState, frozen) -> None:
+    values = _evaluate_sets(self.cfg, self.workdir, self.task, state, frozen)
+    self.writer.scalars(step, {f"eval/{k}": v for k, v in values.items()})
+    self.meter.pause()
+
+  def _finish(self, step: int, state: TrainState, frozen, stopped: bool) -> None:
+    if jax.process_index():
+      return
+    self.writer.flush()
+    picture = curves(self.workdir)
+    if picture:
+      self.writer.image(step, "curves", picture)
+    bad = len(bad_clips.read(self.workdir / BAD_CLIPS))
+    if bad:
+      print(f"{bad} clips could not be used: {self.workdir / BAD_CLIPS} names each and says why.", flush=True)
+    if step >= self.cfg.steps and jax.process_count() == 1:
+      self.task.save(jax.device_get(state.model), frozen, self.workdir / "model")
+    print(f"{'stopped' if stopped else 'done'} at step {step}: {self.workdir}", flush=True)
+
+  @contextlib.contextmanager
+  def _profiled(self, step: int):
+    start, stop = self.cfg.profile
+    if start < stop and step == start:
+      jax.profiler.start_trace(str(self.workdir / "profile"))
+    yield
+    if start < stop and step == stop - 1:
+      jax.profiler.stop_trace()
+
+
+def _starting_point(cfg, task, checkpoints: Checkpoints, state, places) -> tuple[TrainState, int]:
+  """(state, examples seen). The first that applies:
+
+  1. the newest checkpoint in the workdir: this run goes on;
+  2. cfg.resume_from, the workdir of another run: its newest checkpoint, data position included;
+  3. cfg.init_from, a model: its weights, step 0 (and whatever else the task starts from);
+  4. scratch.
+  """
+  target = abstract_state(state, places)
+  sources = [checkpoints]
+  if checkpoints.latest() is None and cfg.resume_from:
+    sources = [Checkpoints(cfg.resume_from, keep=0)]
+    if sources[0].latest() is None:
+      raise ValueError(f"config.resume_from is {cfg.resume_from}, which has no checkpoint: pass a workdir that has.")
+  if sources[0].latest() is not None:
+    state, data, saved = sources[0].restore(target)
+    _say_differences(saved, cfg.to_dict())
+    examples = int(data["examples"])
+    if examples % cfg.batch_size:
+      raise ValueError(
+        f"the checkpoint has seen {examples} examples, no multiple of batch_size {cfg.batch_size}: go on with the old one."
+      )
+    return state, examples
+  params = merge(state.params, state.fixed)
+  fresh = _train_loader(cfg, None, 0)
+  with contextlib.closing(fresh):
+    started = task.start(params, fresh)
+  if started is not params:
+    started = jax.tree.map(lambda new, old: jax.device_put(jnp.asarray(new, old.dtype), old.sharding), started, params)
+    trained = _like(started, state.params)
+    ema = None if state.ema is None else jax.tree.map(jnp.copy, trained)
+    state = state.replace(params=trained, fixed=_like(started, state.fixed), ema=ema)
+  return state, 0
+
+
+def _like(tree, part):
+  """The leaves of `tree` at the paths of `part`."""
+  return {k: _like(tree[k], v) if isinstance(v, dict) else tree[k] for k, v in part.items()}
+
+
+def _train_loader(cfg, workdir, examples: int):
+  return make_loader(
+    cfg.data.sources.to_dict(),
+    _spec(cfg, train=True),
+    cfg.batch_size,
+    seed=cfg.seed,
+    start=examples,
+    workers=cfg.data.workers if workdir else 0,
+    bad_clips=workdir and workdir / BAD_CLIPS,
+  )
+
+
+def _spec(cfg, train: bool) -> ClipSpec:
+  data = cfg.data
+  random = dict(flip=data.flip, scale=tuple(data.scale)) if train else {}
+  return ClipSpec(frames=data.frames, size=(data.size, data.size), fps=data.fps or None, timeout=data.timeout, **random)
+
+
+def _evaluate_sets(cfg, workdir: Path, task, state: TrainState, frozen) -> dict[str, float]:
+  """Every set of `cfg.eval.sets` in turn; reports go to workdir/eval/SET."""
+  values = {}
+  for name, sources in cfg.eval.sets.to_dict().items():
+    loader = make_loader(
+      sources, _spec(cfg, train=False), cfg.eval.batch_size, seed=cfg.seed, train=False, bad_clips=workdir / BAD_CLIPS
+    )
+    with contextlib.closing(loader):
+      total, batches = loader.examples, loader
+      if cfg.eval.clips:
+        total = min(total, cfg.eval.clips)
+        batches = _first(loader, total)
+      numbers = task.evaluate(state.model, frozen, batches, total, name, workdir / "eval" / name)
+    values |= {f"{name}/{k}": v for k, v in numbers.items()}
+  return values
+
+
+def _first(batches, clips: int):
+  """Batches up to a number of clips; what is over in the last one is masked."""
+  left = clips
+  for batch in batches:
+    if left <= 0:
+      return
+    yield {**batch, "_mask": batch["_mask"] & (np.cumsum(batch["_mask"]) <= left)}
+    left -= int(batch["_mask"].sum())
+
+
+def _ids(host) -> dict[str, Any]:
+  """Which examples a step saw: enough to see that two runs saw the same."""
+  ids = np.stack([host["source"], host["index"]], 1).astype("<i8")
+  return {"data/ids": f"{zlib.crc32(ids.tobytes()):08x}", "data/first": int(ids[0, 1])}
+
+
+def _say_differences(saved: dict, now: dict, prefix: str = "") -> None:
+  for key in sorted(set(saved) | set(now)):
+    old, new = saved.get(key), now.get(key)
+    if isinstance(old, dict) and isinstance(new, dict):
+      _say_differences(old, new, f"{prefix}{key}.")
+    elif json.dumps(old, default=list) != json.dumps(new, default=list):
+      print(f"note: {prefix}{key} is {new!r}, the checkpoint was made with {old!r}", flush=True)
+
+
+def _check(cfg, mesh) -> None:
+  multiple = sharding.batch_size_multiple(mesh) * cfg.accumulate
+  if cfg.accumulate < 1 or cfg.batch_size % multiple:
+    raise ValueError(
+      f"batch_size is {cfg.batch_size}, expected a multiple of {multiple} (data x fsdp devices x accumulate): change it."
+    )
+  if cfg.steps < 1:
+    raise ValueError(f"steps is {cfg.steps}, expected 1 or more.")
+
+
+@contextlib.contextmanager
+def _sigterm():
+  """An event that SIGTERM sets: the loop then saves and leaves."""
+  event = threading.Event()
+  if threading.current_thread() is not threading.main_thread():
+    yield event
+    return
+  before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+  try:
+    yield event
+  finally:
+    signal.signal(signal.SIGTERM, before)
