@@ -86,14 +86,14 @@ def test_two_workers_give_the_same_batches(tmp_path):
         spec = ClipSpec(frames=5, size=(16, 16), flip=True)
         log = {str(tmp_path / "bad.jsonl")!r}
         found = []
-        for workers, start in ((0, 0), (2, 0), (2, 12)):
+        for workers, start in ((0, 0), (2, 12)):
           options = dict(workers=workers, start=start, bad_clips=log, process_index=0, process_count=1)
           with make_loader(sources, spec, 6, **options) as loader:
             batches = iter(loader)
-            found.append([next(batches) for _ in range(5)][0 if start else 2 :])
-        for a, b, c in zip(*(f[:3] for f in found)):
+            found.append([next(batches) for _ in range(5 - start // 6)])
+        for a, b in zip(found[0][2:], found[1], strict=True):
           for key in a:
-            assert np.array_equal(a[key], b[key]) and np.array_equal(a[key], c[key]), key
+            assert np.array_equal(a[key], b[key]), key
         print("same", loader.wait_seconds > 0)
     """)
   )
@@ -104,13 +104,13 @@ def test_two_workers_give_the_same_batches(tmp_path):
 
 
 def test_weights_and_epochs():
-  found = ids(take(60))
+  found = ids(take(30))
   assert np.mean([source for source, _ in found]) == pytest.approx(0.7, abs=0.01)
   for source, length in ((0, 10), (1, 7)):
     drawn = [index for s, index in found if s == source]
     epochs = [drawn[i : i + length] for i in range(0, len(drawn) - length + 1, length)]
-    assert len(epochs) > 10 and all(sorted(epoch) == list(range(length)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) > 10  # shuffled anew
+    assert len(epochs) > 5 and all(sorted(epoch) == list(range(length)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 5  # shuffled anew
 
 
 @pytest.mark.parametrize("hosts", [1, 4])
@@ -168,7 +168,7 @@ def corrupt(tmp_path_factory):
   encode(folder / "hdr.mp4", scene(30), "libx265", pix_fmt="yuv420p10le", colour=(9, 16, 9), **pq)
   reasons = {
     "cut.mp4": "cut short or not a video",
-    "cut.mkv": "cut short|damaged",
+    "cut.mkv": "cut short|damaged|no frame that can be decoded",
     "text.mp4": "not a video",
     "empty.mp4": "empty",
     "one.mp4": "has 0 frames|has 1 frames",

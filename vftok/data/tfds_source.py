@@ -30,7 +30,7 @@ class TfdsSource:
         f"{builder.data_dir} is not stored as ArrayRecord: prepare it with file_format='array_record'."
       ) from error
     self._fields, self._fps, self._set = fields, fps, f"{builder.name}/{split}"
-    self.label_names = tuple(getattr(features.get(label), "names", None) or ()) if label else ()
+    self.label_names = tuple(getattr(features[label], "names", None) or ()) if label in features else ()
 
   def __len__(self):
     return len(self._records)

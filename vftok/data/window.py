@@ -65,17 +65,22 @@ def _scanned_seconds(container, check):
 
 
 def _fast(video, container, seekable, moments, check):
+  """As `shown`; gives up without a word where the slow way may still succeed."""
   stream = container.streams.video[0]
   context, base = stream.codec_context, stream.time_base
   context.thread_type, context.thread_count = "NONE", 1  # the loader's workers are the parallelism
   context.options = {"err_detect": "explode"}
   origin = (stream.start_time or 0) * base
-  try:
-    found = None
+  found = None
+  with contextlib.suppress(av.error.FFmpegError):
     if seekable and moments[0] > 0:
       container.seek(int((origin + moments[0]) / base), stream=stream)
       found = _packets(video, container, stream, origin, moments, check)
-      if found and not (found[0][0].is_keyframe and found[0][0].pts * base - origin <= moments[0] + _EPS):
+      key = found and found[0][0]
+      if key and key.is_keyframe and key.pts * base - origin <= moments[0] + _EPS:
+        # What comes after the key frame and is shown before it may refer to what was left out.
+        found = [packet for packet in found[0] if packet.pts >= key.pts], found[1]
+      else:
         container.seek(stream.start_time or 0, stream=stream)
         found = None
     packets, begins = found or _packets(video, container, stream, origin, moments, check) or ([], {})
@@ -87,12 +92,8 @@ def _fast(video, container, seekable, moments, check):
       if packet is not None:
         context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
       for frame in context.decode(packet):
-        if frame.is_corrupt and frame.pts in wanted:
-          raise ValueError(f"{video} is damaged at {float(frame.pts * base - origin):.2f} s: get a whole copy of it.")
-        for k in wanted.pop(frame.pts, ()):
+        for k in () if frame.is_corrupt else wanted.pop(frame.pts, ()):
           yield k, frame
-  except av.error.FFmpegError as error:
-    raise ValueError(f"{video} is damaged: get a whole copy of it.") from error
 
 
 def _packets(video, container, stream, origin, moments, check):
@@ -108,14 +109,14 @@ def _packets(video, container, stream, origin, moments, check):
       continue
     if packet.is_corrupt:
       raise ValueError(f"{video} is damaged or cut short: get a whole copy of it.")
-    if packet.pts is None or packet.dts is None:
+    if packet.pts is None:
       return None
     packets.append(packet)
     begin = float(packet.pts * packet.time_base - origin)
     if not packet.is_discard:
       begins[begin] = packet.pts
       end = max(end, begin + (float(packet.duration * packet.time_base) if packet.duration else period))
-    if packet.dts * packet.time_base - origin > moments[-1]:
+    if packet.dts is not None and packet.dts * packet.time_base - origin > moments[-1]:
       return packets, begins
   if end <= moments[-1]:
     raise ValueError(f"{video} was cut short, it ends at {end:.2f} s and its header says more: get a whole copy of it.")
