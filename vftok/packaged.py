@@ -63,7 +63,7 @@ def fetch_all(requirement: str, members: Mapping[str, str], *, sdist: bool = Fal
     if not parts or parts[0] == "/" or ".." in parts:
       raise ValueError(f"member is {member!r}, expected a path inside the package: pass it with slashes from its top.")
     cached = cache_dir() / "packages" / f"{name}-{version}" / member
-    whole = [path for path in (cached, _installed(name, member)) if path and _sha256(path) == sha256]
+    whole = [path for path in (cached, _installed(name, member)) if path and sha256_of(path) == sha256]
     paths[member] = whole[0] if whole else cached
     if not whole:
       missing.append(member)
@@ -102,7 +102,8 @@ def _installed(name: str, member: str) -> Path | None:
     return None
 
 
-def _sha256(path: Path) -> str | None:
+def sha256_of(path: Path) -> str | None:
+  """In hex; None where there is no such file."""
   if not path.is_file():
     return None
   with path.open("rb") as file:
