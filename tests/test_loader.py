@@ -1,8 +1,12 @@
 """Batches are a function of (config, seed, number), whatever happens around them."""
 
+import os
+import signal
 import subprocess
 import sys
 import textwrap
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,6 +105,41 @@ def test_two_workers_give_the_same_batches(tmp_path):
   assert done.returncode == 0 and done.stdout.strip() == "same True", done.stderr[-2000:]
   assert "Traceback" not in done.stderr and "leaked" not in done.stderr
   assert {row["name"] for row in read(tmp_path / "bad.jsonl")} == {"bad.mp4"}
+
+
+def test_workers_end_with_a_killed_run(tmp_path):
+  script = tmp_path / "script.py"
+  script.write_text(
+    textwrap.dedent("""
+      import multiprocessing, os, signal
+      from vftok.data import ClipSpec, make_loader
+      if __name__ == "__main__":
+        shapes = dict(a=dict(kind="shapes", size=16, count=9))
+        loader = make_loader(shapes, ClipSpec(frames=2, size=(16, 16)), 2, workers=1, process_index=0, process_count=1)
+        batches = iter(loader)
+        next(batches)
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """)
+  )
+  done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
+  assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+  (pid,) = (int(pid) for pid in done.stdout.split())
+  for _ in range(300):
+    if not alive(pid):
+      return
+    time.sleep(0.1)
+  os.kill(pid, signal.SIGKILL)
+  pytest.fail("the worker lives on")
+
+
+def alive(pid):
+  try:
+    os.kill(pid, 0)
+  except ProcessLookupError:
+    return False
+  stat = Path(f"/proc/{pid}/stat")  # a container may have nobody to bury the dead
+  return not (stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] == "Z")
 
 
 def test_weights_and_epochs():

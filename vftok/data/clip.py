@@ -7,6 +7,7 @@ picture. The picture is resized (bicubic, antialiased) as a whole and then cropp
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Mapping
@@ -122,26 +123,34 @@ def _from_video(record, spec, draw):
       raise ValueError(f"{name} {error}") from None
 
   clip = np.empty((spec.frames, *spec.size, 3), np.uint8)
-  painter, done = VideoReformatter(), {}  # one for all frames: its tables are costly to make
+  painter, done = _Painter(spec, draw), {}
   for k, frame in shown(video, choose, check, spec.timeout):
     if frame.pts in done and frame.pts is not None:  # on screen at two moments
       clip[k] = clip[done[frame.pts]]
     else:
-      clip[k], done[frame.pts] = _pixels(frame, painter, spec, draw), k
+      clip[k], done[frame.pts] = painter(frame), k
   return clip
 
 
-def _pixels(frame, painter, spec, draw):
-  """uint8 [H, W, 3] of a decoded frame, turned upright; resized in YUV and then converted, the cheap order."""
-  turns = round(frame.rotation / 90) % 4
-  upright = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
-  resized, window = _crop(*upright, spec, draw)
-  height, width = resized[::-1] if turns % 2 else resized
-  bright = frame.color_trc in (hdr.PQ, hdr.HLG)
-  kind = "rgb48le" if bright else "rgb24"
-  picture = painter.reformat(frame, width, height, kind, interpolation=_BICUBIC, threads=1).to_ndarray()
-  picture = np.rot90(picture, turns)[window]
-  return hdr.to_sdr(picture, frame.color_trc) if bright else picture
+class _Painter:
+  """uint8 [H, W, 3] of decoded frames, turned upright, resized and cropped. One per clip: its tables are costly."""
+
+  def __init__(self, spec, draw):
+    self._crop = functools.cache(lambda *size: _crop(*size, spec, draw))
+    self._reformat = VideoReformatter().reformat
+
+  def __call__(self, frame):
+    turns = round(frame.rotation / 90) % 4
+    width, height = frame.width, frame.height
+    (height, width), window = self._crop(width, height) if turns % 2 else self._crop(height, width)
+    if turns % 2:
+      height, width = width, height
+    bright = frame.color_trc in (hdr.PQ, hdr.HLG)
+    kind = "rgb48le" if bright else "rgb24"
+    # Resized in YUV and then converted, the cheap order.
+    picture = self._reformat(frame, width, height, kind, interpolation=_BICUBIC, threads=1).to_ndarray()
+    picture = (np.rot90(picture, turns) if turns else picture)[window]
+    return hdr.to_sdr(picture, frame.color_trc) if bright else picture
 
 
 def _crop(height, width, spec, draw):

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vftok.data.dataset_writer import RECIPE, whole_directory, write_tfds
 from vftok.data.tfds_source import TfdsSource, open_tfds
-
-META = "latents.json"
 
 
 def write_latents(
@@ -37,57 +35,36 @@ def write_latents(
     raise ValueError(f"{directory} exists already, expected a new directory: choose another or remove it.")
   if not isinstance(meta.get("fingerprint"), str):
     raise ValueError(f"meta has fingerprint {meta.get('fingerprint')!r}, expected that of the VAE as text: add it.")
-  temporary = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}.part")
-  try:
-    shape = _write(temporary, splits)
-    text = json.dumps({**meta, "shape": shape}, indent=2)
-    (temporary / META).write_text(text)
-    os.replace(temporary, directory)
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
+  recipe = dict(meta)
+  with whole_directory(directory, recipe) as temporary:
+    recipe["shape"] = _write(temporary, splits)
 
 
 def _write(directory: Path, splits) -> list[int]:
   import tensorflow_datasets as tfds
 
-  firsts, rests = {}, {}
-  for name, examples in splits.items():
-    rests[name] = iter(examples)
-    firsts[name] = next(rests[name], None)
+  firsts, examples = {}, {}
+  for name, given in splits.items():
+    iterator = iter(given)
+    firsts[name] = next(iterator, None)
     if firsts[name] is None:
       raise ValueError(f"split {name!r} has no examples, expected at least one: leave it out.")
+    examples[name] = itertools.chain([firsts[name]], iterator)
   shape = np.shape(next(iter(firsts.values()))["latents"])
   if len(shape) != 4:
     raise ValueError(f"latents have shape {shape}, expected [T, h, w, C]: pass one clip per example.")
 
-  class VftokLatents(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "As written."}
+  def checked(name):
+    return (_example(example, shape, f"{name}:{i}") for i, example in enumerate(examples[name]))
 
-    def _info(self):
-      features = {
-        "latents": tfds.features.Tensor(shape=shape, dtype=np.float16),
-        "caption": tfds.features.Text(),
-        "label": tfds.features.Scalar(dtype=np.int64),
-        "name": tfds.features.Text(),
-      }
-      return tfds.core.DatasetInfo(
-        builder=self,
-        description="Latents of videos.",
-        features=tfds.features.FeaturesDict(features),
-        disable_shuffling=True,
-      )
-
-    def _split_generators(self, dl_manager):
-      return {name: self._generate_examples(name) for name in firsts}
-
-    def _generate_examples(self, split):
-      for i, example in enumerate(itertools.chain([firsts[split]], rests[split])):
-        yield i, _example(example, shape, f"{split}:{i}")
-
-  directory.mkdir(parents=True)
-  builder = VftokLatents(data_dir=str(directory), file_format="array_record")
-  builder.download_and_prepare()
+  features = {
+    "latents": tfds.features.Tensor(shape=shape, dtype=np.float16),
+    "caption": tfds.features.Text(),
+    "label": tfds.features.Scalar(dtype=np.int64),
+    "name": tfds.features.Text(),
+  }
+  made = {name: functools.partial(checked, name) for name in splits}
+  write_tfds(directory, "vftok_latents", "1.0.0", "VAE latents of clips.", features, made)
   return list(shape)
 
 
@@ -112,9 +89,11 @@ def latents(split: str, *, directory: str | os.PathLike, fingerprint: str | None
     FileNotFoundError: no such set.
     ValueError: they were made by another VAE than the one with this `fingerprint`, or no such split.
   """
-  if not (Path(directory) / META).exists():
-    raise FileNotFoundError(f"{directory} holds no cached latents ({META} is missing): check the path, or write them.")
-  meta = json.loads((Path(directory) / META).read_text())
+  if not (Path(directory) / RECIPE).exists():
+    raise FileNotFoundError(
+      f"{directory} holds no cached latents ({RECIPE} is missing): check the path, or write them."
+    )
+  meta = json.loads((Path(directory) / RECIPE).read_text())
   if fingerprint is not None and fingerprint != meta["fingerprint"]:
     raise ValueError(
       f"{directory} was made by the VAE {meta['fingerprint']}, expected {fingerprint}: write the latents again."

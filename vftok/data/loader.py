@@ -7,7 +7,10 @@ changes what is in a batch. Every random choice about example e comes from a gen
 from __future__ import annotations
 
 import gc
+import multiprocessing.connection
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -126,7 +129,8 @@ class Loader:
     if workers:
       _parse_flags()
       buffer = -(-2 * size // workers)
-      dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=buffer))
+      processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=buffer)
+      dataset = dataset.mp_prefetch(processes, _start_worker)
     # Batching comes after the workers: each of them sees only its stride of the examples.
     self._dataset = dataset.batch(size, batch_fn=_stack)
 
@@ -183,3 +187,14 @@ def _parse_flags():
 
   if not flags.FLAGS.is_parsed():  # grain's workers read flags, which only absl.app.run parses
     flags.FLAGS.mark_as_parsed()
+
+
+def _start_worker(index, count):
+  """In each worker: Ctrl-C is the main process's to handle, and when that is killed its workers must not stay."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+  multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+  os._exit(1)

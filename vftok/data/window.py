@@ -67,23 +67,24 @@ def _scanned_seconds(container, check):
 def _fast(video, container, seekable, moments, check):
   """As `shown`; gives up without a word where the slow way may still succeed."""
   stream = container.streams.video[0]
-  context, base = stream.codec_context, stream.time_base
+  context = stream.codec_context
   context.thread_type, context.thread_count = "NONE", 1  # the loader's workers are the parallelism
   context.options = {"err_detect": "explode"}
-  origin = (stream.start_time or 0) * base
+  first = stream.start_time or 0
   found = None
   with contextlib.suppress(av.error.FFmpegError):
     if seekable and moments[0] > 0:
-      container.seek(int((origin + moments[0]) / base), stream=stream)
-      found = _packets(video, container, stream, origin, moments, check)
+      start = first + int(moments[0] / stream.time_base)
+      container.seek(start, stream=stream)
+      found = _packets(video, container, stream, moments, check)
       key = found and found[0][0]
-      if key and key.is_keyframe and key.pts * base - origin <= moments[0] + _EPS:
+      if key and key.is_keyframe and key.pts <= start + 1:
         # What comes after the key frame and is shown before it may refer to what was left out.
         found = [packet for packet in found[0] if packet.pts >= key.pts], found[1]
       else:
-        container.seek(stream.start_time or 0, stream=stream)
+        container.seek(first, stream=stream)
         found = None
-    packets, begins = found or _packets(video, container, stream, origin, moments, check) or ([], {})
+    packets, begins = found or _packets(video, container, stream, moments, check) or ([], {})
     wanted = _wanted(begins, moments)
     for packet in [*packets, None]:
       check()
@@ -96,27 +97,30 @@ def _fast(video, container, seekable, moments, check):
           yield k, frame
 
 
-def _packets(video, container, stream, origin, moments, check):
+def _packets(video, container, stream, moments, check):
   """(packets in decode order, {seconds: timestamp} of when each frame begins), None where timestamps are missing.
 
   A packet is decoded no later than it is shown, so none after the last moment in that order is needed.
   """
   packets, begins, end = [], {}, 0.0
-  period = float(1 / rate(stream))
+  # As floats: exact fractions cost as much as decoding.
+  tick, period = float(stream.time_base), float(1 / rate(stream))
+  origin = (stream.start_time or 0) * tick
   for packet in container.demux(stream):
     check()
     if packet.size == 0:  # the end of the file
       continue
     if packet.is_corrupt:
       raise ValueError(f"{video} is damaged or cut short: get a whole copy of it.")
-    if packet.pts is None:
+    pts, dts = packet.pts, packet.dts
+    if pts is None:
       return None
     packets.append(packet)
-    begin = float(packet.pts * packet.time_base - origin)
+    begin = pts * tick - origin
     if not packet.is_discard:
-      begins[begin] = packet.pts
-      end = max(end, begin + (float(packet.duration * packet.time_base) if packet.duration else period))
-    if packet.dts is not None and packet.dts * packet.time_base - origin > moments[-1]:
+      begins[begin] = pts
+      end = max(end, begin + (packet.duration * tick if packet.duration else period))
+    if dts is not None and dts * tick - origin > moments[-1]:
       return packets, begins
   if end <= moments[-1]:
     raise ValueError(f"{video} was cut short, it ends at {end:.2f} s and its header says more: get a whole copy of it.")

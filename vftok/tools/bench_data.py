@@ -1,14 +1,18 @@
 """Speed of the loader against PyAV's own, as JSON: `python -m vftok.tools.bench_data --source clips --workers 1 2`.
 
 The yardstick decodes whole files of the same source on one core, and does nothing with the frames; it is timed right
-before and after each row. A row counts the frames of the files that lie between the first and the last frame of each
-clip: what must be decoded to get there is not counted, what need not be decoded is.
-`ratio` = frames per second of the loader / (frames per second of the yardstick x workers).
+before and after each row. What a row counts, per clip, are frames of the file:
+  read: from the last key frame before the clip to its last frame. Nobody can give the clip without going there.
+  covered: from the first frame of the clip to its last, with what fps resampling leaves out.
+`ratio` = frames read per second / (frames per second of the yardstick x workers); `ratio_covered` likewise.
+The row "in process" runs `load_clip` in a loop and counts CPU seconds on both sides, which other programs on the
+machine disturb less; the others count seconds of the clock, everything from the files to the batches included.
 """
 
 from __future__ import annotations
 
 import argparse
+import bisect
 import functools
 import json
 import os
@@ -20,7 +24,7 @@ import time
 import av
 import numpy as np
 
-from vftok.data.clip import ClipSpec
+from vftok.data.clip import ClipSpec, load_clip, moments
 from vftok.data.loader import make_loader
 from vftok.data.sources import make_source
 from vftok.data.video import VideoBytes, opened, rate
@@ -33,55 +37,90 @@ def video_of(record):
   return VideoBytes(record["mp4"], record["name"]) if "mp4" in record else record["path"]
 
 
-def decode_rate(source, seconds: float, rgb: bool = False) -> float:
+def decode_rate(source, seconds: float, clock=time.perf_counter) -> float:
   """Frames per second at which PyAV alone decodes whole videos of the source, in one thread."""
   frames, spent = 0, 0.0
   for index in np.random.default_rng(0).permutation(len(source)).tolist() * 1000:
     video = video_of(source[index])
-    begin = time.perf_counter()
+    begin = clock()
     with opened(video) as container:
       container.streams.video[0].thread_type = "NONE"
-      for frame in container.decode(video=0):
-        if rgb:
-          frame.to_ndarray(format="rgb24")
+      for _ in container.decode(video=0):
         frames += 1
-    spent += time.perf_counter() - begin
+    spent += clock() - begin
     if spent > seconds:
       break
   return frames / spent
 
 
-def bench(entry, spec: ClipSpec, batch: int, workers: int, seconds: float) -> dict[str, float]:
-  """One row of the table."""
-  options = {key: value for key, value in entry.items() if key not in ("kind", "split")}
-  source = make_source(entry["kind"], entry["split"], options)
+def frames_of_a_clip(record, spec: ClipSpec) -> np.ndarray:
+  """(frames read, frames covered) on average over where in the video the clip lies."""
+  begins, keys = [], []
+  with opened(video_of(record)) as container:
+    stream = container.streams.video[0]
+    own = float(rate(stream))
+    for packet in container.demux(stream):
+      if packet.pts is not None:
+        begins.append(float((packet.pts - (stream.start_time or 0)) * packet.time_base))
+        keys += [begins[-1]] if packet.is_keyframe else []
+  begins.sort()
+  end = record.get("end") or begins[-1] + 1 / own
+  counts = []
+  for draw in (np.arange(16) + 0.5) / 16:
+    at = moments(spec, record.get("start") or 0.0, end, own, draw)
+    first, last = (bisect.bisect_right(begins, moment + 1e-6) for moment in (at[0], at[-1]))
+    key = bisect.bisect_right(begins, max(k for k in keys if k <= at[0] + 1e-6))
+    counts.append((last - key + 1, last - first + 1))
+  return np.mean(counts, axis=0)
 
-  @functools.cache
-  def covered(index):
-    with opened(video_of(source[index])) as container:
-      own = float(rate(container.streams.video[0]))
-    return (spec.frames - 1) * own / (spec.fps or own) + 1
 
-  decode = [decode_rate(source, seconds / 4)]
-  with make_loader({"it": entry}, spec, batch, workers=workers, process_index=0, process_count=1) as loader:
-    batches = iter(loader)
-    for _ in range(4):  # workers start, buffers fill
-      next(batches)
-    clips, begin = [], time.perf_counter()
-    while time.perf_counter() - begin < seconds:
-      clips.extend(next(batches)["index"].tolist())
-    took = time.perf_counter() - begin
-  decode.append(decode_rate(source, seconds / 4))
-  frames = sum(covered(index) for index in clips) / took
-  return {
-    "workers": workers,
-    "clips_per_s": round(len(clips) / took, 1),
-    "frames_out_per_s": round(len(clips) * spec.frames / took, 1),
-    "frames_covered_per_s": round(frames, 1),
-    "pyav_decode_frames_per_s": round(statistics.mean(decode), 1),
-    "pyav_decode_to_rgb_frames_per_s": round(decode_rate(source, seconds / 4, rgb=True), 1),
-    "ratio": round(frames / statistics.mean(decode) / max(1, workers), 3),
-  }
+class Bench:
+  """Rows of one source and one kind of clip."""
+
+  def __init__(self, entry, spec: ClipSpec, seconds: float):
+    self.entry, self.spec, self.seconds = entry, spec, seconds
+    options = {key: value for key, value in entry.items() if key not in ("kind", "split")}
+    self.source = make_source(entry["kind"], entry["split"], options)
+    self.frames = functools.cache(lambda index: frames_of_a_clip(self.source[index], spec))
+
+  def in_process(self):
+    clock, rng, indexes = time.process_time, np.random.default_rng(0), []
+    pyav = [decode_rate(self.source, self.seconds / 4, clock)]
+    begin = clock()
+    while clock() - begin < self.seconds:
+      indexes.append(int(rng.integers(len(self.source))))
+      load_clip(self.source[indexes[-1]], self.spec, rng)
+    took = clock() - begin
+    pyav.append(decode_rate(self.source, self.seconds / 4, clock))
+    return self._row("in process", indexes, took, statistics.mean(pyav))
+
+  def loader(self, batch: int, workers: int):
+    pyav, indexes = [decode_rate(self.source, self.seconds / 4)], []
+    with make_loader({"it": self.entry}, self.spec, batch, workers=workers, process_index=0, process_count=1) as loader:
+      batches = iter(loader)
+      for _ in range(4):  # workers start, buffers fill
+        next(batches)
+      begin = time.perf_counter()
+      while time.perf_counter() - begin < self.seconds:
+        indexes += next(batches)["index"].tolist()
+      took = time.perf_counter() - begin
+    pyav.append(decode_rate(self.source, self.seconds / 4))
+    return self._row(workers, indexes, took, statistics.mean(pyav))
+
+  def _row(self, workers, indexes, took, pyav):
+    read, covered = (float(n) / took for n in sum(self.frames(index) for index in indexes))
+    cores = max(1, workers) if isinstance(workers, int) else 1
+    row = {
+      "workers": workers,
+      "clips_per_s": round(len(indexes) / took, 1),
+      "frames_out_per_s": round(len(indexes) * self.spec.frames / took),
+      "frames_read_per_s": round(read),
+      "pyav_frames_per_s": round(pyav),
+      "ratio": round(read / pyav / cores, 3),
+      "ratio_covered": round(covered / pyav / cores, 3),
+    }
+    print(row, file=sys.stderr, flush=True)
+    return row
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -99,10 +138,8 @@ def main(argv: list[str] | None = None) -> int:
   if args.source != "clips":
     entry = {"kind": "video_folder", "split": args.split, "path": args.source}
   spec = ClipSpec(frames=args.frames, size=(args.size, args.size), fps=args.fps or None)
-  rows = []
-  for workers in args.workers:
-    rows.append(bench(entry, spec, args.batch, workers, args.seconds))
-    print(rows[-1], file=sys.stderr, flush=True)
+  bench = Bench(entry, spec, args.seconds)
+  rows = [bench.in_process(), *(bench.loader(args.batch, workers) for workers in args.workers)]
   out = {
     "machine": {"cpu_count": os.cpu_count(), "arch": platform.machine()},
     "pyav": av.__version__,
