@@ -51,11 +51,13 @@ def _model(
 ):
   """The tokenizer's config as a plain dict; widths are 64 per head."""
   grid = PositionConfig("learnable_sum", (16, 16, 16))
+  vae = vae or VAEConfig()
   cfg = TokenizerConfig(
-    vae=vae or VAEConfig(),
+    vae=vae,
     encoder=EncoderConfig(
       stack=StackConfig(width, encoder, **stack),
       patch=patch,
+      channels=vae.z_channels,
       positions=grid,
       registers=registers,
       out_dim=len(levels),
@@ -63,6 +65,7 @@ def _model(
     decoder=DecoderConfig(
       stack=StackConfig(decoder_width or width, decoder, adaln=2, **stack),
       patch=patch,
+      channels=vae.z_channels,
       positions=grid,
       registers=registers,
       register_positions=PositionConfig("learnable_sum", (max(16, registers),) * 2),
@@ -77,7 +80,8 @@ def _model(
 
 def smoke():
   """Two seconds a step on any machine: for tests. Every term of the loss that needs no download is on."""
-  vae = VAEConfig(ch=8, ch_mult=(1, 1, 1), num_res_blocks=1, z_channels=4, stem=2, space_levels=(0,), linear=True)
+  vae = VAEConfig(ch=8, ch_mult=(1, 1), num_res_blocks=1, z_channels=4, time_levels=(0, 1), stem=2, linear=True)
+  vae = dataclasses.replace(vae, encoder_net=False)
   return common.base(
     task="tokenizer",
     title="tokenizer smoke",

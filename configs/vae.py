@@ -36,7 +36,7 @@ def smoke():
     title="VAE smoke",
     steps=4,
     batch_size=4,
-    model=_model(ch=8, ch_mult=(1, 1, 1), num_res_blocks=1, z_channels=4, stem=2, space_levels=(0,), linear=True),
+    model=_model(ch=8, ch_mult=(1, 1), num_res_blocks=1, z_channels=4, time_levels=(0, 1), stem=2, linear=True),
     loss={**LOSS, "lpips": 0.0, "adversarial": 0.1, "critic_width": 8, "fit_batches": 2},
     data=dict(sources=common.shapes(), size=16, workers=0, frames=9),
     eval=dict(sets=dict(shapes=common.shapes(6)), lpips_net="", rfvd=False, batch_size=4, media=2),

@@ -62,7 +62,12 @@ def from_json(data: dict[str, Any]) -> TokenizerConfig:
   version = data.get("version")
   if version != FORMAT_VERSION:
     raise ValueError(f"config version is {short(version)}, expected {FORMAT_VERSION}: update vftok to read this model.")
-  cfg = _build(TokenizerConfig, {k: v for k, v in data.items() if k not in ("format", "version")}, "config")
+  return from_dict({k: v for k, v in data.items() if k not in ("format", "version")})
+
+
+def from_dict(data: dict[str, Any]) -> TokenizerConfig:
+  """A checked config of plain data, `dataclasses.asdict` undone."""
+  cfg = _build(TokenizerConfig, data, "config")
   check(cfg)
   return cfg
 

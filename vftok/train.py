@@ -104,7 +104,7 @@ def train_step(state: TrainState, frozen, batch, *, task, tx, cfg: ConfigDict) -
   params = optax.apply_updates(state.params, updates)
   ema = None if state.ema is None else update_ema(state.ema, params, cfg.ema, state.step)
   new = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
-  return new, {"loss": value, "grad_norm": optax.global_norm(grads), "parts": metrics}
+  return new, {"loss": value, "grad_norm": optax.tree.norm(grads), "parts": metrics}
 
 
 def _accumulated(grad, params, batch, keys_B, parts: int):

@@ -11,7 +11,6 @@ A clip's noise depends on the seed and on the clip's own (source, index) only: n
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -193,7 +192,7 @@ def _batches(batches):
     source = np.asarray(batch.get("source", np.zeros(b)), np.int64)
     seen += int(mask.sum())
     if mask.any():
-      ids, places = np.stack([source, index], axis=1), np.where(mask, places, -1)
+      ids, places = np.stack([source, index], axis=1) * mask[:, None], np.where(mask, places, -1)
       real = np.arange(size) < b
       yield (
         _filled(video, size),
@@ -207,20 +206,12 @@ def _filled(x, size: int):
   return np.concatenate([x, np.repeat(x[-1:], size - len(x), axis=0)]) if len(x) < size else x
 
 
-def _noise(tok, seed: int, ids_Bx2, steps: int) -> list[jax.Array]:
+def _noise(tok, seed: int, ids_Bx2, steps: int) -> list[np.ndarray]:
   """One array per chunk of `steps` time steps, drawn for each clip from (seed, source, index, chunk)."""
   chunks = 1 + (steps - tok.chunk_steps) // (tok.chunk_steps - tok.overlap_steps)
   shape = (tok.chunk_steps * tok.cfg.decoder.patch[0], *tok.cfg.latent_size, tok.cfg.decoder.channels)
-  words_Bx3 = np.stack([ids_Bx2[:, 0], ids_Bx2[:, 1] >> 32, ids_Bx2[:, 1]], axis=1).astype(np.uint32)
-  return [_draw(jax.random.fold_in(jax.random.key(seed), i), words_Bx3, shape) for i in range(chunks)]
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _draw(key, words_Bx3, shape):
-  def draw(words):
-    return jax.random.normal(functools.reduce(jax.random.fold_in, words, key), shape)
-
-  return jax.vmap(draw)(words_Bx3)
+  draw = lambda *words: np.random.default_rng(words).standard_normal(shape, np.float32)
+  return [np.stack([draw(seed, *ids, i) for ids in ids_Bx2.tolist()]) for i in range(chunks)]
 
 
 def _places(media, total) -> list[int]:

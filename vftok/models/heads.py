@@ -107,14 +107,14 @@ class CrossBlock(nn.Module):
     q_BxTxPxnxe = layer_norm(jnp.einsum("BTPD,DnE->BTPnE", x_BxTxPxD.astype(cfg.dtype), q_kernel)).astype(cfg.dtype)
     kv_BxMx2xnxe = jnp.einsum("BMD,DxnE->BMxnE", keys_BxMxD.astype(cfg.dtype), kv_kernel)
     k_BxMxnxe, v_BxMxnxe = layer_norm(kv_BxMx2xnxe[:, :, 0]).astype(cfg.dtype), kv_BxMx2xnxe[:, :, 1]
+    steps, positions = x_BxTxPxD.shape[1:3]
     mask_Bx1x1xM = seen_BxM[:, None, None]
-
-    def attend(t):
-      m = 1 + (t + 1) * self.registers if cfg.causal else k_BxMxnxe.shape[1]
-      q, k, v = q_BxTxPxnxe[:, t], k_BxMxnxe[:, :m], v_BxMxnxe[:, :m]
-      return jax.nn.dot_product_attention(q, k, v, mask=mask_Bx1x1xM[..., :m], scale=8.0 / e)
-
-    out_BxTxPxnxe = jnp.stack([attend(t) for t in range(x_BxTxPxD.shape[1])], axis=1)
+    if cfg.causal:  # dense over all steps: the keys are few, and one program per step compiles slowly
+      step_M = (jnp.arange(k_BxMxnxe.shape[1]) - 1) // max(self.registers, 1)
+      mask_Bx1x1xM = mask_Bx1x1xM & (step_M <= jnp.repeat(jnp.arange(steps), positions)[:, None])
+    q = q_BxTxPxnxe.reshape(-1, steps * positions, n, e)
+    out = jax.nn.dot_product_attention(q, k_BxMxnxe, v_BxMxnxe, mask=mask_Bx1x1xM, scale=8.0 / e)
+    out_BxTxPxnxe = out.reshape(q_BxTxPxnxe.shape)
     kernel = self._param("proj_kernel", (n, e, d), ("heads", "head_dim", "embed"), xavier(d, d))
     return jnp.einsum("BTPnE,nED->BTPD", out_BxTxPxnxe, kernel).astype(jnp.float32)
 

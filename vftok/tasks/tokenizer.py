@@ -22,6 +22,7 @@ from vftok.models.encoder import Encoder
 from vftok.models.heads import PrefixHead, PrefixHeadConfig, cosine_similarity
 from vftok.models.layers import patchify
 from vftok.models.nested import sample_keep
+from vftok.models.vae import VAE
 from vftok.tasks import Metrics, mean
 from vftok.tokenizer import Tokenizer
 
@@ -33,7 +34,7 @@ class TokenizerTask:
 
   def __init__(self, cfg: ConfigDict):
     self.cfg, self.law = cfg, cfg.loss
-    model = model_config.from_json(cfg.model.to_dict())
+    model = model_config.from_dict(cfg.model.to_dict())
     self.vae_params = None
     if cfg.vae:  # the VAE's config travels with its weights
       vae, self.vae_params = load_vae(cfg.vae)
@@ -88,7 +89,9 @@ class TokenizerTask:
   def frozen(self) -> Any:
     vae = self.vae_params
     if vae is None:  # a config without weights: smoke runs, or training on stored latents
-      vae = nn.unbox(jax.jit(self.tok.init)(jax.random.key(0)))["vae"]
+      stride = self.tok.spatial_factor
+      start = functools.partial(VAE(self.tok.cfg.vae).init, jax.random.key(0))
+      vae = nn.unbox(jax.jit(start)(jnp.zeros((1, 1, stride, stride, 3))))["params"]
     return {"vae": vae, "features": self.feature_params} if self.features else {"vae": vae}
 
   def start(self, params, batches) -> Any:

@@ -1,0 +1,264 @@
+"""The loop: stop and resume without a trace, NaN, SIGTERM, metrics, accumulation, donation, one compile."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vftok import optim, sharding, train
+from vftok.state import init_state, logical_axes, merge, split
+from vftok.tasks import make_task
+from vftok.writer import keep_until, read_metrics
+
+ROOT = Path(__file__).parents[1]
+CASES = ("tokenizer", "vae")
+
+
+def config(name: str, **changes):
+  sys.path.insert(0, str(ROOT))
+  module = __import__(f"configs.{name}", fromlist=["get_config"])
+  cfg = module.get_config("smoke")
+  for key, value in changes.items():
+    cfg.update_from_flattened_dict({key: value})
+  return cfg
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_cache(tmp_path_factory):
+  """Each config's program is compiled once for all runs of this module."""
+  old = jax.config.jax_compilation_cache_dir
+  jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
+  yield
+  jax.config.update("jax_compilation_cache_dir", old)
+
+
+@pytest.fixture(scope="module")
+def whole_runs(tmp_path_factory):
+  """An uninterrupted run of each config: name -> workdir."""
+  runs = {}
+  for name in CASES:
+    runs[name] = tmp_path_factory.mktemp("runs") / name
+    train.run(config(name), runs[name])
+  return runs
+
+
+def trace(workdir):
+  rows = read_metrics(workdir / "metrics.jsonl")
+  return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_stop_and_resume_leave_the_trace_of_one_run(name, whole_runs, tmp_path, capsys):
+  cut = config(name)
+  cut.minutes = 1e-9  # stops and saves after the first step
+  train.run(cut, tmp_path)
+  assert [row["step"] for row in trace(tmp_path)] == [1]
+  train.run(config(name), tmp_path)
+  assert trace(tmp_path) == trace(whole_runs[name])
+  assert [row["step"] for row in trace(tmp_path)] == [1, 2, 3, 4]
+  assert "note: minutes is 0.0" in capsys.readouterr().out
+  for part in ("model.safetensors", "config.json"):
+    assert (tmp_path / "model" / part).read_bytes() == (whole_runs[name] / "model" / part).read_bytes()
+
+
+def test_lines_beyond_the_checkpoint_are_written_again_not_twice(whole_runs, tmp_path):
+  train.run(config("tokenizer", steps=2), tmp_path)  # saves at 2
+  path = tmp_path / "metrics.jsonl"
+  path.write_text(path.read_text() + json.dumps({"step": 3, "loss": 99.0}) + '\n{"step": 4, "lo')
+  train.run(config("tokenizer"), tmp_path)
+  assert [row["step"] for row in trace(tmp_path)] == [1, 2, 3, 4]
+  assert all(row["loss"] < 50 for row in trace(tmp_path))
+
+
+def test_a_run_leaves_something_to_see(whole_runs):
+  for workdir in whole_runs.values():
+    for name in ("curves.png", "config.json", "model/model.safetensors", "metrics.jsonl"):
+      assert (workdir / name).stat().st_size > 100
+    assert list((workdir / "tensorboard").iterdir())
+
+
+def test_nan_stops_the_run_and_names_the_last_good_step(tmp_path):
+  cfg = config("tokenizer", steps=40, save_every=2)
+  cfg.optim.lr, cfg.optim.warmup, cfg.optim.clip = 1e30, 2, 0.0
+  with pytest.raises(train.NotFinite, match=r"at step \d+, .*(no step was saved|last good checkpoint is step \d+)"):
+    train.run(cfg, tmp_path)
+  losses = [row["loss"] for row in read_metrics(tmp_path / "metrics.jsonl")]
+  assert np.isfinite(losses).all()
+
+
+def test_evaluation_of_a_run(whole_runs, tmp_path):
+  values = train.evaluate(config("tokenizer"), whole_runs["tokenizer"])
+  assert np.isfinite(values["shapes/psnr/keep 4"]) and np.isfinite(values["shapes/psnr/VAE alone"])
+  assert (whole_runs["tokenizer"] / "eval" / "shapes" / "report.html").exists()
+  with pytest.raises(ValueError, match="has no checkpoint to evaluate"):
+    train.evaluate(config("tokenizer"), tmp_path)
+
+
+def test_a_trained_model_loads_and_media_show_it(whole_runs):
+  from vftok import Tokenizer
+
+  tok, params = Tokenizer.load(whole_runs["tokenizer"] / "model")
+  video = np.random.default_rng(0).integers(0, 255, (1, 17, 16, 16, 3), np.uint8)
+  assert tok.encode(params, video).ids.shape == (1, 5, 4)
+  cfg = config("tokenizer")
+  grid = make_task(cfg).media(params, {"vae": params["vae"]}, {"video": video})["reconstruction"]
+  assert grid.dtype == np.uint8 and grid.shape[0] == 17
+
+
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    ({"batch_size": 3, "accumulate": 2}, "batch_size is 3, expected a multiple of 2"),
+    ({"mesh.data": 3}, "the mesh .* does not fill the 1 devices"),
+    ({"task": "poet"}, "config.task is 'poet', expected one of vae, tokenizer"),
+    ({"freeze": ("encodr",)}, "freeze names 'encodr'"),
+    ({"optim.schedule": "zigzag"}, "optim.schedule is 'zigzag'"),
+    ({"resume_from": "/nowhere-at-all"}, "config.resume_from is /nowhere-at-all"),
+    ({"loss.time": "sometimes"}, "noise law is 'sometimes'"),
+    ({"loss.nested": "half"}, "nested law is 'half'"),
+    ({"data.sources": {"shapes": {"kind": "shape"}}}, "kind is 'shape'"),
+  ],
+)
+def test_bad_configs_give_one_sentence(changes, message, tmp_path):
+  cfg = config("tokenizer")
+  with cfg.unlocked():
+    for key, value in changes.items():
+      part, _, leaf = key.rpartition(".")
+      setattr(cfg[part] if part else cfg, leaf, value)
+  if "resume_from" in changes:
+    cfg.resume_from = str(tmp_path / "nowhere-at-all")
+    message = "which has no checkpoint"
+  with pytest.raises(ValueError, match=message):
+    train.run(cfg, tmp_path / "run")
+
+
+def test_resuming_another_model_is_refused(whole_runs, tmp_path):
+  cfg = config("tokenizer")
+  cfg.resume_from = str(whole_runs["vae"])
+  with pytest.raises(ValueError, match="does not fit this config"):
+    train.run(cfg, tmp_path)
+
+
+def _state_and_batch(cfg, batch=8):
+  task = make_task(cfg)
+  tx, _ = optim.make_optimizer(cfg.optim, cfg.steps, *logical_axes(task.init, cfg.freeze))
+  mesh = sharding.make_mesh({"data": -1})
+  state, places = init_state(task.init, tx, mesh, seed=0, ema=True, freeze=cfg.freeze)
+  rng = np.random.default_rng(0)
+  video = rng.integers(0, 255, (batch, 17, 16, 16, 3), np.uint8)
+  return task, tx, state, places, {"video": jnp.asarray(video), "_mask": jnp.ones(batch, bool)}
+
+
+def test_accumulation_is_the_big_batch_and_the_state_is_donated():
+  cfg = config("tokenizer")
+  cfg.loss.usage = 0.0  # a statistic of the batch: slices have their own
+  cfg.optim.warmup = 0
+  task, tx, state, places, batch = _state_and_batch(cfg)
+  frozen = task.frozen()
+  results = {}
+  for parts in (1, 4):
+    cfg.accumulate = parts
+    step = jax.jit(lambda s, f, b, c=cfg.copy_and_resolve_references(): train.train_step(s, f, b, task=task, tx=tx, cfg=c), donate_argnums=0)
+    compiled = step.lower(state, frozen, batch).compile()
+    analysis = compiled.memory_analysis()
+    size = sum(x.nbytes for x in jax.tree.leaves(state))
+    assert analysis.alias_size_in_bytes >= 0.99 * size
+    new, metrics = compiled(jax.tree.map(jnp.copy, state), frozen, batch)
+    results[parts] = (float(metrics["loss"]), new.params)
+  assert results[1][0] == pytest.approx(results[4][0], rel=1e-5)
+  for a, b in zip(*(jax.tree.leaves(r[1]) for r in results.values()), strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-4)  # Adam's first step is a sign: near zero gradients may differ
+
+
+def test_one_compile_for_all_steps(tmp_path):
+  with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
+    names = []
+    patch.setattr("jax._src.dispatch.log_elapsed_time", _counting(names))
+    train.run(config("tokenizer"), tmp_path)
+  assert sum("train_step" in name for name in names) <= 1
+
+
+def _counting(names):
+  import contextlib
+
+  @contextlib.contextmanager
+  def log(fmt, fun_name=None, event=None):
+    if "XLA compilation" in fmt:
+      names.append(str(fun_name))
+    yield
+
+  return log
+
+
+def test_split_and_merge_are_inverse():
+  tree = {"a": {"b": 1, "c": 2}, "d": 3}
+  trained, fixed = split(tree, ("a/b",))
+  assert trained == {"a": {"c": 2}, "d": 3} and fixed == {"a": {"b": 1}}
+  assert merge(trained, fixed) == tree
+
+
+def test_freezing_leaves_a_part_alone(tmp_path):
+  cfg = config("tokenizer", steps=2)
+  cfg.freeze = ("encoder",)
+  before = jax.device_get(init_state_params(cfg)["encoder"])
+  state = train.run(cfg, tmp_path)
+  assert "encoder" not in state.params
+  jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state.fixed["encoder"]))
+
+
+def init_state_params(cfg):
+  task, _, state, _, _ = _state_and_batch(cfg)
+  return state.model
+
+
+def test_mup_scales_the_learning_rate_with_width():
+  cfg = config("tokenizer")
+  cfg.optim.mup_base_width = 32
+  task = make_task(cfg)
+  axes, shapes = logical_axes(task.init, ())
+  scales = optim.lr_scales(cfg.optim, axes, shapes)
+  blocks = scales["encoder"]["stack"]["blocks"]
+  assert blocks["qkv_kernel"] == blocks["proj_kernel"] == pytest.approx(32 / 64)  # width 64
+  assert blocks["down_kernel"] == pytest.approx(0.5, rel=0.02) and blocks["up_kernel"] == 0.5
+  assert scales["encoder"]["head"]["kernel"] == 0.5 and scales["encoder"]["patch_in"]["kernel"] == 1
+  assert scales["encoder"]["registers"] == scales["decoder"]["mask_token"] == 1
+  assert optim.decayed(axes)["encoder"]["stack"]["blocks"]["qkv_kernel"]
+  assert not optim.decayed(axes)["encoder"]["registers"]
+
+
+def test_schedules_start_peak_and_end_where_they_should():
+  cfg = config("tokenizer").optim
+  cfg.lr, cfg.warmup, cfg.final = 1.0, 10, 0.1
+  for name, end in (("cosine", 0.1), ("linear", 0.1), ("constant", 1.0)):
+    cfg.schedule = name
+    rate = optim.schedule(cfg, 110)
+    assert float(rate(0)) == 0 and float(rate(10)) == pytest.approx(1) and float(rate(110)) == pytest.approx(end)
+
+
+def test_half_written_metrics_are_cut(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
+  keep_until(path, 1)
+  assert path.read_text() == '{"step": 1}\n'
+
+
+@pytest.mark.parametrize("name", ["sigterm"])
+def test_sigterm_saves_and_exits_0(name, tmp_path):
+  environment = {**os.environ, "VFTOK_CACHE": str(tmp_path / "cache")}
+  command = [sys.executable, "-m", "vftok.main", "--config=configs/vae.py:smoke", f"--workdir={tmp_path / 'run'}"]
+  process = subprocess.Popen([*command, "--config.steps=100000"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+  for line in process.stdout:
+    if line.startswith("step 3/"):
+      process.send_signal(signal.SIGTERM)
+      break
+  rest = process.stdout.read()
+  assert process.wait(120) == 0, rest
+  assert "stopped at step" in rest
+  assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
