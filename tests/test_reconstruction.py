@@ -14,6 +14,7 @@ from vftok.evals import pixels, reconstruction, report, scores
 from vftok.evals.frechet import Statistics, distance
 
 OPTIONS = dict(split="held-out", keeps=(8, 1), seeds=(0, 1), steps=1, lpips_net="alex", media=2, total=5)
+OPTIONS["collapse"] = False  # one program for all keeps
 
 
 @jax.jit
@@ -24,7 +25,7 @@ def cheap_logits(params, video):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_inception():
+def cheap():
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(scores, "_logits", cheap_logits)
     patch.setattr(reconstruction.weights, "load_i3d", lambda: {})
@@ -64,15 +65,38 @@ def evaluation(small, clips):
   return reconstruction.evaluate(tok, params, batches(clips, 2, [0, 1, 2, 3, 4], pad=True), **OPTIONS)
 
 
-def test_batch_size_order_and_padding_change_nothing(small, clips, evaluation):
-  tok, params, _ = small
-  other = reconstruction.evaluate(tok, params, batches(clips, 3, [4, 2, 0, 3, 1], pad=False), **OPTIONS)
+def same(evaluation, other):
   assert [row["name"] for row in other.rows] == [row["name"] for row in evaluation.rows]
   for a, b in zip(evaluation.rows, other.rows, strict=True):
     for metric in scores.METRICS:
       np.testing.assert_allclose(a["per_seed"][metric], b["per_seed"][metric], rtol=2e-3, atol=1e-4, err_msg=a["name"])
     assert a["clips"] == b["clips"] == 5
-  assert evaluation.codebook["used_codes"] == other.codebook["used_codes"]
+
+
+def test_order_company_and_padding_change_nothing(small, clips, evaluation):
+  tok, params, _ = small
+  other = reconstruction.evaluate(tok, params, batches(clips, 2, [4, 2, 0, 3, 1], pad=False), **OPTIONS)
+  same(evaluation, other)
+  assert evaluation.codebook == other.codebook
+
+
+@pytest.mark.slow  # every program once more
+def test_batch_size_changes_nothing(small, clips, evaluation):
+  tok, params, _ = small
+  same(evaluation, reconstruction.evaluate(tok, params, batches(clips, 3, [4, 2, 0, 3, 1], pad=False), **OPTIONS))
+
+
+def test_batch_size_of_a_vae_evaluation_changes_nothing(clips):
+  blur = lambda video: (video / 127.5 - 1) * 0.8
+  runs = [
+    reconstruction.evaluate_vae(blur, batches(clips, size, order, pad=pad), split="x", lpips_net=None)
+    for size, order, pad in ((2, [0, 1, 2, 3, 4], True), (3, [4, 2, 0, 3, 1], False), (5, [1, 0, 2, 3, 4], False))
+  ]
+  for other in runs[1:]:
+    for a, b in zip(runs[0].rows, other.rows, strict=True):
+      assert [a[m] for m in ("psnr", "ssim", "rfvd")] == pytest.approx(
+        [b[m] for m in ("psnr", "ssim", "rfvd")], rel=1e-4
+      )
 
 
 def test_rows_are_what_the_parts_give_one_by_one(small, clips, evaluation):
@@ -129,8 +153,8 @@ def test_a_perfect_vae_is_perfect(clips):
 def test_report_has_every_file_and_replaces_only_reports(tmp_path, evaluation):
   target = tmp_path / "report"
   twin = dataclasses.replace(evaluation, rows=[{**row, "split": "held-out / sources"} for row in evaluation.rows])
-  for _ in range(2):
-    report.write_report(target, [evaluation, twin], title="A <model>", fps=8)
+  report.write_report(target, [dataclasses.replace(evaluation, rows=evaluation.rows[:1], media=[])], title="earlier")
+  report.write_report(target, [evaluation, twin], title="A <model>", fps=8)
   names = [f"{kind}-{split}" for kind in ("curves", "grid") for split in ("held-out", "held-out-sources")]
   films = [f"{name}.mp4" for name in names if name.startswith("grid")]
   expected = {"metrics.json", "table.md", "report.html", *(f"{name}.png" for name in names), *films}
