@@ -1,10 +1,13 @@
 """Speed of the loader against PyAV's own, as JSON: `python -m vftok.tools.bench_data --source clips --workers 1 2`.
 
-The yardstick decodes whole files of the same source on one core, and does nothing with the frames; it is timed right
-before and after each row. What a row counts, per clip, are frames of the file:
+The yardstick decodes whole files of the same source by PyAV, one thread per process, and does nothing with the
+frames: one process ("pyav_one_core") and as many at once as the row has workers ("pyav_at_once"), right before and
+after each row. What a row counts, per clip, are frames of the file:
   read: from the last key frame before the clip to its last frame. Nobody can give the clip without going there.
   covered: from the first frame of the clip to its last, with what fps resampling leaves out.
-`ratio` = frames read per second / (frames per second of the yardstick x workers); `ratio_covered` likewise.
+`ratio` = frames read per second / (pyav_one_core x workers), which needs a machine that has so many idle cores;
+`ratio_at_once` = frames read per second / pyav_at_once, which a busy machine or a shared core slows down likewise;
+`ratio_covered` = frames covered per second / pyav_at_once.
 The row "in process" runs `load_clip` in a loop and counts CPU seconds on both sides, which other programs on the
 machine disturb less; the others count seconds of the clock, everything from the files to the batches included.
 """
@@ -15,6 +18,7 @@ import argparse
 import bisect
 import functools
 import json
+import multiprocessing
 import os
 import platform
 import statistics
@@ -92,10 +96,10 @@ class Bench:
       load_clip(self.source[indexes[-1]], self.spec, rng)
     took = clock() - begin
     pyav.append(decode_rate(self.source, self.seconds / 4, clock))
-    return self._row("in process", indexes, took, statistics.mean(pyav))
+    return self._row("in process", indexes, took, statistics.mean(pyav), statistics.mean(pyav))
 
   def loader(self, batch: int, workers: int):
-    pyav, indexes = [decode_rate(self.source, self.seconds / 4)], []
+    pyav, indexes = [self._pyav(workers)], []
     with make_loader({"it": self.entry}, self.spec, batch, workers=workers, process_index=0, process_count=1) as loader:
       batches = iter(loader)
       for _ in range(4):  # workers start, buffers fill
@@ -104,20 +108,30 @@ class Bench:
       while time.perf_counter() - begin < self.seconds:
         indexes += next(batches)["index"].tolist()
       took = time.perf_counter() - begin
-    pyav.append(decode_rate(self.source, self.seconds / 4))
-    return self._row(workers, indexes, took, statistics.mean(pyav))
+    pyav.append(self._pyav(workers))
+    return self._row(workers, indexes, took, *np.mean(pyav, axis=0).tolist())
 
-  def _row(self, workers, indexes, took, pyav):
+  def _pyav(self, workers):
+    """Frames per second of (one process, `workers` at once)."""
+    one = decode_rate(self.source, self.seconds / 4)
+    if workers < 2:
+      return one, one
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+      pool.map(abs, range(workers * 8), chunksize=1)  # all of them are up
+      return one, sum(pool.starmap(decode_rate, [(self.source, self.seconds / 2)] * workers, chunksize=1))
+
+  def _row(self, workers, indexes, took, one_core, at_once):
     read, covered = (float(n) / took for n in sum(self.frames(index) for index in indexes))
-    cores = max(1, workers) if isinstance(workers, int) else 1
     row = {
       "workers": workers,
       "clips_per_s": round(len(indexes) / took, 1),
       "frames_out_per_s": round(len(indexes) * self.spec.frames / took),
       "frames_read_per_s": round(read),
-      "pyav_frames_per_s": round(pyav),
-      "ratio": round(read / pyav / cores, 3),
-      "ratio_covered": round(covered / pyav / cores, 3),
+      "pyav_one_core": round(one_core),
+      "pyav_at_once": round(at_once),
+      "ratio": round(read / one_core / max(1, workers if isinstance(workers, int) else 1), 3),
+      "ratio_at_once": round(read / at_once, 3),
+      "ratio_covered": round(covered / at_once, 3),
     }
     print(row, file=sys.stderr, flush=True)
     return row
