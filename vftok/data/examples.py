@@ -92,7 +92,7 @@ class Examples:
         return example
     raise ValueError(
       f"{MAX_FAILURES} clips in a row of source {self.names[source]!r} could not be used, the last one because: "
-      f"{reason}. Check the source, or ask for shorter clips."
+      f"{reason} (check the source, or ask for shorter clips)."
     )
 
   def _load(self, source, index, rng):
