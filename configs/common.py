@@ -85,17 +85,18 @@ def shapes(count: int = 64) -> dict:
 
 def mini_data() -> dict:
   """What the mini models see: written by `python -m vftok.tools.prepare_sim` and `python -m vftok.tools.prepare_clips`."""
-  return dict(
-    sim=dict(kind="clips", directory=str(cache_dir() / "sim"), weight=0.9), clips=dict(kind="clips", weight=0.1)
-  )
+  return dict(sim=dict(_sim(), weight=0.9), clips=dict(kind="clips", weight=0.1))
 
 
 def mini_sets() -> dict:
   """Held-out sets of the mini models: unseen scenes, unseen combinations, unseen times and unseen sources."""
-  sim = dict(kind="clips", directory=str(cache_dir() / "sim"))
   return dict(
-    sim_val=dict(sim=dict(sim, split="val")),
-    sim_test=dict(sim=dict(sim, split="test")),
+    sim_val=dict(sim=dict(_sim(), split="val")),
+    sim_test=dict(sim=dict(_sim(), split="test")),
     clips_time=dict(clips=dict(kind="clips", split="val_time")),
     clips_source=dict(clips=dict(kind="clips", split="val_source")),
   )
+
+
+def _sim() -> dict:
+  return dict(kind="tfds", directory=str(cache_dir() / "sim"), video="frames", caption="caption", fps=8.0)

@@ -117,7 +117,7 @@ def mini():
     steps=20_000,
     batch_size=16,
     vae="vftok-mini-vae",
-    model=_model(192, 3, 6, registers=16, levels=(8, 5, 5, 5), latent=8, patch=(1, 2, 2)),
+    model=_model(192, 3, 5, registers=16, levels=(8, 5, 5, 5), latent=8, patch=(1, 2, 2)),
     loss={
       **LOSS,
       "high": 0.4,
