@@ -105,10 +105,12 @@ def curves_png(
   keeps, bits = np.asarray(keeps)[order], np.asarray(bits)[order]
   x = np.log2(np.maximum(keeps, 0.5))  # 0 tokens sit one step to the left of 1
   span = x[-1] - x[0]
-  figure = Figure(figsize=(5.4 * len(scores), 4.2), dpi=160, layout="constrained")
+  columns = len(scores) if len(scores) < 4 else 2
+  rows = math.ceil(len(scores) / columns)
+  figure = Figure(figsize=(5.4 * columns, 4.2 * rows), dpi=160, layout="constrained")
   figure.suptitle(title, fontsize=11)
   colours = ("#1f6fb4", "#c8502d", "#3a8f4d", "#7a5bb0")
-  panels = np.atleast_1d(figure.subplots(1, len(scores)))
+  panels = np.ravel(figure.subplots(rows, columns))[: len(scores)]
   for i, (axes, (name, values)) in enumerate(zip(panels, scores.items(), strict=True)):
     y = np.asarray(values, float)[order]
     y[~np.isfinite(y)] = np.nan
@@ -121,7 +123,7 @@ def curves_png(
       axes.axhline(level, color="#777777", linewidth=1.1, linestyle=dashes, label=label)
     for at, value in zip(x, y, strict=True):
       if np.isfinite(value):
-        text = f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"
+        text = f"{value:.0f}" if abs(value) >= 1000 else f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"
         axes.annotate(text, (at, value), (-5, 4), textcoords="offset points", ha="right", fontsize=8, color=colour)
     axes.margins(y=0.12)
     axes.set_xlabel("tokens kept per time step")
