@@ -84,7 +84,7 @@ def shapes(count: int = 64) -> dict:
 
 
 def mini_data() -> dict:
-  """What the mini models see: written by `python -m vftok.tools.prepare_sim` and `python -m vftok.tools.prepare_clips`."""
+  """What the mini models see; `python -m vftok.tools.prepare_sim` and `prepare_clips` write it."""
   return dict(sim=dict(_sim(), weight=0.9), clips=dict(kind="clips", weight=0.1))
 
 

@@ -3,11 +3,14 @@
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported anywhere
+# Tests run each program a few times and compile hundreds: quick code that is made slowly is the wrong trade here.
+FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 
-import json
-from pathlib import Path
+import json  # noqa: E402
+from pathlib import Path  # noqa: E402
 
-import pytest
+import pytest  # noqa: E402
 
 SMALL = Path(__file__).parent / "data" / "small.safetensors"
 

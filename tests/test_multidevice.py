@@ -1,14 +1,21 @@
 """Runs tests/multidevice in a process of its own: the number of simulated devices is fixed when jax starts."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 HERE = Path(__file__).parent
 
 
-def test_eight_simulated_devices():
-  command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "multidevice" / "mesh_checks.py")]
-  done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, timeout=900, check=False)
+@pytest.mark.parametrize("meshes", ["mixed", pytest.param("data fsdp tensor seq", marks=pytest.mark.slow)])
+def test_eight_simulated_devices(meshes):
+  checks = str(HERE / "multidevice" / "mesh_checks.py")
+  command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", checks]
+  flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+  environment = {**os.environ, "XLA_FLAGS": flags, "VFTOK_MESHES": meshes}
+  done = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-  assert "passed" in done.stdout
+  assert f"{len(meshes.split()) + 2} passed" in done.stdout

@@ -1,5 +1,6 @@
 """The loop: stop and resume without a trace, NaN, SIGTERM, metrics, accumulation, donation, one compile."""
 
+import functools
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from vftok.writer import keep_until, read_metrics
 
 ROOT = Path(__file__).parents[1]
 CASES = ("tokenizer", "vae")
+pytestmark = pytest.mark.xdist_group("train")  # they share runs
 
 
 def config(name: str, **changes):
@@ -150,23 +152,23 @@ def _state_and_batch(cfg, batch=8):
   task = make_task(cfg)
   tx, _ = optim.make_optimizer(cfg.optim, cfg.steps, *logical_axes(task.init, cfg.freeze))
   mesh = sharding.make_mesh({"data": -1})
-  state, places = init_state(task.init, tx, mesh, seed=0, ema=True, freeze=cfg.freeze)
+  state, _ = init_state(task.init, tx, mesh, seed=0, ema=True, freeze=cfg.freeze)
   rng = np.random.default_rng(0)
   video = rng.integers(0, 255, (batch, 17, 16, 16, 3), np.uint8)
-  return task, tx, state, places, {"video": jnp.asarray(video), "_mask": jnp.ones(batch, bool)}
+  return task, tx, state, {"video": jnp.asarray(video), "_mask": jnp.ones(batch, bool)}
 
 
 def test_accumulation_is_the_big_batch_and_the_state_is_donated():
   cfg = config("tokenizer")
   cfg.loss.usage = 0.0  # a statistic of the batch: slices have their own
   cfg.optim.warmup = 0
-  task, tx, state, places, batch = _state_and_batch(cfg)
+  task, tx, state, batch = _state_and_batch(cfg)
   frozen = task.frozen()
   results = {}
   for parts in (1, 4):
     cfg.accumulate = parts
-    step = jax.jit(lambda s, f, b, c=cfg.copy_and_resolve_references(): train.train_step(s, f, b, task=task, tx=tx, cfg=c), donate_argnums=0)
-    compiled = step.lower(state, frozen, batch).compile()
+    step = functools.partial(train.train_step, task=task, tx=tx, cfg=cfg)
+    compiled = jax.jit(step, donate_argnums=0).lower(state, frozen, batch).compile()
     analysis = compiled.memory_analysis()
     size = sum(x.nbytes for x in jax.tree.leaves(state))
     assert analysis.alias_size_in_bytes >= 0.99 * size
@@ -214,7 +216,7 @@ def test_freezing_leaves_a_part_alone(tmp_path):
 
 
 def init_state_params(cfg):
-  task, _, state, _, _ = _state_and_batch(cfg)
+  _, _, state, _ = _state_and_batch(cfg)
   return state.model
 
 
@@ -253,7 +255,8 @@ def test_half_written_metrics_are_cut(tmp_path):
 def test_sigterm_saves_and_exits_0(name, tmp_path):
   environment = {**os.environ, "VFTOK_CACHE": str(tmp_path / "cache")}
   command = [sys.executable, "-m", "vftok.main", "--config=configs/vae.py:smoke", f"--workdir={tmp_path / 'run'}"]
-  process = subprocess.Popen([*command, "--config.steps=100000"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+  command.append("--config.steps=100000")
+  process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
   for line in process.stdout:
     if line.startswith("step 3/"):
       process.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Trains or evaluates what a config describes: python -m vftok.main --config=configs/tokenizer.py:mini --workdir=DIR."""
+"""Trains or evaluates a config: python -m vftok.main --config=configs/tokenizer.py:mini --workdir=DIR."""
 
 from __future__ import annotations
 

@@ -48,8 +48,10 @@ class Meter:
     if not self._mean:
       return head
     left = self._mean * (self.steps - step)
-    speed = f"{self._mean:.3g} s/step, {row['time/flops'] / 1e9:.3g} GFLOP/s ({100 * row['time/of_machine']:.0f} % of "
-    return f"{head}  {speed}{jax.device_count()} x {jax.devices()[0].device_kind})  wait {100 * self._wait_share:.0f} %  left {clock(left)}"
+    machine = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    share = f"{100 * row['time/of_machine']:.0f} % of {machine}"
+    speed = f"{self._mean:.3g} s/step, {row['time/flops'] / 1e9:.3g} GFLOP/s ({share})"
+    return f"{head}  {speed}  wait {100 * self._wait_share:.0f} %  left {clock(left)}"
 
 
 def clock(seconds: float) -> str:

@@ -73,7 +73,7 @@ def logical_axes(init, freeze: Sequence[str]) -> tuple[Tree, Tree]:
 def init_state(
   init, tx: optax.GradientTransformation, mesh: Mesh, *, seed: int, ema: bool, freeze: Sequence[str] = ()
 ) -> tuple[TrainState, TrainState]:
-  """(state, its shardings). `init(key)` gives boxed parameters; nothing is ever whole on one device unless it fits the table.
+  """(state, its shardings). `init(key)` gives boxed parameters, which are made where they belong, never whole first.
 
   The key of the parameters and the key of the noise are both made from `seed`.
   """

@@ -123,10 +123,6 @@ class Tokenizer(Geometry):
     mean, logvar = programs.vae_encode(self.cfg, params, video)
     return mean if key is None else mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
 
-  def decode_pixels(self, params: Params, latents) -> jax.Array:
-    """Video float32 [B, F, H, W, 3] in [-1, 1] of VAE latents [B, T, h, w, C]: the VAE alone, without tokens."""
-    return jnp.clip(programs.vae_decode(self.cfg, params, self._check_latents(latents)), -1.0, 1.0)
-
   def features(self, params: Params, latents) -> jax.Array:
     """z float32 [B, T, K, c] of VAE latents [B, T, h, w, C]: the register outputs that FSQ rounds, for probing."""
     self._refuse_dino()

@@ -254,7 +254,7 @@ def _starting_point(cfg, task, checkpoints: Checkpoints, state, places) -> tuple
     examples = int(data["examples"])
     if examples % cfg.batch_size:
       raise ValueError(
-        f"the checkpoint has seen {examples} examples, no multiple of batch_size {cfg.batch_size}: go on with the old one."
+        f"the checkpoint has seen {examples} examples, expected a multiple of batch_size {cfg.batch_size}: keep the old."
       )
     return state, examples
   params = merge(state.params, state.fixed)
@@ -338,7 +338,7 @@ def _check(cfg, mesh) -> None:
   multiple = sharding.batch_size_multiple(mesh) * cfg.accumulate
   if cfg.accumulate < 1 or cfg.batch_size % multiple:
     raise ValueError(
-      f"batch_size is {cfg.batch_size}, expected a multiple of {multiple} (data x fsdp devices x accumulate): change it."
+      f"batch_size is {cfg.batch_size}, expected a multiple of {multiple} (data x fsdp devices x accumulate)."
     )
   if cfg.steps < 1:
     raise ValueError(f"steps is {cfg.steps}, expected 1 or more.")

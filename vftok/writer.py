@@ -32,7 +32,7 @@ class Writer:
     (self.workdir / "media").mkdir(parents=True, exist_ok=True)
     self._path = self.workdir / METRICS
     keep_until(self._path, resume)
-    self._file = open(self._path, "a", buffering=1, encoding="utf-8")
+    self._file = open(self._path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 (closed by close)
     from tensorboardX import SummaryWriter
 
     self._board = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=resume + 1 if resume else None)

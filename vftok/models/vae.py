@@ -33,7 +33,8 @@ class VAEConfig:
 
   Attributes:
     dtype: compute dtype; norms and softmax stay float32.
-    time_levels: the two levels that halve time. space_levels: those that halve height and width, None: all but the last.
+    time_levels: the two levels that halve time.
+    space_levels: those that halve height and width; None: all but the last.
     stem: pixels per side folded into channels before the first convolution; 2 makes a small VAE four times cheaper.
     linear: a linear code of space-time patches beside the networks, which then start at zero and learn what it misses.
     encoder_net: False leaves the encoder linear alone, so latents never change while the decoder trains on.
@@ -81,7 +82,7 @@ class VAEConfig:
     levels = len(self.ch_mult)
     if len(self.time_levels) != 2 or levels <= max(self.time_levels):
       raise ValueError(
-        f"the VAE needs two of its levels to halve time, at least {max(self.time_levels, default=1) + 1} levels in all, "
+        f"the VAE needs two of its levels to halve time, so at least {max(self.time_levels, default=1) + 1} levels, "
         f"got ch_mult={self.ch_mult} and time_levels={self.time_levels}"
       )
     if any(not 0 <= i < levels - 1 for i in self.halves_space):
