@@ -8,4 +8,4 @@ if [[ ! -x "$venv/bin/python" ]]; then
   "${PYTHON:-python3}" -m venv "$venv"
 fi
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c launch/constraints.txt -e '.[dev,hub]'
-exec "$venv/bin/python" -m pytest -n 2 --dist loadgroup --durations=10 "$@"
+exec "$venv/bin/python" -m pytest -n 2 --dist loadfile --durations=10 "$@"

@@ -13,14 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vftok import optim, sharding, train
+from vftok import evaluate, optim, sharding, train
 from vftok.state import init_state, logical_axes, merge, split
 from vftok.tasks import make_task
 from vftok.writer import keep_until, read_metrics
 
 ROOT = Path(__file__).parents[1]
 CASES = ("tokenizer", "vae")
-pytestmark = pytest.mark.xdist_group("train")  # they share runs
 
 
 def config(name: str, **changes):
@@ -96,11 +95,11 @@ def test_nan_stops_the_run_and_names_the_last_good_step(tmp_path):
 
 
 def test_evaluation_of_a_run(whole_runs, tmp_path):
-  values = train.evaluate(config("tokenizer"), whole_runs["tokenizer"])
+  values = evaluate.run(config("tokenizer"), whole_runs["tokenizer"])
   assert np.isfinite(values["shapes/psnr/keep 4"]) and np.isfinite(values["shapes/psnr/VAE alone"])
   assert (whole_runs["tokenizer"] / "eval" / "shapes" / "report.html").exists()
   with pytest.raises(ValueError, match="has no checkpoint to evaluate"):
-    train.evaluate(config("tokenizer"), tmp_path)
+    evaluate.run(config("tokenizer"), tmp_path)
 
 
 def test_a_trained_model_loads_and_media_show_it(whole_runs):

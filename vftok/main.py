@@ -20,7 +20,7 @@ def main(argv: list[str]) -> None:
   logging.set_verbosity(logging.WARNING)  # every save of Orbax is twenty lines otherwise
   import jax
 
-  from vftok import perf, train
+  from vftok import evaluate, perf, train
 
   if _DISTRIBUTED.value:
     jax.distributed.initialize()
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
       f"process {jax.process_index()} of {jax.process_count()}, {jax.local_device_count()} devices here", flush=True
     )
   perf.use_compile_cache()
-  run = train.run if _MODE.value == "train" else train.evaluate
+  run = train.run if _MODE.value == "train" else evaluate.run
   try:
     result = run(_CONFIG.value, _WORKDIR.value)
   except (ValueError, FileNotFoundError, train.NotFinite) as error:

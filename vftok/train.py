@@ -23,14 +23,15 @@ from ml_collections import ConfigDict
 
 from vftok import optim, sharding
 from vftok.checkpoint import Checkpoints
-from vftok.data import ClipSpec, bad_clips, make_loader
+from vftok.data import bad_clips
+from vftok.data.configured import BAD_CLIPS, train_loader
 from vftok.data.video_writer import whole_file
+from vftok.evaluate import evaluate_sets
 from vftok.meter import Meter
-from vftok.state import TrainState, abstract_state, init_state, logical_axes, merge, update_ema
+from vftok.resume import starting_point
+from vftok.state import TrainState, init_state, logical_axes, merge, update_ema
 from vftok.tasks import make_task
 from vftok.writer import Writer, curves
-
-BAD_CLIPS = "bad_clips.jsonl"
 
 
 class NotFinite(RuntimeError):
@@ -63,28 +64,13 @@ def run(cfg: ConfigDict, workdir) -> TrainState:
   with jax.set_mesh(mesh), contextlib.closing(checkpoints):
     state, places = init_state(task.init, tx, mesh, seed=cfg.seed, ema=bool(cfg.ema), freeze=cfg.freeze)
     frozen = jax.device_put(task.frozen(), sharding.replicated(mesh))
-    state, examples = _starting_point(cfg, task, checkpoints, state, places)
+    state, examples = starting_point(cfg, task, checkpoints, state, places)
     step = int(state.step)
-    loader = _train_loader(cfg, workdir, examples)
+    loader = train_loader(cfg, examples, workers=cfg.data.workers, log=workdir / BAD_CLIPS)
     writer = Writer(workdir, active=lead, resume=step, wandb=cfg.wandb, config=cfg.to_dict())
     with contextlib.closing(loader), contextlib.closing(writer):
       loop = _Loop(cfg, workdir, mesh, task, tx, rate, places, checkpoints, loader, writer)
       return loop.run(state, frozen, step)
-
-
-def evaluate(cfg: ConfigDict, workdir) -> dict[str, float]:
-  """`--mode=eval`: the newest checkpoint of `workdir`, or `cfg.init_from`, on the sets of `cfg.eval.sets`."""
-  workdir = Path(workdir)
-  mesh = sharding.make_mesh(cfg.mesh.to_dict())
-  task = make_task(cfg)
-  axes, shapes = logical_axes(task.init, cfg.freeze)
-  tx, _ = optim.make_optimizer(cfg.optim, cfg.steps, axes, shapes)
-  with jax.set_mesh(mesh), contextlib.closing(Checkpoints(workdir, keep=0)) as checkpoints:
-    state, places = init_state(task.init, tx, mesh, seed=cfg.seed, ema=bool(cfg.ema), freeze=cfg.freeze)
-    if checkpoints.latest() is None and not cfg.init_from:
-      raise ValueError(f"{workdir} has no checkpoint to evaluate: train first, or set config.init_from.")
-    state, _ = _starting_point(cfg, task, checkpoints, state, places)
-    return _evaluate_sets(cfg, workdir, task, state, task.frozen())
 
 
 def train_step(state: TrainState, frozen, batch, *, task, tx, cfg: ConfigDict) -> tuple[TrainState, dict[str, Any]]:
@@ -206,7 +192,7 @@ class _Loop:
     self.meter.pause()
 
   def _evaluate(self, step: int, state: TrainState, frozen) -> None:
-    values = _evaluate_sets(self.cfg, self.workdir, self.task, state, frozen)
+    values = evaluate_sets(self.cfg, self.workdir, self.task, state, frozen)
     self.writer.scalars(step, {f"eval/{k}": v for k, v in values.items()})
     self.meter.pause()
 
@@ -234,104 +220,10 @@ class _Loop:
       jax.profiler.stop_trace()
 
 
-def _starting_point(cfg, task, checkpoints: Checkpoints, state, places) -> tuple[TrainState, int]:
-  """(state, examples seen). The first that applies:
-
-  1. the newest checkpoint in the workdir: this run goes on;
-  2. cfg.resume_from, the workdir of another run: its newest checkpoint, data position included;
-  3. cfg.init_from, a model: its weights, step 0 (and whatever else the task starts from);
-  4. scratch.
-  """
-  target = abstract_state(state, places)
-  sources = [checkpoints]
-  if checkpoints.latest() is None and cfg.resume_from:
-    sources = [Checkpoints(cfg.resume_from, keep=0)]
-    if sources[0].latest() is None:
-      raise ValueError(f"config.resume_from is {cfg.resume_from}, which has no checkpoint: pass a workdir that has.")
-  if sources[0].latest() is not None:
-    state, data, saved = sources[0].restore(target)
-    _say_differences(saved, cfg.to_dict())
-    examples = int(data["examples"])
-    if examples % cfg.batch_size:
-      raise ValueError(
-        f"the checkpoint has seen {examples} examples, expected a multiple of batch_size {cfg.batch_size}: keep the old."
-      )
-    return state, examples
-  params = merge(state.params, state.fixed)
-  fresh = _train_loader(cfg, None, 0)
-  with contextlib.closing(fresh):
-    started = task.start(params, fresh)
-  if started is not params:
-    started = jax.tree.map(lambda new, old: jax.device_put(jnp.asarray(new, old.dtype), old.sharding), started, params)
-    trained = _like(started, state.params)
-    ema = None if state.ema is None else jax.tree.map(jnp.copy, trained)
-    state = state.replace(params=trained, fixed=_like(started, state.fixed), ema=ema)
-  return state, 0
-
-
-def _like(tree, part):
-  """The leaves of `tree` at the paths of `part`."""
-  return {k: _like(tree[k], v) if isinstance(v, dict) else tree[k] for k, v in part.items()}
-
-
-def _train_loader(cfg, workdir, examples: int):
-  return make_loader(
-    cfg.data.sources.to_dict(),
-    _spec(cfg, train=True),
-    cfg.batch_size,
-    seed=cfg.seed,
-    start=examples,
-    workers=cfg.data.workers if workdir else 0,
-    bad_clips=workdir and workdir / BAD_CLIPS,
-  )
-
-
-def _spec(cfg, train: bool) -> ClipSpec:
-  data = cfg.data
-  random = dict(flip=data.flip, scale=tuple(data.scale)) if train else {}
-  return ClipSpec(frames=data.frames, size=(data.size, data.size), fps=data.fps or None, timeout=data.timeout, **random)
-
-
-def _evaluate_sets(cfg, workdir: Path, task, state: TrainState, frozen) -> dict[str, float]:
-  """Every set of `cfg.eval.sets` in turn; reports go to workdir/eval/SET."""
-  values = {}
-  for name, sources in cfg.eval.sets.to_dict().items():
-    loader = make_loader(
-      sources, _spec(cfg, train=False), cfg.eval.batch_size, seed=cfg.seed, train=False, bad_clips=workdir / BAD_CLIPS
-    )
-    with contextlib.closing(loader):
-      total, batches = loader.examples, loader
-      if cfg.eval.clips:
-        total = min(total, cfg.eval.clips)
-        batches = _first(loader, total)
-      numbers = task.evaluate(state.model, frozen, batches, total, name, workdir / "eval" / name)
-    values |= {f"{name}/{k}": v for k, v in numbers.items()}
-  return values
-
-
-def _first(batches, clips: int):
-  """Batches up to a number of clips; what is over in the last one is masked."""
-  left = clips
-  for batch in batches:
-    if left <= 0:
-      return
-    yield {**batch, "_mask": batch["_mask"] & (np.cumsum(batch["_mask"]) <= left)}
-    left -= int(batch["_mask"].sum())
-
-
 def _ids(host) -> dict[str, Any]:
   """Which examples a step saw: enough to see that two runs saw the same."""
   ids = np.stack([host["source"], host["index"]], 1).astype("<i8")
   return {"data/ids": f"{zlib.crc32(ids.tobytes()):08x}", "data/first": int(ids[0, 1])}
-
-
-def _say_differences(saved: dict, now: dict, prefix: str = "") -> None:
-  for key in sorted(set(saved) | set(now)):
-    old, new = saved.get(key), now.get(key)
-    if isinstance(old, dict) and isinstance(new, dict):
-      _say_differences(old, new, f"{prefix}{key}.")
-    elif json.dumps(old, default=list) != json.dumps(new, default=list):
-      print(f"note: {prefix}{key} is {new!r}, the checkpoint was made with {old!r}", flush=True)
 
 
 def _check(cfg, mesh) -> None:

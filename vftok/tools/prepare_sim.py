@@ -23,6 +23,7 @@ from PIL import Image, ImageDraw
 from vftok.data.dataset_writer import is_made, whole_directory, write_tfds
 from vftok.data.sim import CAMERAS, COLOURS, FLOORS, FPS, MOTIONS, OBJECTS, SIMPLE_OBJECTS, SKIES, SimSource
 from vftok.data.video_writer import whole_file
+from vftok.packaged import cache_dir
 from vftok.progress import progress
 
 CHUNK = 64  # clips per file of the unfinished work
@@ -155,7 +156,7 @@ def _sheet(source: SimSource, path: Path) -> None:
 
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(prog="python -m vftok.tools.prepare_sim", description=__doc__.split("\n\n")[0])
-  parser.add_argument("--out", required=True, help="directory to write")
+  parser.add_argument("--out", default=str(cache_dir() / "sim"), help="directory to write; default: where configs look")
   parser.add_argument("--count", dest="train", type=int, default=10_000, help="clips of the split train")
   parser.add_argument("--val", type=int, default=256, help="clips of the split val")
   parser.add_argument("--test", type=int, default=256, help="clips of the split test: combinations never in train")

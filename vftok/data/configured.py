@@ -1,0 +1,34 @@
+"""Loaders as `cfg.data` and `cfg.eval` ask for them."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from vftok.data.clip import ClipSpec
+from vftok.data.loader import Loader, make_loader
+
+BAD_CLIPS = "bad_clips.jsonl"  # in a workdir
+
+
+def train_loader(cfg: ConfigDict, examples: int, *, workers: int = 0, log=None) -> Loader:
+  """The training mix of `cfg.data` from a number of examples on."""
+  return make_loader(
+    cfg.data.sources.to_dict(),
+    _spec(cfg, train=True),
+    cfg.batch_size,
+    seed=cfg.seed,
+    start=examples,
+    workers=workers,
+    bad_clips=log,
+  )
+
+
+def _spec(cfg, train: bool) -> ClipSpec:
+  data = cfg.data
+  random = dict(flip=data.flip, scale=tuple(data.scale)) if train else {}
+  return ClipSpec(frames=data.frames, size=(data.size, data.size), fps=data.fps or None, timeout=data.timeout, **random)
+
+
+def eval_loader(cfg: ConfigDict, sources: dict, *, log=None) -> Loader:
+  """One pass over a set of `cfg.eval.sets`."""
+  return make_loader(sources, _spec(cfg, train=False), cfg.eval.batch_size, seed=cfg.seed, train=False, bad_clips=log)

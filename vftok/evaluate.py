@@ -1,0 +1,56 @@
+"""Numbers and reports over whole sets, in a run or after it."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from vftok import optim, sharding
+from vftok.checkpoint import Checkpoints
+from vftok.data.configured import BAD_CLIPS, eval_loader
+from vftok.resume import starting_point
+from vftok.state import TrainState, init_state, logical_axes
+from vftok.tasks import make_task
+
+
+def run(cfg: ConfigDict, workdir) -> dict[str, float]:
+  """`--mode=eval`: the newest checkpoint of `workdir`, or `cfg.init_from`, on the sets of `cfg.eval.sets`."""
+  workdir = Path(workdir)
+  mesh = sharding.make_mesh(cfg.mesh.to_dict())
+  task = make_task(cfg)
+  axes, shapes = logical_axes(task.init, cfg.freeze)
+  tx, _ = optim.make_optimizer(cfg.optim, cfg.steps, axes, shapes)
+  with jax.set_mesh(mesh), contextlib.closing(Checkpoints(workdir, keep=0)) as checkpoints:
+    state, places = init_state(task.init, tx, mesh, seed=cfg.seed, ema=bool(cfg.ema), freeze=cfg.freeze)
+    if checkpoints.latest() is None and not cfg.init_from:
+      raise ValueError(f"{workdir} has no checkpoint to evaluate: train first, or set config.init_from.")
+    state, _ = starting_point(cfg, task, checkpoints, state, places)
+    return evaluate_sets(cfg, workdir, task, state, task.frozen())
+
+
+def evaluate_sets(cfg, workdir: Path, task, state: TrainState, frozen) -> dict[str, float]:
+  """Every set of `cfg.eval.sets` in turn; reports go to workdir/eval/SET."""
+  values = {}
+  for name, sources in cfg.eval.sets.to_dict().items():
+    with contextlib.closing(eval_loader(cfg, sources, log=workdir / BAD_CLIPS)) as loader:
+      total, batches = loader.examples, loader
+      if cfg.eval.clips:
+        total = min(total, cfg.eval.clips)
+        batches = _first(loader, total)
+      numbers = task.evaluate(state.model, frozen, batches, total, name, workdir / "eval" / name)
+    values |= {f"{name}/{k}": v for k, v in numbers.items()}
+  return values
+
+
+def _first(batches, clips: int):
+  """Batches up to a number of clips; what is over in the last one is masked."""
+  left = clips
+  for batch in batches:
+    if left <= 0:
+      return
+    yield {**batch, "_mask": batch["_mask"] & (np.cumsum(batch["_mask"]) <= left)}
+    left -= int(batch["_mask"].sum())
