@@ -42,3 +42,11 @@ def small(small_dir):
   with safe_open(SMALL, "np") as file:
     golden = {key: file.get_tensor(key) for key in file.keys() if not key.startswith("w.")}
   return tok, params, golden
+
+
+LONGEST = ("test_train.py", "test_multidevice.py", "test_reconstruction.py")
+
+
+def pytest_collection_modifyitems(items):
+  """The longest files first: with one file per worker at a time, the last one started decides when the suite ends."""
+  items.sort(key=lambda item: item.path.name not in LONGEST)
