@@ -10,6 +10,7 @@ from vftok.models.vae import VAEConfig
 LOSS = dict(
   kl=1e-6,
   sample=True,  # decode a sample of the posterior, not its mean
+  noise=0.0,  # on latents before decoding, uniform in size up to this: a decoder that forgives a tokenizer's errors
   lpips=1.0,
   lpips_net="vgg",
   frames=2,  # of each clip that LPIPS and the critic see

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 
 from vftok.convert import vidtok
 from vftok.models import conv
-from vftok.models.vae import VAE, VAEConfig, kl, sample, silu
+from vftok.models.vae import VAE, VAEConfig, kl, sample
+from vftok.models.vae_blocks import silu
 
 SMALL = pathlib.Path(__file__).parent / "data" / "small.safetensors"
 PREFIX = "w.video_tokenizer.vae.vidtok."

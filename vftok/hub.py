@@ -18,6 +18,8 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from vftok import shipped
+
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FLOATS = tuple(np.dtype(name) for name in (np.float32, np.float16, np.float64, ml_dtypes.bfloat16))
 MAX_NESTING = 64
@@ -42,15 +44,13 @@ class Checkpoint:
 
 
 def open_checkpoint(name: str | os.PathLike) -> Checkpoint:
-  """Finds and checks a model: a directory, one safetensors file with its config in the metadata, or a Hub id.
+  """Finds and checks a model: a directory, one safetensors file with its config inside, a shipped name or a Hub id.
 
   Raises:
     FileNotFoundError: nothing of that name here or on the Hub.
     ValueError: no safetensors, damaged, or without a config.
   """
-  path = pathlib.Path(name)
-  if not os.fspath(name) or not path.exists():
-    path = _download(str(name))
+  path = _find(name)
   weights = path / WEIGHTS if path.is_dir() else path
   if not weights.is_file():
     others = sorted(p.name for p in path.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
@@ -71,9 +71,7 @@ def open_checkpoint(name: str | os.PathLike) -> Checkpoint:
 
 def open_weights(name: str | os.PathLike) -> Checkpoint:
   """Like `open_checkpoint` for weights whose config does not matter (a VAE taken from another model's file)."""
-  path = pathlib.Path(name)
-  if not os.fspath(name) or not path.exists():
-    path = _download(str(name))
+  path = _find(name)
   weights = path / WEIGHTS if path.is_dir() else path
   if not weights.is_file():
     raise FileNotFoundError(f"{path} has no {WEIGHTS}: pass a directory, file or Hub id that holds one.")
@@ -195,10 +193,19 @@ def _parse_text(text: str, key: str) -> Any:
       raise ValueError(f"metadata entry {key!r} is neither JSON nor YAML: fetch the file again.") from None
 
 
+def _find(name: str | os.PathLike) -> pathlib.Path:
+  """A path that exists here wins over a shipped model's name, and that over the Hub."""
+  path = pathlib.Path(name)
+  if os.fspath(name) and path.exists():
+    return path
+  return shipped.find(str(name)) or _download(str(name))
+
+
 def _download(name: str) -> pathlib.Path:
   if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
     raise FileNotFoundError(
-      f"{name!r} does not exist: pass a directory, a .safetensors file or a Hub id like org/model."
+      f"{name!r} does not exist: pass a directory, a .safetensors file, a Hub id like org/model or a shipped model's "
+      f"name ({', '.join(shipped.names()) or 'none here'})."
     )
   try:
     import huggingface_hub

@@ -39,9 +39,10 @@ class Tokenizer(Geometry):
 
   @staticmethod
   def load(name: str | os.PathLike, *, dtype: str | None = None, vae: str | os.PathLike | None = None):
-    """(tokenizer, params) of a directory, a safetensors file with its config inside, or a Hub id.
+    """(tokenizer, params) of a directory, a safetensors file with its config inside, a shipped name, or a Hub id.
 
-    Reads vftok's own layout, VideoFlexTok's and SemanTok's. Tensors keep the dtype they are stored in.
+    Reads vftok's own layout, VideoFlexTok's and SemanTok's. Tensors keep the dtype they are stored in, but float16 in
+    vftok's own layout becomes float32.
 
     Args:
       dtype: compute dtype, "float32" (default) or "bfloat16"; norms, softmax, FSQ and flow time stay float32.

@@ -76,8 +76,13 @@ def _read_leaves(checkpoint: hub.Checkpoint, leaves: dict[tuple[str, ...], jax.S
   hub.report_keys(checkpoint.path, expected.keys() - found.keys(), found.keys() - expected.keys())
   for key, shape in expected.items():
     hub.report_shape(checkpoint.path, key, found[key], shape)
-  flat = {key: jax.numpy.asarray(value) for key, value in checkpoint.tensors(expected)}
+  flat = {key: jax.numpy.asarray(_widened(value)) for key, value in checkpoint.tensors(expected)}
   return traverse.unflatten_dict(flat, sep="/")
+
+
+def _widened(value: np.ndarray) -> np.ndarray:
+  """float16 only saves space in files: nothing is computed in it."""
+  return value.astype(np.float32) if value.dtype == np.float16 else value
 
 
 def _load_reference(checkpoint: hub.Checkpoint, vae) -> tuple[TokenizerConfig, dict[str, Any]]:

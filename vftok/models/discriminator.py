@@ -7,7 +7,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from vftok.models.vae import LECUN
+from vftok.models.vae_blocks import LECUN
 
 
 class Discriminator(nn.Module):

@@ -10,19 +10,16 @@ from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from jax import lax
 
 from vftok.models import conv as C
 from vftok.models.layers import patchify, unpatchify
+from vftok.models.vae_blocks import LECUN, Conv, Middle, Norm, Resample, ResBlock, time_block
 
 LOGVAR_RANGE = (-30.0, 20.0)
 TIME_STRIDE = 4
 TIME_LEVELS = (1, 2)  # of released models: the levels that halve time
 LOGVAR_START = -8.0  # of a posterior whose mean is right from the first step on (linear code)
-EPS = 1e-6
-LECUN = nn.initializers.lecun_normal(in_axis=-2, out_axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,123 +90,6 @@ class VAEConfig:
       raise ValueError(f"latent_mean and latent_std must have {self.z_channels} values each or none")
     if any(not value > 0 for value in self.latent_std):
       raise ValueError(f"latent_std={self.latent_std} must be positive")
-
-
-@jax.custom_jvp
-def silu(x):
-  # One exp and one division; the compiler's own expansion of the logistic costs a third more on CPU.
-  return x / (1 + jnp.exp(-x))
-
-
-@silu.defjvp
-def _silu_jvp(primals, tangents):
-  (x,), (dx,) = primals, tangents
-  y, gate = silu(x), lax.logistic(x)  # the plain derivative of the quotient overflows below -88
-  return y, dx * (gate + y * (1 - gate))
-
-
-class Norm(nn.Module):
-  """LayerNorm over channels in float32 (eps 1e-6), then SiLU if `act`."""
-
-  dtype: str
-  act: bool = True
-
-  @nn.compact
-  def __call__(self, x):
-    c = x.shape[-1]
-    names = ("conv_in",)
-    scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, names), (c,))
-    bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, names), (c,))
-    x = x.astype(jnp.float32)
-    mean = x.mean(-1, keepdims=True)
-    inv = lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + EPS)
-    if C.on_cpu():  # statistics in one pass, everything else in a second one, fused with its neighbours
-      mean, inv = lax.optimization_barrier((mean, inv))
-    y = (x - mean) * inv * scale + bias
-    return (silu(y) if self.act else y).astype(self.dtype)
-
-
-class Conv(nn.Module):
-  """op(x, kernel) + bias, with kernel [*shape, in, features]; the window of a 3-D one is (h, w, t)."""
-
-  features: int
-  shape: tuple[int, ...]  # window, () for 1x1
-  dtype: str
-  op: Callable = C.pointwise
-  init: Callable = LECUN
-  bias_init: Callable = nn.initializers.zeros
-
-  @nn.compact
-  def __call__(self, x):
-    names = (*(None for _ in self.shape), "conv_in", "conv_out")
-    shape = (*self.shape, x.shape[-1], self.features)
-    kernel = self.param("kernel", nn.with_logical_partitioning(self.init, names), shape)
-    bias = self.param("bias", nn.with_logical_partitioning(self.bias_init, names[-1:]), shape[-1:])
-    return self.op(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)
-
-
-class Resample(nn.Module):
-  """Half or double rate in time: a * plain(x) + (1 - a) * conv(x), a = sigmoid of a learned scalar."""
-
-  dtype: str
-  plain: Callable
-  op: Callable
-
-  @nn.compact
-  def __call__(self, x):
-    init = nn.with_logical_partitioning(nn.initializers.constant(2.0), (None,))
-    a = nn.sigmoid(self.param("mix_factor", init, (1,))).astype(self.dtype)
-    conv = Conv(x.shape[-1], (3, 3, 3), self.dtype, self.op, name="conv")
-    return a * self.plain(x) + (1 - a) * conv(x)
-
-
-class ResBlock(nn.Module):
-  """x + conv(act(norm(conv(act(norm(x)))))) with a 1x1 convolution on x where the width changes."""
-
-  features: int
-  shape: tuple[int, ...]
-  dtype: str
-  op: Callable
-  last_init: Callable = LECUN
-
-  @nn.compact
-  def __call__(self, x):
-    conv = partial(Conv, self.features, self.shape, self.dtype, self.op)
-    h = conv(name="conv1")(Norm(self.dtype, name="norm1")(x))
-    h = conv(self.last_init, name="conv2")(Norm(self.dtype, name="norm2")(h))
-    if x.shape[-1] != self.features:
-      x = Conv(self.features, (), self.dtype, name="shortcut")(x)
-    return x + h
-
-
-def time_block(features, dtype, name):
-  """Residual block of causal convolutions over time at every pixel; the identity at the start of training."""
-  return ResBlock(features, (3,), dtype, C.causal_conv1d, nn.initializers.zeros, name=name)
-
-
-class Attention(nn.Module):
-  """Single-head attention over the h*w positions within each frame; softmax in float32."""
-
-  dtype: str
-
-  @nn.compact
-  def __call__(self, x_BxTxHxWxC):
-    b, t, h, w, c = x_BxTxHxWxC.shape
-    y = Norm(self.dtype, act=False, name="norm")(x_BxTxHxWxC).reshape(b * t, h * w, c)
-    q, k, v = (Conv(c, (), self.dtype, name=n)(y) for n in "qkv")
-    logits = jnp.einsum("nqc,nkc->nqk", q, k, preferred_element_type=jnp.float32) * c**-0.5
-    y = jnp.einsum("nqk,nkc->nqc", nn.softmax(logits).astype(self.dtype), v)
-    return x_BxTxHxWxC + Conv(c, (), self.dtype, name="out")(y).reshape(b, t, h, w, c)
-
-
-class Middle(nn.Module):
-  dtype: str
-
-  @nn.compact
-  def __call__(self, x):
-    block = partial(ResBlock, x.shape[-1], (3, 3, 3), self.dtype, C.conv3d)
-    x = Attention(self.dtype, name="attn")(block(name="block_1")(x))
-    return block(name="block_2")(x)
 
 
 def last_conv(cfg: VAEConfig, features: int, op: Callable, bias_init: Callable = nn.initializers.zeros):

@@ -63,7 +63,7 @@ class VAETask:
 
   def loss(self, params, frozen, batch, keys_B, step) -> tuple[jax.Array, Metrics]:
     law, video = self.law, programs.to_float(batch["video"])
-    keys = jax.vmap(lambda key: jax.random.split(key, 2))(keys_B)
+    keys = jax.vmap(lambda key: jax.random.split(key, 4))(keys_B)
     apply = lambda x, method: self.vae.apply({"params": params["vae"]}, x, method=method)
     latents, logvar = apply(video, VAE.encode)
     if law.sample:
@@ -72,6 +72,10 @@ class VAETask:
       latents = latents + jnp.exp(0.5 * logvar) * noise
     else:
       kl_B = 0.5 * jnp.square(latents).sum((1, 2, 3, 4))
+    if law.noise:
+      # How much noise a clip gets is drawn too, so the decoder stays sharp on clean latents.
+      noise = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))(keys[:, 2])
+      latents += law.noise * jax.vmap(jax.random.uniform)(keys[:, 3])[:, None, None, None, None] * noise
     out = apply(latents, VAE.decode)
 
     l1_B = jnp.abs(out - video).mean((1, 2, 3, 4))

@@ -1,0 +1,72 @@
+"""Shipped models: found by name, read without a network, written in float16 and widened again."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vftok
+from configs import tokenizer as configs
+from vftok import config as model_config
+from vftok import hub, shipped
+from vftok.convert.load import load_vae, save_vae
+from vftok.tools import ship
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+  tok = vftok.Tokenizer(model_config.from_dict(configs.get_config("smoke").model.to_dict()))
+  params = jax.jit(tok.init)(jax.random.key(0))
+  path = tmp_path_factory.mktemp("run") / "model"
+  tok.save(params, path)
+  return tok, params, path
+
+
+def test_every_shipped_model_loads_in_float32_and_has_a_card():
+  assert "vftok-mini" in shipped.names()
+  for name in shipped.names():
+    folder = shipped.find(name)
+    assert (folder / "README.md").is_file() and (folder / "config.json").is_file()
+    checkpoint = hub.open_checkpoint(name)
+    assert {value.dtype.name for _, value in checkpoint.tensors(checkpoint.shapes)} == {"float16"}
+  assert sum(p.stat().st_size for p in shipped.FOLDER.rglob("*")) < 25e6
+
+
+def test_ship_halves_and_load_widens(smoke, tmp_path):
+  tok, params, path = smoke
+  assert ship.main([str(path), str(tmp_path / "out")]) == 0
+  again, loaded = vftok.Tokenizer.load(tmp_path / "out")
+  assert again == tok
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a, np.float16), b), params, loaded)
+  assert {x.dtype for x in jax.tree.leaves(loaded)} == {jnp.dtype("float32")}
+
+
+def test_ship_takes_a_better_decoder_but_no_other_encoder(smoke, tmp_path, capsys):
+  tok, params, path = smoke
+  vae = {**params["vae"], "decoder": jax.tree.map(lambda x: x + 1, params["vae"]["decoder"])}
+  save_vae(tok.cfg.vae, vae, tmp_path / "better")
+  save_vae(tok.cfg.vae, jax.tree.map(lambda x: x + 1, vae), tmp_path / "other")
+  assert ship.main([str(path), str(tmp_path / "out"), "--vae", str(tmp_path / "better")]) == 0
+  shipped_vae = load_vae(tmp_path / "out")[1]
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), vae["decoder"], shipped_vae["decoder"])
+  assert ship.main([str(path), str(tmp_path / "none"), "--vae", str(tmp_path / "other")]) == 2
+  assert "has another encoder" in capsys.readouterr().err
+  assert not (tmp_path / "none").exists()
+
+
+def test_ship_refuses_what_float16_cannot_hold(smoke, tmp_path):
+  tok, params, _ = smoke
+  tok.save(jax.tree.map(lambda x: x + 1e5, params), tmp_path / "big")
+  with pytest.raises(ValueError, match="beyond float16's range"):
+    ship.ship(tmp_path / "big", tmp_path / "out")
+
+
+def test_a_name_that_nobody_has_is_one_sentence():
+  with pytest.raises(FileNotFoundError, match="shipped model's name"):
+    vftok.Tokenizer.load("vftok-nothing")
+
+
+def test_a_directory_of_that_name_wins(smoke, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  smoke[0].save(smoke[1], "vftok-mini")
+  assert vftok.Tokenizer.load("vftok-mini")[0] == smoke[0]

@@ -1,0 +1,59 @@
+"""Puts a trained tokenizer into the package, in float16: `python -m vftok.tools.ship RUN/model vftok/weights/NAME`.
+
+--vae takes the VAE's decoder from another run: one that went on training while its encoder, and so the latents, stayed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from vftok.convert.load import load_vae
+from vftok.identity import fingerprint
+from vftok.tokenizer import Tokenizer
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the tool. Returns the exit code: 0, or 2 after a sentence on stderr."""
+  parser = argparse.ArgumentParser(prog="python -m vftok.tools.ship", description=__doc__)
+  parser.add_argument("model", help="a tokenizer's directory")
+  parser.add_argument("out", help="where to write model.safetensors and config.json")
+  parser.add_argument("--vae", help="a VAE with the same encoder, whose decoder is taken")
+  args = parser.parse_args(argv)
+  try:
+    ship(args.model, args.out, args.vae)
+  except (ValueError, OSError) as error:
+    print(f"ship: error: {error}", file=sys.stderr)
+    return 2
+  size = sum(path.stat().st_size for path in Path(args.out).iterdir())
+  tok, params = Tokenizer.load(args.out)
+  print(f"{args.out}: {size / 1e6:.1f} MB, fingerprint {fingerprint(tok.cfg, params)}")
+  return 0
+
+
+def ship(model, out, vae=None) -> None:
+  """Writes the tokenizer at `model` to `out` in float16.
+
+  Raises:
+    ValueError: `vae` has another config or encoder than the tokenizer was trained on, or a value overflows float16.
+  """
+  tok, params = Tokenizer.load(model)
+  if vae is not None:
+    cfg, newer = load_vae(vae)
+    same = jax.tree.structure(newer) == jax.tree.structure(params["vae"]) and cfg == tok.cfg.vae
+    if not same or not jax.tree.all(jax.tree.map(np.array_equal, newer["encoder"], params["vae"]["encoder"])):
+      raise ValueError(f"{vae} has another encoder than {model} was trained on: train one of them again.")
+    params = {**params, "vae": newer}
+  half = jax.tree.map(lambda x: np.asarray(x, np.float16), params)
+  if not all(np.isfinite(x).all() for x in jax.tree.leaves(half)):
+    raise ValueError(f"{model} has values beyond float16's range: keep it in float32.")
+  tok.save(half, out)
+
+
+if __name__ == "__main__":
+  sys.exit(main())
