@@ -111,13 +111,14 @@ def smoke():
 
 def mini():
   """16 registers at 32x32: what the shipped `vftok-mini` is trained with, on two CPU cores."""
+  vae = VAEConfig(ch=56, ch_mult=(1, 1, 1), z_channels=32, time_levels=(0, 1), stem=4, space_levels=(), linear=True)
   return common.base(
     task="tokenizer",
     title="vftok-mini",
     steps=20_000,
-    batch_size=16,
-    vae="vftok-mini-vae",
-    model=_model(192, 3, 5, registers=16, levels=(8, 5, 5, 5), latent=8, patch=(1, 2, 2)),
+    batch_size=8,
+    vae="vftok-mini",  # the shipped one; or the model of a run of configs/vae.py:mini
+    model=_model(192, 3, 5, registers=16, levels=(8, 5, 5, 5), latent=8, patch=(1, 2, 2), vae=vae),
     loss={
       **LOSS,
       "high": 0.4,
@@ -128,7 +129,7 @@ def mini():
     },
     data=dict(sources=common.mini_data(), size=32),
     eval=dict(sets=common.mini_sets(), clips=256, media=8, seeds=(0, 1, 2), guidance=1.5),
-    optim=dict(lr=1e-3, final=0.03, warmup=150, b2=0.98),
+    optim=dict(lr=8e-4, final=0.03, warmup=200, b2=0.98),
     ema=0.999,
   )
 
