@@ -9,7 +9,8 @@ import pytest
 from vftok import packaged
 from vftok.data import packaged_clips
 from vftok.data.clip_windows import GAP, hard_cuts, windows
-from vftok.data.packaged_clips import CLIPS, DEBIAN_CLIPS, LABELS, Clip, Shot
+from vftok.data.packaged_clip import LABELS, Clip, Shot
+from vftok.data.packaged_clips import CLIPS, DEBIAN_CLIPS
 from vftok.data.video import VideoBytes, read_video
 from vftok.data.video_writer import write_video
 from vftok.evals.pixels import PixelScores

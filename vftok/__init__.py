@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
   "Tokenizer": "vftok.tokenizer",
+  "Generator": "vftok.generator",
   "VideoTokens": "vftok.types",
   "CFG": "vftok.models.flow",
   "APG": "vftok.models.flow",

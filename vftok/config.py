@@ -17,7 +17,7 @@ from vftok.models.layers import POSITION_KINDS, PositionConfig
 from vftok.models.transformer import StackConfig
 from vftok.models.vae import VAEConfig
 
-FORMAT, FORMAT_VAE = "vftok-tokenizer", "vftok-vae"
+FORMAT, FORMAT_VAE, FORMAT_GENERATOR = "vftok-tokenizer", "vftok-vae", "vftok-generator"
 FORMAT_VERSION = 1
 DTYPES = ("float32", "bfloat16")
 # Far above any model; below what could exhaust memory while a damaged config is looked at.
@@ -80,6 +80,27 @@ def vae_from_json(data: dict[str, Any]) -> VAEConfig:
   """As `from_json`, of a VAE by itself."""
   cfg = _build(VAEConfig, {k: v for k, v in data.items() if k not in ("format", "version")}, "config")
   check_vae(cfg)
+  return cfg
+
+
+def generator_to_json(cfg) -> dict[str, Any]:
+  return {"format": FORMAT_GENERATOR, "version": FORMAT_VERSION, **dataclasses.asdict(cfg)}
+
+
+def generator_from_json(data: dict[str, Any]):
+  """As `from_json`, of a generator (`vftok.generator.GeneratorConfig`)."""
+  from vftok.generator import GeneratorConfig
+
+  cfg = _build(GeneratorConfig, {k: v for k, v in data.items() if k not in ("format", "version")}, "config")
+  ar = cfg.ar
+  _counts("ar", steps=ar.steps, slots=ar.slots, head_dim=ar.head_dim)
+  _expect(0 < ar.vocab <= MAX_CODEBOOK, "ar.vocab", ar.vocab, f"1..{MAX_CODEBOOK}")
+  _expect(0 < ar.depth <= MAX_DEPTH, "ar.depth", ar.depth, f"1..{MAX_DEPTH}")
+  _expect(ar.length <= MAX_CODEBOOK, "ar.slots", ar.slots, f"at most {MAX_CODEBOOK} positions")
+  for name in ("width", "n_classes", "ctx_dim", "n_ctx_null"):
+    _expect(0 <= getattr(ar, name) <= MAX_SIZE, f"ar.{name}", getattr(ar, name), f"0..{MAX_SIZE}")
+  _expect(ar.dtype in DTYPES, "ar.dtype", ar.dtype, " or ".join(DTYPES))
+  _expect(0 < cfg.text_tokens <= MAX_SIZE, "text_tokens", cfg.text_tokens, f"1..{MAX_SIZE}")
   return cfg
 
 

@@ -58,7 +58,7 @@ def open_checkpoint(name: str | os.PathLike) -> Checkpoint:
     raise FileNotFoundError(f"{path} has no {WEIGHTS}: {hint}.")
   shapes, metadata = _read_header(weights)
   if path.is_dir() and (path / CONFIG).is_file():
-    config = _read_json(path / CONFIG)
+    config = read_json(path / CONFIG)
   elif path.is_dir():
     raise FileNotFoundError(f"{path} has no {CONFIG}: put the model's config beside {WEIGHTS}.")
   else:
@@ -151,7 +151,8 @@ def _read_header(path: pathlib.Path) -> tuple[dict[str, tuple[int, ...]], dict[s
     return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}, file.metadata() or {}
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """The object in a JSON file. Raises ValueError where it is damaged or another kind of data."""
   try:
     config = json.loads(path.read_text(encoding="utf-8"))
   except (ValueError, RecursionError) as error:

@@ -25,6 +25,7 @@ RULES: dict[str, tuple[str, ...]] = {
   "embed_out": ("tensor",),
   "heads": ("tensor",),
   "mlp": ("tensor",),
+  "vocab": ("tensor",),
   "conv_out": ("fsdp",),
   "head_dim": (),
   "layers": (),

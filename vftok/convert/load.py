@@ -51,7 +51,7 @@ def load_vae(name: str | os.PathLike) -> tuple[VAEConfig, dict[str, Any]]:
   cfg = vae_from_json(checkpoint.config)
   video = jax.ShapeDtypeStruct((1, 1, cfg.space_stride, cfg.space_stride, cfg.in_channels), np.float32)
   tree = nn.unbox(jax.eval_shape(VAE(cfg).init, jax.random.key(0), video))["params"]
-  return cfg, _read_leaves(checkpoint, traverse.flatten_dict(tree))
+  return cfg, read_leaves(checkpoint, traverse.flatten_dict(tree))
 
 
 def save_vae(cfg: VAEConfig, params, directory: str | os.PathLike) -> None:
@@ -66,10 +66,10 @@ def _load_own(checkpoint: hub.Checkpoint) -> tuple[TokenizerConfig, dict[str, An
       f"{checkpoint.path} has format {checkpoint.config['format']!r}, expected {FORMAT!r}: it is no tokenizer."
     )
   cfg = from_json(checkpoint.config)
-  return cfg, _read_leaves(checkpoint, abstract_params(cfg))
+  return cfg, read_leaves(checkpoint, abstract_params(cfg))
 
 
-def _read_leaves(checkpoint: hub.Checkpoint, leaves: dict[tuple[str, ...], jax.ShapeDtypeStruct]) -> dict[str, Any]:
+def read_leaves(checkpoint: hub.Checkpoint, leaves: dict[tuple[str, ...], jax.ShapeDtypeStruct]) -> dict[str, Any]:
   """The tree of a file in vftok's layout, strict in both directions."""
   expected = {"/".join(path): leaf.shape for path, leaf in leaves.items()}
   found = checkpoint.shapes
@@ -107,11 +107,19 @@ def _load_reference(checkpoint: hub.Checkpoint, vae) -> tuple[TokenizerConfig, d
 
   rules = reference_weights.rules(cfg, names)
   hub.report_keys(checkpoint.path, rules.keys() - shapes.keys(), shapes.keys() - rules.keys())
-  leaves = abstract_params(cfg)
+  return cfg, converted(checkpoint, rules, sources, abstract_params(cfg))
+
+
+def converted(checkpoint: hub.Checkpoint, rules, sources, leaves) -> dict[str, Any]:
+  """Our tree out of another layout's tensors.
+
+  Args:
+    rules: their key -> Rule. sources: their key -> (Checkpoint, name in its file). leaves: path -> shape of our leaf.
+  """
   slots = {key: np.broadcast_to(np.int8(0), leaves[rule.path].shape)[rule.index] for key, rule in rules.items()}
   for key, rule in rules.items():
-    hub.report_shape(checkpoint.path, key, shapes[key], rule.to_theirs(slots[key]).shape)
-
+    file, name = sources[key]
+    hub.report_shape(checkpoint.path, key, file.shapes[name], rule.to_theirs(slots[key]).shape)
   flat: dict[tuple[str, ...], np.ndarray] = {}
   for file in {id(file): file for file, _ in sources.values()}.values():
     names_here = {name: key for key, (owner, name) in sources.items() if owner is file}
@@ -123,7 +131,7 @@ def _load_reference(checkpoint: hub.Checkpoint, vae) -> tuple[TokenizerConfig, d
       if flat[path].dtype != value.dtype:  # tensors of mixed precision share a leaf: keep the finer one
         flat[path] = flat[path].astype(np.promote_types(flat[path].dtype, value.dtype))
       flat[path][index] = rules[key].to_ours(value, slots[key].shape)
-  return cfg, traverse.unflatten_dict({path: jax.numpy.asarray(value) for path, value in flat.items()})
+  return traverse.unflatten_dict({path: jax.numpy.asarray(value) for path, value in flat.items()})
 
 
 def _vae_source(checkpoint: hub.Checkpoint, vae):

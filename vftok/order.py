@@ -1,0 +1,94 @@
+"""In which order the tokens of a video are written down, for models that generate them one after the other.
+
+A token's place is (time step, slot); slot 0 is the coarsest. "time_first" writes slot 0 of every step, then slot 1 of
+every step, ...: any budget is a prefix, so one model serves all budgets. "depth_first" writes all of step 0, then all
+of step 1. Given steps (first frames, the past of a long video) come before all others, in the same order among them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+ORDERS = ("time_first", "depth_first")
+
+
+class Sequence(NamedTuple):
+  """Places of a batch of sequences, padded at the end to one length L.
+
+  Attributes:
+    time_BxL, slot_BxL: int32; 0 where there is no token.
+    valid_BxL: bool, whether there is a token.
+    given_BxL: bool, whether the token belongs to a given step: known, not to be predicted.
+  """
+
+  time_BxL: np.ndarray
+  slot_BxL: np.ndarray
+  valid_BxL: np.ndarray
+  given_BxL: np.ndarray
+
+  @property
+  def lengths(self) -> np.ndarray:
+    """int [B]: tokens of each sequence."""
+    return self.valid_BxL.sum(1)
+
+
+def sequence(keep_BxT, given_B=0, *, order: str = "time_first", length: int | None = None) -> Sequence:
+  """Places of the tokens that `keep` counts.
+
+  Args:
+    keep_BxT: int [B, T], tokens of each time step; 0 leaves a step out.
+    given_B: int or [B]; the first so many steps are given. In canonical order (0) every step waits its turn.
+    length: L; None is that of the longest.
+
+  Raises:
+    ValueError: an unknown order, negative counts, or sequences longer than `length`.
+  """
+  if order not in ORDERS:
+    raise ValueError(f"order is {order!r}, expected one of {', '.join(ORDERS)}.")
+  keep_BxT = np.asarray(keep_BxT)
+  if keep_BxT.ndim != 2 or (keep_BxT < 0).any():
+    raise ValueError(f"keep has shape {keep_BxT.shape}, expected counts of 0 or more [B, T].")
+  b, t = keep_BxT.shape
+  slots = int(keep_BxT.max(initial=0))
+  given_BxT = np.arange(t) < np.broadcast_to(given_B, (b,))[:, None]
+  time, slot = np.indices((t, slots))
+  rank = slot * t + time if order == "time_first" else time * slots + slot
+  kept = slot < keep_BxT[:, :, None]
+  # One sort does it all: given tokens first, tokens beyond `keep` last.
+  rank = rank + np.where(given_BxT[:, :, None], 0, t * slots) + np.where(kept, 0, 2 * t * slots)
+  places = np.argsort(rank.reshape(b, -1), axis=1, kind="stable")
+  longest = int(kept.sum((1, 2)).max(initial=0))
+  length = longest if length is None else length
+  if longest > length:
+    raise ValueError(f"a sequence has {longest} tokens, expected at most {length}: keep fewer.")
+  valid = np.arange(length) < kept.sum((1, 2))[:, None]
+  pick = lambda grid_BxTxK, fill: _padded(
+    np.take_along_axis(np.broadcast_to(grid_BxTxK, kept.shape).reshape(b, -1), places, 1), length, fill
+  )
+  return Sequence(
+    (pick(time, 0) * valid).astype(np.int32),
+    (pick(slot, 0) * valid).astype(np.int32),
+    valid,
+    pick(given_BxT[:, :, None], False).astype(bool) & valid,
+  )
+
+
+def _padded(x_BxN: np.ndarray, length: int, fill) -> np.ndarray:
+  x_BxN = x_BxN[:, :length]
+  return np.pad(x_BxN, ((0, 0), (0, length - x_BxN.shape[1])), constant_values=fill)
+
+
+def write(ids_BxTxK: np.ndarray, seq: Sequence) -> np.ndarray:
+  """Ids int [B, T, K] -> int32 [B, L] in the sequence's order, 0 where there is no token."""
+  rows = np.arange(len(seq.time_BxL))[:, None]
+  return (np.asarray(ids_BxTxK)[rows, seq.time_BxL, seq.slot_BxL] * seq.valid_BxL).astype(np.int32)
+
+
+def read(ids_BxL: np.ndarray, seq: Sequence, steps: int, slots: int) -> np.ndarray:
+  """Inverse of `write`: int32 [B, T, K], 0 where the sequence has no token."""
+  out = np.zeros((len(ids_BxL), steps, slots), np.int32)
+  rows, columns = np.nonzero(seq.valid_BxL)
+  out[rows, seq.time_BxL[rows, columns], seq.slot_BxL[rows, columns]] = np.asarray(ids_BxL)[rows, columns]
+  return out

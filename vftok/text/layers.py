@@ -1,0 +1,47 @@
+"""The attention that BERT and T5 share."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+
+from vftok.models.layers import Linear
+
+
+class Attention(nn.Module):
+  """Every token sees every token of its text that the mask leaves. x [B, S, D] -> [B, S, D] in `dtype`.
+
+  Attributes:
+    scale: of the logits.
+  """
+
+  heads: int
+  head_dim: int
+  scale: float
+  use_bias: bool
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x_BxSxD, mask_BxS, bias_nxSxS=None):
+    b, s, d = x_BxSxD.shape
+    linear = lambda name: Linear(
+      self.heads * self.head_dim, ("embed", "heads"), self.use_bias, dtype=self.dtype, name=name
+    )
+    q, k, v = (linear(name)(x_BxSxD).reshape(b, s, self.heads, self.head_dim) for name in ("q", "k", "v"))
+    bias = None if bias_nxSxS is None else bias_nxSxS[None]
+    out = jax.nn.dot_product_attention(q, k, v, bias, mask_BxS[:, None, None, :], scale=self.scale)
+    return Linear(d, ("heads", "embed"), self.use_bias, dtype=self.dtype, name="out")(
+      out.reshape(b, s, self.heads * self.head_dim)
+    )
+
+
+def scanned(layer, depth: int):
+  """`layer(...)(x, *static)` -> x, repeated with parameters of its own each time: leaves get a first axis "layers"."""
+  return nn.scan(
+    layer,
+    variable_axes={"params": 0},
+    split_rngs={"params": True},
+    length=depth,
+    in_axes=nn.broadcast,
+    metadata_params={nn.PARTITION_NAME: "layers"},
+  )
