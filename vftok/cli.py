@@ -40,8 +40,9 @@ def main(argv=None) -> int:
 def load_tokenizer(path):
   """(tokenizer, params) of a folder, a safetensors file or a Hub id."""
   from vftok import Tokenizer
-  from vftok.perf import use_compile_cache
+  from vftok.perf import keep_memory, use_compile_cache
 
+  keep_memory()
   use_compile_cache()
   return Tokenizer.load(path)
 

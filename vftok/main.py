@@ -27,6 +27,7 @@ def main(argv: list[str]) -> None:
     print(
       f"process {jax.process_index()} of {jax.process_count()}, {jax.local_device_count()} devices here", flush=True
     )
+  perf.keep_memory()
   perf.use_compile_cache()
   run = train.run if _MODE.value == "train" else evaluate.run
   try:

@@ -20,13 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vftok.features.frames import FeatureNet, per_frame, smallest_multiple
-from vftok.features.vit import Blocks, ViTConfig, partitioned
+from vftok.features.frames import per_frame
+from vftok.features.vit import Blocks, ViTConfig, ViTNet, partitioned
 from vftok.models.layers import Linear, patchify, trunc_normal
 
 
 @dataclasses.dataclass(frozen=True)
-class DINOv2(FeatureNet):
+class DINOv2(ViTNet):
   """Attributes:
   table: side of the grid of learned positions. registers: 0, or 4 in the variant that has them.
   position_offset: see the head of this module; without effect where there are registers.
@@ -40,17 +40,6 @@ class DINOv2(FeatureNet):
   registers: int = 0
   position_offset: float = 0.0
   min_patches: int = 16
-
-  @property
-  def dim(self) -> int:
-    return self.vit.dim
-
-  @property
-  def stride(self) -> int:
-    return self.patch
-
-  def multiple(self, grid, size):
-    return smallest_multiple(grid, self.min_patches)
 
   def _steps(self, params, video_BxFxHxWx3, reduce):
     return per_frame(lambda x: self.apply(params, x)[0], video_BxFxHxWx3, reduce)

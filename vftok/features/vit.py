@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vftok.features.frames import FeatureNet, smallest_multiple
 from vftok.models.attention import Layout, attend
 from vftok.models.layers import trunc_normal
 
@@ -31,6 +32,21 @@ class ViTConfig:
   @property
   def head_dim(self) -> int:
     return self.dim // self.heads
+
+
+class ViTNet(FeatureNet):
+  """A feature net that is a ViT. Its fields: `vit`, `patch` (pixels) and `min_patches` (the least side of its grid)."""
+
+  @property
+  def dim(self) -> int:
+    return self.vit.dim
+
+  @property
+  def stride(self) -> int:
+    return self.patch
+
+  def multiple(self, grid, size):
+    return smallest_multiple(grid, self.min_patches)
 
 
 class Blocks(nn.Module):

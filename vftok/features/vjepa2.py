@@ -19,13 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vftok.features.frames import GROUP, FeatureNet, group_mean, smallest_multiple
-from vftok.features.vit import Blocks, ViTConfig
+from vftok.features.frames import GROUP, group_mean
+from vftok.features.vit import Blocks, ViTConfig, ViTNet
 from vftok.models.layers import Linear, patchify
 
 
 @dataclasses.dataclass(frozen=True)
-class VJEPA2(FeatureNet):
+class VJEPA2(ViTNet):
   """Step 0 is one tubelet, frame 0 twice (as the net takes an image); every later step is two tubelets.
 
   reduce="first" takes the first tubelet of a step, so its first two frames. The attention is not causal: the
@@ -41,19 +41,8 @@ class VJEPA2(FeatureNet):
   min_patches: int = 16
 
   @property
-  def dim(self) -> int:
-    return self.vit.dim
-
-  @property
-  def stride(self) -> int:
-    return self.patch
-
-  @property
   def resize_method(self) -> str:
     return "linear"
-
-  def multiple(self, grid, size):
-    return smallest_multiple(grid, self.min_patches)
 
   def _steps(self, params, video_BxFxHxWx3, reduce):
     frames = jnp.concatenate([video_BxFxHxWx3[:, :1]] * (self.tubelet - 1) + [video_BxFxHxWx3], axis=1)

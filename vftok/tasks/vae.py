@@ -1,4 +1,4 @@
-"""Training the VAE: L1 + KL + LPIPS, and an adversarial term where asked for (VidTok's losses, arXiv 2412.13061)."""
+"""Training the VAE: L1 (or L2) + KL + LPIPS, and an adversarial term where asked for (VidTok's losses, arXiv 2412.13061)."""
 
 from __future__ import annotations
 
@@ -78,8 +78,12 @@ class VAETask:
       latents += law.noise * jax.vmap(jax.random.uniform)(keys[:, 3])[:, None, None, None, None] * noise
     out = apply(latents, VAE.decode)
 
-    l1_B = jnp.abs(out - video).mean((1, 2, 3, 4))
-    terms = {"l1": l1_B, "kl": law.kl * kl_B / np.prod(video.shape[1:])}
+    error, all_but_first = out - video, (1, 2, 3, 4)
+    terms = {"kl": law.kl * kl_B / np.prod(video.shape[1:])}
+    if law.l1:
+      terms["l1"] = law.l1 * jnp.abs(error).mean(all_but_first)
+    if law.l2:
+      terms["l2"] = law.l2 * jnp.square(error).mean(all_but_first)
     if law.lpips or law.adversarial:
       pick = jax.vmap(lambda key: jax.random.choice(key, video.shape[1], (law.frames,), replace=False))(keys[:, 1])
       real, fake = (jnp.take_along_axis(v, pick[:, :, None, None, None], 1) for v in (video, out))
@@ -98,7 +102,7 @@ class VAETask:
       hinge += jax.nn.relu(1 + judge(params["critic"], jax.lax.stop_gradient(flat(fake))))
       terms["critic"] = 0.5 * per_clip(hinge)
     metrics = {name: mean(value) for name, value in terms.items()}
-    metrics["psnr"] = mean(-10 * jnp.log10(jnp.square((out - video) / 2).mean((1, 2, 3, 4)) + 1e-10))
+    metrics["psnr"] = mean(-10 * jnp.log10(jnp.square(error / 2).mean(all_but_first) + 1e-10))
     return sum(terms.values()).mean(), metrics
 
   def flops(self) -> float:

@@ -35,6 +35,7 @@ from vftok.data.packaged_clip import LABELS, Clip
 from vftok.data.packaged_clips import CLIPS, DEBIAN_CLIPS
 from vftok.data.video import decoded, video_info
 from vftok.progress import progress
+from vftok.tools.command import exit_code
 
 SPLITS = ("train", "val_time", "val_source")
 MAX_FPS = 30
@@ -42,13 +43,7 @@ MAX_FPS = 30
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the tool. Returns the exit code: 0, or 2 after a sentence on stderr."""
-  args = _parser().parse_args(argv)
-  try:
-    _run(args)
-  except (ValueError, RuntimeError, OSError, ModuleNotFoundError) as error:
-    print(f"prepare_clips: error: {error}", file=sys.stderr)
-    return 2
-  return 0
+  return exit_code("prepare_clips", _run, _parser().parse_args(argv))
 
 
 def _run(args: argparse.Namespace) -> None:

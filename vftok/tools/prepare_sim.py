@@ -25,6 +25,7 @@ from vftok.data.sim import CAMERAS, COLOURS, FLOORS, FPS, MOTIONS, OBJECTS, SIMP
 from vftok.data.video_writer import whole_file
 from vftok.packaged import cache_dir
 from vftok.progress import progress
+from vftok.tools.command import exit_code
 
 CHUNK = 64  # clips per file of the unfinished work
 SHOWN = 24  # clips of the contact sheet
@@ -34,13 +35,7 @@ ATTRIBUTES = ("object", "colour", "motion", "camera", "floor", "sky")
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the tool. Returns the exit code: 0, or 2 after a sentence on stderr."""
-  args = _parser().parse_args(argv)
-  try:
-    _run(args)
-  except (ValueError, RuntimeError, OSError, ModuleNotFoundError) as error:
-    print(f"prepare_sim: error: {error}", file=sys.stderr)
-    return 2
-  return 0
+  return exit_code("prepare_sim", _run, _parser().parse_args(argv))
 
 
 def _run(args: argparse.Namespace) -> None:
