@@ -97,6 +97,11 @@ def test_table(clip):
   assert times == sorted(times) and all(shot.label in LABELS and shot.caption for shot in clip.shots)
 
 
+def test_enough_is_filmed():
+  filmed = [clip for clip in CLIPS if clip.kind == "filmed"]
+  assert sum(shot.end - shot.start for clip in filmed for shot in clip.shots) > 180 and len(filmed) == 12
+
+
 def test_no_film_is_on_both_sides():
   held_out = {clip.credit for clip in CLIPS + DEBIAN_CLIPS if clip.held_out}
   trained = {clip.credit for clip in CLIPS + DEBIAN_CLIPS if not clip.held_out}

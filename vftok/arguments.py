@@ -64,7 +64,40 @@ def parser(runs: Sequence[Callable]) -> argparse.ArgumentParser:
   sub.add_argument("--json", action="store_true", help="print JSON")
   _reading(sub)
   _sampling(sub)
+
+  sub = command(
+    "sample", "a text, a class or first frames to video", ("generator", "folder, file, shipped name or Hub id")
+  )
+  sub.add_argument("words", nargs="*", metavar="[PROMPT] OUT", help="what to show, and the .mp4 or .gif to write")
+  sub.add_argument("--class", dest="label", metavar="NAME", help="a class by name or number, in place of a prompt")
+  sub.add_argument("--first-frames", metavar="VIDEO", help="start with the first frames of this video")
+  sub.add_argument("--first-count", type=int, default=5, metavar="N", help="how many of them: 1, 5, 9, ... (default 5)")
+  sub.add_argument("--keep", type=_counts, metavar="K1,K2,...", help="budgets to show (default: all tokens)")
+  sub.add_argument(
+    "--frames", "--long", type=int, metavar="N", help="1 + a multiple of 4; beyond one sequence it goes on"
+  )
+  sub.add_argument(
+    "--context", type=int, default=5, metavar="N", help="frames that longer videos go on from (default 5)"
+  )
+  sub.add_argument("-n", "--samples", type=int, default=1, metavar="N", help="videos of the prompt (default 1)")
+  sub.add_argument("--tokenizer", metavar="MODEL", help="default: the one the generator names")
+  sub.add_argument("--fps", type=float, default=8.0, help="of the video written (default 8)")
+  sub.add_argument("--gen-guidance", type=float, metavar="W", help="of the generator (default: its own, by budget)")
+  sub.add_argument("--temperature", type=float, default=1.0, help="of the generator; 0 is greedy (default 1)")
+  sub.add_argument("--top-k", type=int, default=0, metavar="N", help="keep the N likeliest tokens (default all)")
+  sub.add_argument("--top-p", type=float, default=1.0, metavar="P", help="keep the likeliest up to P (default 1)")
+  _sampling(sub)
   return top
+
+
+def parse(top: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+  """Arguments in any order: argparse alone takes no more words once an option came between them."""
+  args, rest = top.parse_known_args(argv)
+  if rest and (not hasattr(args, "words") or any(word.startswith("-") and word != "-" for word in rest)):
+    top.error(f"unrecognized arguments: {' '.join(rest)}")
+  if rest:
+    args.words += rest
+  return args
 
 
 def _reading(sub):

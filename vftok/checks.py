@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vftok.models.flow import APG, CFG, SOLVERS
+from vftok.geometry import TIME_FACTOR
+from vftok.models.flow import APG, CFG, SOLVERS, Sampling
 from vftok.types import VideoTokens, check_counts, is_concrete
 
 
@@ -42,13 +45,32 @@ def check_video(video, frame_size: tuple[int, int], name: str = "video", frames:
   return video
 
 
-def check_sampling(steps, solver: str, guidance, has_null: bool) -> None:
+def check_first_frames(frames, frame_size: tuple[int, int], chunk_frames: int) -> jax.Array | np.ndarray:
+  """[B, 1 + 4j, H, W, 3], shorter than a chunk; else as `check_video`. Returns the array."""
+  frames = check_video(frames, frame_size, "first_frames")
+  if frames.shape[1] % TIME_FACTOR != 1 or frames.shape[1] >= chunk_frames:
+    raise ValueError(f"first_frames has {frames.shape[1]} frames, expected 1 + a multiple of 4 below {chunk_frames}.")
+  return frames
+
+
+def check_latents(latents, of_step: tuple[int, ...]) -> jax.Array:
+  """float32 [B, T, h, w, C] where `of_step` is (h, w, C)."""
+  shape = jnp.shape(latents)
+  if len(shape) != 5 or shape[2:] != of_step:
+    raise ValueError(f"latents have shape {shape}, expected [B, T, {', '.join(map(str, of_step))}].")
+  return check_array(latents, shape, "latents")
+
+
+def check_sampling(options: dict[str, Any], has_null: bool) -> Sampling:
+  """The options as `Sampling`; ValueError where one is out of range, or guides a model that has no null vector."""
+  sampling = Sampling(**options)
+  steps, solver, guidance = sampling.steps, sampling.solver, sampling.guidance
   if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1:
     raise ValueError(f"steps is {steps!r}, expected a whole number of solver steps, 1 or more.")
   if solver not in SOLVERS:
     raise ValueError(f"solver is {solver!r}, expected one of {', '.join(SOLVERS)}.")
   if guidance is None:
-    return
+    return sampling
   if not isinstance(guidance, (CFG, APG)):
     raise ValueError(f"guidance is {guidance!r}, expected None, vftok.CFG(scale) or vftok.APG(scale).")
   if not has_null:
@@ -60,6 +82,7 @@ def check_sampling(steps, solver: str, guidance, has_null: bool) -> None:
   scale = jnp.shape(guidance.scale)
   if scale not in ((), (steps,)):
     raise ValueError(f"guidance.scale has shape {scale}, expected one number, or one per step [{steps}].")
+  return sampling
 
 
 def check_key(key, what: str) -> None:

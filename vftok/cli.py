@@ -1,6 +1,6 @@
 """The command line: videos to .vft token files and back.
 
-`vftok info | encode | decode | truncate | reconstruct`, each with --help. Bad input gives one sentence on
+`vftok info | encode | decode | truncate | reconstruct | sample`, each with --help. Bad input gives one sentence on
 stderr and exit code 2.
 """
 
@@ -13,14 +13,14 @@ import sys
 import time
 from pathlib import Path
 
-from vftok.arguments import parser
+from vftok.arguments import parse, parser
 
 # jax, PyAV and the models load inside the commands: --help must not wait for them.
 
 
 def main(argv=None) -> int:
   """Runs one command. Returns the exit code: 0, or 2 after a sentence on stderr."""
-  args = parser((info, encode, decode, truncate, reconstruct)).parse_args(argv)
+  args = parse(parser((info, encode, decode, truncate, reconstruct, sample)), argv)
   try:
     args.run(args)
   except (ValueError, FileNotFoundError) as error:
@@ -180,6 +180,12 @@ def reconstruct(args):
   else:
     print(table(rows, tokens.frames, fps))
     print(f"wrote {args.out} and {curves}")
+
+
+def sample(args):
+  from vftok.sample_cli import run
+
+  run(args, load_tokenizer, _sampler)
 
 
 def _encode(tok, params, args):

@@ -24,6 +24,8 @@ def condition(cfg: GeneratorConfig, cond: Mapping | None, batch: int | None = No
   Raises:
     ValueError: a kind the model does not know, classes out of range, empty prompts, or shapes that do not fit.
   """
+  if isinstance(cond, Condition):  # arrays that are checked already: of a batch
+    return cond
   if cond is None:
     return Condition(null_BxG=jnp.ones((1 if batch is None else batch, 1), bool))
   keys = set(cond) if isinstance(cond, Mapping) else None

@@ -59,10 +59,14 @@ def to_json(cfg: TokenizerConfig) -> dict[str, Any]:
 
 def from_json(data: dict[str, Any]) -> TokenizerConfig:
   """Raises ValueError naming the first unknown, missing or mistyped key."""
+  return from_dict(_without_header(data))
+
+
+def _without_header(data: dict[str, Any]) -> dict[str, Any]:
   version = data.get("version")
   if version != FORMAT_VERSION:
     raise ValueError(f"config version is {short(version)}, expected {FORMAT_VERSION}: update vftok to read this model.")
-  return from_dict({k: v for k, v in data.items() if k not in ("format", "version")})
+  return {k: v for k, v in data.items() if k not in ("format", "version")}
 
 
 def from_dict(data: dict[str, Any]) -> TokenizerConfig:
@@ -89,9 +93,14 @@ def generator_to_json(cfg) -> dict[str, Any]:
 
 def generator_from_json(data: dict[str, Any]):
   """As `from_json`, of a generator (`vftok.generator.GeneratorConfig`)."""
+  return generator_from_dict(_without_header(data))
+
+
+def generator_from_dict(data: dict[str, Any]):
+  """As `from_dict`, of a generator."""
   from vftok.generator import GeneratorConfig
 
-  cfg = _build(GeneratorConfig, {k: v for k, v in data.items() if k not in ("format", "version")}, "config")
+  cfg = _build(GeneratorConfig, data, "config")
   ar = cfg.ar
   _counts("ar", steps=ar.steps, slots=ar.slots, head_dim=ar.head_dim)
   _expect(0 < ar.vocab <= MAX_CODEBOOK, "ar.vocab", ar.vocab, f"1..{MAX_CODEBOOK}")

@@ -7,7 +7,7 @@ of step 1. Given steps (first frames, the past of a long video) come before all 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,13 +23,13 @@ class Sequence(NamedTuple):
     given_BxL: bool, whether the token belongs to a given step: known, not to be predicted.
   """
 
-  time_BxL: np.ndarray
-  slot_BxL: np.ndarray
-  valid_BxL: np.ndarray
-  given_BxL: np.ndarray
+  time_BxL: Any
+  slot_BxL: Any
+  valid_BxL: Any
+  given_BxL: Any
 
   @property
-  def lengths(self) -> np.ndarray:
+  def lengths(self):
     """int [B]: tokens of each sequence."""
     return self.valid_BxL.sum(1)
 
@@ -45,39 +45,35 @@ def sequence(keep_BxT, given_B=0, *, order: str = "time_first", length: int | No
   Raises:
     ValueError: an unknown order, negative counts, or sequences longer than `length`.
   """
-  if order not in ORDERS:
-    raise ValueError(f"order is {order!r}, expected one of {', '.join(ORDERS)}.")
   keep_BxT = np.asarray(keep_BxT)
   if keep_BxT.ndim != 2 or (keep_BxT < 0).any():
     raise ValueError(f"keep has shape {keep_BxT.shape}, expected counts of 0 or more [B, T].")
-  b, t = keep_BxT.shape
-  slots = int(keep_BxT.max(initial=0))
-  given_BxT = np.arange(t) < np.broadcast_to(given_B, (b,))[:, None]
-  time, slot = np.indices((t, slots))
-  rank = slot * t + time if order == "time_first" else time * slots + slot
-  kept = slot < keep_BxT[:, :, None]
-  # One sort does it all: given tokens first, tokens beyond `keep` last.
-  rank = rank + np.where(given_BxT[:, :, None], 0, t * slots) + np.where(kept, 0, 2 * t * slots)
-  places = np.argsort(rank.reshape(b, -1), axis=1, kind="stable")
-  longest = int(kept.sum((1, 2)).max(initial=0))
+  seq = arrange(keep_BxT, given_B, int(keep_BxT.max(initial=0)), order=order, xp=np)
+  longest = int(seq.lengths.max(initial=0))
   length = longest if length is None else length
   if longest > length:
     raise ValueError(f"a sequence has {longest} tokens, expected at most {length}: keep fewer.")
-  valid = np.arange(length) < kept.sum((1, 2))[:, None]
-  pick = lambda grid_BxTxK, fill: _padded(
-    np.take_along_axis(np.broadcast_to(grid_BxTxK, kept.shape).reshape(b, -1), places, 1), length, fill
-  )
+  pad = lambda x: np.pad(x[:, :length], ((0, 0), (0, max(0, length - x.shape[1]))))
+  return Sequence(*map(pad, seq))
+
+
+def arrange(keep_BxT, given_B, slots: int, *, order: str, xp) -> Sequence:
+  """As `sequence`, unchecked and at the full length T * slots; `xp` is numpy or, inside a program, jax.numpy."""
+  if order not in ORDERS:
+    raise ValueError(f"order is {order!r}, expected one of {', '.join(ORDERS)}.")
+  b, t = keep_BxT.shape
+  given_BxTx1 = (xp.arange(t) < xp.broadcast_to(xp.asarray(given_B), (b,))[:, None])[:, :, None]
+  time, slot = xp.arange(t)[:, None], xp.arange(slots)
+  rank = slot * t + time if order == "time_first" else time * slots + slot
+  kept_BxTxK = slot < keep_BxT[:, :, None]
+  # One sort does it all: given tokens first, tokens beyond `keep` last.
+  rank = rank + xp.where(given_BxTx1, 0, t * slots) + xp.where(kept_BxTxK, 0, 2 * t * slots)
+  places = xp.argsort(rank.reshape(b, -1), axis=1)
+  valid = xp.arange(t * slots) < kept_BxTxK.sum((1, 2))[:, None]
+  pick = lambda grid: xp.take_along_axis(xp.broadcast_to(grid, kept_BxTxK.shape).reshape(b, -1), places, 1)
   return Sequence(
-    (pick(time, 0) * valid).astype(np.int32),
-    (pick(slot, 0) * valid).astype(np.int32),
-    valid,
-    pick(given_BxT[:, :, None], False).astype(bool) & valid,
+    (pick(time) * valid).astype(np.int32), (pick(slot) * valid).astype(np.int32), valid, pick(given_BxTx1) & valid
   )
-
-
-def _padded(x_BxN: np.ndarray, length: int, fill) -> np.ndarray:
-  x_BxN = x_BxN[:, :length]
-  return np.pad(x_BxN, ((0, 0), (0, length - x_BxN.shape[1])), constant_values=fill)
 
 
 def write(ids_BxTxK: np.ndarray, seq: Sequence) -> np.ndarray:

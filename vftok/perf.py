@@ -1,4 +1,4 @@
-"""The compile cache, memory kept between steps, and analytic FLOPs written out (XLA's counter sees a scanned layer only once).
+"""The compile cache, memory kept between steps, and FLOPs written out (XLA's counter sees a scanned layer only once).
 
 One multiply-add is 2 FLOPs. Norms, activations, position tables, adaLN vectors (per sample, not per token) and the
 embedding and head projections are left out: under 1 % at the sizes of the released models.
@@ -27,6 +27,16 @@ def stack_flops(cfg: StackConfig, length: int, pairs: int | None = None) -> floa
   pairs = length * length if pairs is None else pairs
   matrices = 4 * cfg.dim**2 + (3 if cfg.gated_mlp else 2) * cfg.dim * cfg.hidden
   return cfg.depth * (2 * length * matrices + 4 * pairs * cfg.dim)
+
+
+def ar_flops(dim: int, depth: int, hidden: int, vocab: int, length: int, text: int = 0) -> float:
+  """Forward FLOPs of the autoregressive model over one sequence, head included: the causal half of all pairs counts.
+
+  depth * (2 L (4 D^2 + 3 D H) + 2 L^2 D) + 2 L D V, and per block 2 (2 L + 2 S) D^2 + 4 L S D for S text features.
+  """
+  block = 2 * length * (4 * dim**2 + 3 * dim * hidden) + 2 * length**2 * dim
+  cross = 4 * (length + text) * dim**2 + 4 * length * text * dim if text else 0
+  return depth * (block + cross) + 2 * length * dim * vocab
 
 
 def attended_pairs(steps: int, block: int) -> int:

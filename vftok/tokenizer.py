@@ -14,12 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from vftok import identity, programs, stream
-from vftok.checks import check_array, check_key, check_sampling, check_tokens, check_video
+from vftok.checks import (
+  check_array,
+  check_first_frames,
+  check_key,
+  check_latents,
+  check_sampling,
+  check_tokens,
+  check_video,
+)
 from vftok.config import TokenizerConfig
 from vftok.geometry import TIME_FACTOR, Geometry
 from vftok.models.decoder import Decoder
 from vftok.models.encoder import Encoder
-from vftok.models.flow import APG, Guidance
 from vftok.models.vae import VAE
 from vftok.types import VideoTokens, is_concrete
 
@@ -127,7 +134,7 @@ class Tokenizer(Geometry):
   def features(self, params: Params, latents) -> jax.Array:
     """z float32 [B, T, K, c] of VAE latents [B, T, h, w, C]: the register outputs that FSQ rounds, for probing."""
     self._refuse_dino()
-    return programs.features(self.cfg, params, self._check_latents(latents))
+    return programs.features(self.cfg, params, check_latents(latents, self._latent_shape(1, 1)[2:]))
 
   # ---- decoding
 
@@ -137,30 +144,24 @@ class Tokenizer(Geometry):
     tokens: VideoTokens,
     key: jax.Array | None = None,
     *,
-    steps: int = 30,
-    guidance: Guidance = APG(scale=20.0),  # noqa: B008 (frozen)
     first_frames=None,
-    solver: str = "euler",
     noise=None,
-    collapse: bool = True,
     clip: bool = True,
+    **sampling,
   ) -> jax.Array:
     """Video float32 [B, F, H, W, 3] in [-1, 1]; exactly `tokens.frames` frames.
 
     Args:
       tokens: any number of chunks, any keep per time step.
       key: noise of chunk i is drawn from fold_in(key, i). Not needed where `noise` is given.
-      steps, solver: of the flow; "euler", "heun" (two evaluations a step), "ab2" (second order, one evaluation).
-      guidance: None, `vftok.CFG(scale)` or `vftok.APG(scale, eta, momentum, threshold)`.
       first_frames: [B, 1 + 4j, H, W, 3] clean frames the video starts with.
       noise: one array [B, T, h, w, C] per chunk.
-      collapse: compute dropped registers as one token (exact and faster); False computes all of them.
       clip: False leaves values as the VAE gives them.
+      sampling: steps=30, guidance=APG(20), solver="euler", collapse=True; see `vftok.models.flow.Sampling`.
     """
     check_tokens(tokens, self.registers, self.codebook_size)
     self.frames_for(tokens.ids.shape[1])
-    options = dict(steps=steps, guidance=guidance, first_frames=first_frames, solver=solver, collapse=collapse)
-    pieces = self.decode_stream(params, tokens, key, noise=noise, clip=clip, **options)
+    pieces = self.decode_stream(params, tokens, key, first_frames=first_frames, noise=noise, clip=clip, **sampling)
     return jnp.concatenate(list(pieces), axis=1)
 
   def decode_stream(
@@ -169,47 +170,32 @@ class Tokenizer(Geometry):
     tokens: VideoTokens | Iterable[VideoTokens],
     key: jax.Array | None = None,
     *,
-    steps: int = 30,
-    guidance: Guidance = APG(scale=20.0),  # noqa: B008 (frozen)
     first_frames=None,
-    solver: str = "euler",
     noise=None,
-    collapse: bool = True,
     clip: bool = True,
+    **sampling,
   ) -> Iterator[jax.Array]:
     """Like `decode`, chunk by chunk: yields frames [B, f, H, W, 3] with memory that does not grow with length.
 
     `tokens` may be an iterable of pieces, each a whole number of chunks as `encode_stream` gives them.
     """
-    check_sampling(steps, solver, guidance, "null" in self.cfg.decoder.replacements)
+    how = check_sampling(sampling, "null" in self.cfg.decoder.replacements)
     if noise is None:
       check_key(key, "decode")
     if first_frames is not None:
-      first_frames = self._check_first(first_frames)
-    run = functools.partial(programs.decode_chunk, self.cfg, params, guidance=guidance, steps=steps, solver=solver)
+      first_frames = check_first_frames(first_frames, self.frame_size, self.chunk_frames)
+      first_frames = programs.to_float(jnp.asarray(first_frames))
+    run = functools.partial(
+      programs.decode_chunk, self.cfg, params, guidance=how.guidance, steps=how.steps, solver=how.solver
+    )
     noise_of = stream.chunk_noise(key, noise, lambda batch: self._latent_shape(batch, self.chunk_steps))
     pieces = [tokens] if isinstance(tokens, VideoTokens) else tokens
-    slots_of = functools.partial(self.slots, collapse=collapse)
+    slots_of = functools.partial(self.slots, collapse=how.collapse)
     chunks = stream.decode_chunks(self, run, pieces, noise_of, slots_of, first_frames)
     return (jnp.clip(frames, -1.0, 1.0) if clip else frames for frames in chunks)
 
   def _latent_shape(self, batch: int, steps: int) -> tuple[int, ...]:
     return (batch, steps * self.cfg.decoder.patch[0], *self.cfg.latent_size, self.cfg.decoder.channels)
-
-  def _check_latents(self, latents) -> jax.Array:
-    shape = jnp.shape(latents)
-    known = (*self.cfg.latent_size, self.cfg.decoder.channels)
-    if len(shape) != 5 or shape[2:] != known:
-      raise ValueError(f"latents have shape {shape}, expected [B, T, {', '.join(map(str, known))}].")
-    return check_array(latents, shape, "latents")
-
-  def _check_first(self, frames):
-    frames = programs.to_float(jnp.asarray(check_video(frames, self.frame_size, "first_frames")))
-    if frames.shape[1] % TIME_FACTOR != 1 or frames.shape[1] >= self.chunk_frames:
-      raise ValueError(
-        f"first_frames has {frames.shape[1]} frames, expected 1 + a multiple of 4 below {self.chunk_frames}."
-      )
-    return frames
 
   def slots(self, keep, collapse: bool = True) -> int | None:
     """How many registers a program must compute one by one for these counts: a power of two, or None for all.
@@ -231,14 +217,11 @@ class Tokenizer(Geometry):
     tokens: VideoTokens,
     key: jax.Array | None = None,
     *,
-    steps: int = 30,
-    guidance: Guidance = APG(scale=20.0),  # noqa: B008 (frozen)
     noise=None,
     first_latents=None,
     first_mode: str = "clean",
     mask_prefix: bool = True,
-    solver: str = "euler",
-    collapse: bool = True,
+    **sampling,
   ) -> jax.Array:
     """VAE latents float32 [B, T, h, w, C] of the tokens of one chunk (T steps or fewer).
 
@@ -246,9 +229,10 @@ class Tokenizer(Geometry):
       noise: float32 [B, T, h, w, C] to start from, else drawn from `key`.
       first_latents: clean latents [B, P, h, w, C] the chunk starts with. first_mode "clean" keeps them, "sdedit"
         gives their noised form before every evaluation; mask_prefix tells the model which steps they are.
+      sampling: as `decode`'s.
     """
     check_tokens(tokens, self.registers, self.codebook_size)
-    check_sampling(steps, solver, guidance, "null" in self.cfg.decoder.replacements)
+    how = check_sampling(sampling, "null" in self.cfg.decoder.replacements)
     b, t, _ = tokens.ids.shape
     if t > self.chunk_steps:
       raise ValueError(f"the tokens have {t} time steps, expected one chunk of at most {self.chunk_steps}: use decode.")
@@ -274,17 +258,17 @@ class Tokenizer(Geometry):
       noise,
       given,
       first_steps,
-      guidance,
-      steps=steps,
-      solver=solver,
-      slots=self.slots(tokens.keep, collapse),
+      how.guidance,
+      steps=how.steps,
+      solver=how.solver,
+      slots=self.slots(tokens.keep, how.collapse),
       first_mode=first_mode,
       mask_prefix=mask_prefix,
     )
 
   def decode_pixels(self, params: Params, latents) -> jax.Array:
     """Frames float32 [B, F, H, W, 3] of VAE latents [B, T, h, w, C]; not clipped."""
-    return programs.vae_decode(self.cfg, params, self._check_latents(latents))
+    return programs.vae_decode(self.cfg, params, check_latents(latents, self._latent_shape(1, 1)[2:]))
 
   def velocity(
     self, params: Params, tokens: VideoTokens, latents, t, *, null=False, prefix=0, collapse=True
@@ -293,7 +277,7 @@ class Tokenizer(Geometry):
     check_tokens(tokens, self.registers, self.codebook_size)
     if null and "null" not in self.cfg.decoder.replacements:
       raise ValueError("this model has no null vector, so it has no null velocity: pass null=False.")
-    latents = self._check_latents(latents)
+    latents = check_latents(latents, self._latent_shape(1, 1)[2:])
     given = jnp.broadcast_to(jnp.arange(tokens.ids.shape[1]) < prefix, tokens.keep.shape) if prefix else None
     slots = self.slots(tokens.keep, collapse)
     return programs.velocity(self.cfg, params, tokens.ids, tokens.keep, latents, t, given, slots=slots, null=null)

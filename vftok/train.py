@@ -154,7 +154,8 @@ class _Loop:
     return state
 
   def _arrays(self, host) -> dict[str, jax.Array]:
-    return sharding.to_devices({k: v for k, v in host.items() if k in ("video", "latents", "_mask")}, self.mesh)
+    left = ("source", "index")  # whose clips these are is for people
+    return sharding.to_devices({k: v for k, v in host.items() if v.dtype != object and k not in left}, self.mesh)
 
   def _record(self, step: int, metrics, ids: dict[str, Any]) -> None:
     values = jax.device_get(metrics)
@@ -184,7 +185,7 @@ class _Loop:
 
   def _show(self, step: int, state: TrainState, frozen, host) -> None:
     """Videos of what the model does. Only with one process: the others would have to join every program."""
-    if jax.process_count() > 1 or "video" not in host:
+    if jax.process_count() > 1 or "latents" in host:
       return
     for name, frames in self.task.media(nn.unbox(state.model), frozen, host).items():
       self.writer.video(step, name, frames, self.cfg.data.fps)

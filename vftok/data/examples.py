@@ -63,7 +63,7 @@ class Examples:
   order: Any  # None in evaluation
   part: Part
   log: str | None
-  latents: tuple[int, ...] | None
+  arrays: tuple[tuple[str, tuple[int, ...], str], ...] | None  # (key, shape, dtype) of stored arrays; None: clips
 
   @functools.cached_property
   def ends(self) -> list[int]:
@@ -103,10 +103,10 @@ class Examples:
     try:
       record = self.sources[source][index]
       name = record["name"]
-      if self.latents is None:
+      if self.arrays is None:
         content = {"video": load_clip(record, self.spec, rng)}
       else:
-        content = {"latents": record["latents"]}
+        content = {key: record[key] for key, _, _ in self.arrays}
     except Exception as error:  # whatever is wrong with one file must not end a run of days
       if isinstance(error, TimeoutError):
         with _hung_lock:
@@ -125,8 +125,8 @@ class Examples:
 
   def _padding(self):
     content = {"video": np.zeros((self.spec.frames, *self.spec.size, 3), np.uint8)}
-    if self.latents is not None:
-      content = {"latents": np.zeros(self.latents, np.float16)}
+    if self.arrays is not None:
+      content = {key: np.zeros(shape, dtype) for key, shape, dtype in self.arrays}
     return {
       **content,
       "_mask": np.bool_(False),

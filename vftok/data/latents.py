@@ -107,6 +107,7 @@ class LatentsSource(TfdsSource):
   def __init__(self, builder, split, meta):
     super().__init__(builder, split, video="latents", name="name")
     self.meta, self.shape = meta, tuple(meta["shape"])
+    self.arrays = (("latents", self.shape, "float16"),)
 
   def __getitem__(self, index):
     record = super().__getitem__(index)

@@ -80,9 +80,9 @@ def make_loader(
     weights.append(float(entry.get("weight", 1.0)))
     if not 0 < weights[-1] < float("inf"):
       raise ValueError(f"source {name!r} has weight {weights[-1]}, expected more than 0: leave it out, or raise it.")
-  shapes = {getattr(source, "shape", None) for source in opened.values()}
-  if len(shapes) > 1:
-    raise ValueError("some sources give latents and others video (or latents of another shape): mix only one kind.")
+  kinds = {getattr(source, "arrays", None) for source in opened.values()}
+  if len(kinds) > 1:
+    raise ValueError("some sources give stored arrays and others video, or other arrays: mix only one kind and shape.")
   part = Part(start, batch_size, process_index, process_count)
   examples = Examples(
     names=tuple(opened),
@@ -92,7 +92,7 @@ def make_loader(
     order=mix([len(source) for source in opened.values()], weights, seed) if train else None,
     part=part,
     log=None if bad_clips is None else os.fspath(bad_clips),
-    latents=shapes.pop(),
+    arrays=kinds.pop(),
   )
   return Loader(examples, workers)
 
@@ -101,7 +101,8 @@ class Loader:
   """An iterable of batches; each `iter` begins at `start` anew. Use as a context manager, or call `close`.
 
   A batch is a dict of numpy arrays over this process's b = batch_size / processes examples:
-    "video" uint8 [b, F, H, W, 3], or "latents" float16 [b, T, h, w, C];
+    "video" uint8 [b, F, H, W, 3], or "latents" float16 [b, T, h, w, C], or the arrays of stored tokens: "ids" uint16
+    [b, T, K] and, with text, "text_emb" float16 [b, S, C] and "text_mask" bool [b, S];
     "_mask" bool [b], False for padding and, in evaluation, for clips that could not be used;
     "label" int32 [b], -1 unknown; "source" int32 [b], position in `names`; "index" int64 [b], within the source
     (both -1 where the mask is False); "caption" object [b] of str.

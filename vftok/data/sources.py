@@ -11,16 +11,20 @@ from vftok.data.folder import video_folder
 from vftok.data.latents import latents
 from vftok.data.shapes import ShapesSource
 from vftok.data.tfds_source import TfdsSource, named_tfds, open_tfds
+from vftok.data.tokens import tokens
 
 
 class Source(Protocol):
   """A picklable random-access collection of clips; may also have `label_names: tuple[str, ...]`.
+
+  Sources of stored arrays have `arrays`, ((key, shape, dtype), ...): what of a record goes into a batch as it is.
 
   A record is a dict with one of
     "mp4": bytes of a video file (any container and codec),
     "path": of a video file, with "start" and "end" in seconds where only a part of it counts,
     "frames": uint8 [F, H, W, 3],
     "latents": float16 [T, h, w, C],
+    "ids": uint16 [T, K], with "text_emb" and "text_mask" where texts were embedded,
   and "caption" (str), "label" (int, -1 unknown), "name" (str, what a log calls the clip), "fps" (float or None).
   """
 
@@ -80,6 +84,7 @@ DATASETS: dict[str, Callable[..., Source]] = {
   "sim": sim,
   "shapes": ShapesSource,
   "latents": latents,
+  "tokens": tokens,
 }
 
 

@@ -5,6 +5,7 @@ Convention: x_t = t * noise + (1 - t) * clean, t = 1 is pure noise; the model es
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import flax.struct
@@ -97,6 +98,23 @@ class APG:
 
 
 Guidance = CFG | APG | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How the decoder's flow is followed: the options that all ways to decode share.
+
+  Attributes:
+    steps: of the solver.
+    guidance: None, `CFG(scale)` or `APG(scale, eta, momentum, threshold)`.
+    solver: "euler", "heun" (two evaluations a step), "ab2" (second order, one evaluation).
+    collapse: compute dropped registers as one token (exact and faster); False computes all of them.
+  """
+
+  steps: int = 30
+  guidance: Guidance = APG(scale=20.0)
+  solver: str = "euler"
+  collapse: bool = True
 
 
 def _at(scale, step):

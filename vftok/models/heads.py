@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vftok.models.layers import Linear, PositionConfig, Positions, layer_norm, trunc_normal, xavier
+from vftok.models.layers import Linear, PositionConfig, Positions, Weights, layer_norm, trunc_normal, xavier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ class PrefixHead(nn.Module):
     return out.reshape(b, *grid, cfg.features)
 
 
-class CrossBlock(nn.Module):
+class CrossBlock(Weights):
   """x += CrossAttn(LN x, keys); x += SwiGLU(LN x). QK-norm, logits times 8 / head_dim, no biases, as in the decoder."""
 
   cfg: PrefixHeadConfig
@@ -97,7 +97,8 @@ class CrossBlock(nn.Module):
   @nn.compact
   def __call__(self, x_BxTxPxD, keys_BxMxD, seen_BxM):
     x_BxTxPxD = x_BxTxPxD + self._attention(layer_norm(x_BxTxPxD), keys_BxMxD, seen_BxM)
-    return x_BxTxPxD + self._mlp(layer_norm(x_BxTxPxD)), None
+    hidden = int(2 * self.cfg.mlp_ratio * self.cfg.dim / 3)
+    return x_BxTxPxD + self._mlp(layer_norm(x_BxTxPxD), hidden).astype(jnp.float32), None
 
   def _attention(self, x_BxTxPxD, keys_BxMxD, seen_BxM):
     cfg, d, e = self.cfg, self.cfg.dim, self.cfg.head_dim
@@ -117,16 +118,6 @@ class CrossBlock(nn.Module):
     out_BxTxPxnxe = out.reshape(q_BxTxPxnxe.shape)
     kernel = self._param("proj_kernel", (n, e, d), ("heads", "head_dim", "embed"), xavier(d, d))
     return jnp.einsum("BTPnE,nED->BTPD", out_BxTxPxnxe, kernel).astype(jnp.float32)
-
-  def _mlp(self, x_BxTxPxD):
-    d, h = self.cfg.dim, int(2 * self.cfg.mlp_ratio * self.cfg.dim / 3)
-    kernel = self._param("up_kernel", (d, 2, h), ("embed", None, "mlp"), xavier(d, h))
-    up = jnp.einsum("BTPD,DxH->BTPxH", x_BxTxPxD.astype(self.cfg.dtype), kernel)
-    down = self._param("down_kernel", (h, d), ("mlp", "embed"), xavier(h, d))
-    return ((nn.silu(up[..., 0, :]) * up[..., 1, :]) @ down).astype(jnp.float32)
-
-  def _param(self, name, shape, axes, init):
-    return self.param(name, nn.with_logical_partitioning(init, axes), shape).astype(self.cfg.dtype)
 
 
 def cosine_loss(features_xF, targets_xF, weight=None) -> jax.Array:

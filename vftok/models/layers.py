@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 NORM_EPS = 1e-5
 trunc_normal = nn.initializers.truncated_normal(0.02)
@@ -32,6 +33,26 @@ def xavier(fan_in: int, fan_out: int):
     return jax.random.uniform(key, shape, dtype, -limit, limit)
 
   return init
+
+
+class Weights(nn.Module):
+  """Base of blocks whose `cfg` names a compute dtype; it makes their parameters and their MLP."""
+
+  def _param(self, name, shape, axes, init):
+    """A parameter with its logical axes, in the compute dtype."""
+    return self.param(name, nn.with_logical_partitioning(init, axes), shape).astype(self.cfg.dtype)
+
+  def _mlp(self, x_xD, hidden: int, *, gated: bool = True, bias: bool = False):
+    """[..., D] -> [..., D] in the compute dtype: SwiGLU of `hidden` channels, or SiLU where it is not gated."""
+    d, h, branches = x_xD.shape[-1], hidden, 2 if gated else 1
+    kernel = self._param("up_kernel", (d, branches, h), ("embed", None, "mlp"), xavier(d, h))
+    up_x2xH = jnp.einsum("...D,DxH->...xH", x_xD.astype(self.cfg.dtype), kernel)
+    if bias:
+      up_x2xH += self._param("up_bias", (branches, h), (None, "mlp"), nn.initializers.zeros)
+    hidden_xH = nn.silu(up_x2xH[..., 0, :])
+    hidden_xH = checkpoint_name(hidden_xH * up_x2xH[..., 1, :] if gated else hidden_xH, "mlp_up")
+    y = hidden_xH @ self._param("down_kernel", (h, d), ("mlp", "embed"), xavier(h, d))
+    return y + self._param("down_bias", (d,), ("embed",), nn.initializers.zeros) if bias else y
 
 
 class Linear(nn.Module):

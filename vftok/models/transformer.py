@@ -6,6 +6,7 @@ Spec of the released models: all norms float32 without affine, no biases but ada
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from vftok.models.attention import Layout, attend
-from vftok.models.layers import layer_norm, xavier
+from vftok.models.layers import Weights, layer_norm, xavier
 from vftok.sharding import constrain
 
 
@@ -85,7 +86,7 @@ class Stack(nn.Module):
     return (x, outputs) if collect else x
 
 
-class Block(nn.Module):
+class Block(Weights):
   """x += gate * Attn(mod(LN x)); x += gate * MLP(mod(LN x)).
 
   The carry is (x, output of block `tap` so far, index of this block), the last two None without a tap.
@@ -105,15 +106,17 @@ class Block(nn.Module):
     return (x_BxNxD, tapped, index), (x_BxNxD if self.collect else None)
 
   def _block(self, x_BxNxD, cond_BxD):
-    if self.cfg.adaln:
+    cfg = self.cfg
+    mlp = functools.partial(self._mlp, hidden=cfg.hidden, gated=cfg.gated_mlp, bias=cfg.mlp_bias)
+    if cfg.adaln:
       gate_att, gate_mlp, shift_att, scale_att, shift_mlp, scale_mlp = self._modulation(cond_BxD)
       y = self._attention(self._per_step(lambda x: layer_norm(x) * (1 + scale_att) + shift_att, x_BxNxD))
       x_BxNxD = self._per_step(lambda x, y: x + y * gate_att, x_BxNxD, y)
-      y = self._mlp(self._per_step(lambda x: layer_norm(x) * (1 + scale_mlp) + shift_mlp, x_BxNxD))
+      y = mlp(self._per_step(lambda x: layer_norm(x) * (1 + scale_mlp) + shift_mlp, x_BxNxD))
       x_BxNxD = self._per_step(lambda x, y: x + y * gate_mlp, x_BxNxD, y)
     else:
       x_BxNxD = x_BxNxD + self._attention(layer_norm(x_BxNxD))
-      x_BxNxD = x_BxNxD + self._mlp(layer_norm(x_BxNxD))
+      x_BxNxD = x_BxNxD + mlp(layer_norm(x_BxNxD))
     return x_BxNxD
 
   def _modulation(self, cond_BxD):
@@ -146,22 +149,6 @@ class Block(nn.Module):
     kernel = self._param("proj_kernel", (n, e, d), ("heads", "head_dim", "embed"), xavier(d, d))
     y = jnp.einsum("BNnE,nED->BND", out_BxNxnxe, kernel)
     return y + self._param("proj_bias", (d,), ("embed",), nn.initializers.zeros) if cfg.proj_bias else y
-
-  def _mlp(self, x_BxNxD):
-    cfg = self.cfg
-    d, h, branches = cfg.dim, cfg.hidden, 2 if cfg.gated_mlp else 1
-    kernel = self._param("up_kernel", (d, branches, h), ("embed", None, "mlp"), xavier(d, h))
-    up_BxNx2xH = jnp.einsum("BND,DxH->BNxH", x_BxNxD.astype(cfg.dtype), kernel)
-    if cfg.mlp_bias:
-      up_BxNx2xH += self._param("up_bias", (branches, h), (None, "mlp"), nn.initializers.zeros)
-    hidden = nn.silu(up_BxNx2xH[:, :, 0])
-    hidden = hidden * up_BxNx2xH[:, :, 1] if cfg.gated_mlp else hidden
-    hidden = checkpoint_name(hidden, "mlp_up")
-    y = hidden @ self._param("down_kernel", (h, d), ("mlp", "embed"), xavier(h, d))
-    return y + self._param("down_bias", (d,), ("embed",), nn.initializers.zeros) if cfg.mlp_bias else y
-
-  def _param(self, name, shape, axes, init):
-    return self.param(name, nn.with_logical_partitioning(init, axes), shape).astype(self.cfg.dtype)
 
 
 def by_kind(m_BxExD, layout: Layout) -> jax.Array:

@@ -10,7 +10,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-TASKS = {"vae": "vftok.tasks.vae:VAETask", "tokenizer": "vftok.tasks.tokenizer:TokenizerTask"}
+TASKS = {
+  "vae": "vftok.tasks.vae:VAETask",
+  "tokenizer": "vftok.tasks.tokenizer:TokenizerTask",
+  "ar": "vftok.tasks.ar:ARTask",
+}
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight): exact means over any set of batches
 

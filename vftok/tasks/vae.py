@@ -1,4 +1,4 @@
-"""Training the VAE: L1 (or L2) + KL + LPIPS, and an adversarial term where asked for (VidTok's losses, arXiv 2412.13061)."""
+"""Training the VAE: L1 (or L2) + KL + LPIPS, adversarial where asked for (VidTok's losses, arXiv 2412.13061)."""
 
 from __future__ import annotations
 

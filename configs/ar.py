@@ -1,0 +1,97 @@
+"""What class-to-video and text-to-video share: the generator over stored tokens, at the published sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from configs import common
+from vftok.generator import GeneratorConfig
+from vftok.models.ar import ARConfig
+from vftok.packaged import cache_dir
+
+# Depth by published size: width is 64 * depth (VideoFlexTok section 6.2). Text models are named by theirs.
+CLASS_SIZES = {"49m": 10, "85m": 12, "201m": 16, "287m": 18, "393m": 20, "679m": 24, "864m": 26, "1.3b": 30, "2.2b": 36}
+TEXT_SIZES = {"66m": 10, "113m": 12, "268m": 16, "0.4b": 18, "0.5b": 20, "0.9b": 24, "1.1b": 26, "3.2b": 36, "5.2b": 43}
+
+LOSS = dict(
+  null=0.1,  # share of clips without condition
+  given_probs=(1.0,),  # P(0, 1, 2, ... time steps given at the start)
+  slot_weights=(),  # of the loss, slot after slot; the last one stands for those after it
+  show_steps=20,
+  show_guidance=1.5,  # of the tokenizer's decoder
+  show_scale=2.0,  # of the generator
+)
+
+
+def model(depth: int, *, text: bool, slots: int = 0, width: int = 0, head_dim: int = 64, **own) -> dict:
+  """A generator's config as a plain dict; what the stored tokens say (vocabulary, steps, slots) is filled in later."""
+  names = dict(ctx_dim=384, n_ctx_null=16) if text else {}
+  ar = ARConfig(vocab=1, steps=1, slots=slots or 1, depth=depth, width=width, head_dim=head_dim, **names, **own)
+  data = dataclasses.asdict(GeneratorConfig(ar))
+  data["ar"]["slots"] = slots
+  return data
+
+
+def tokens(name: str = "tokens", **own) -> dict:
+  return dict(tokens=dict(kind="tokens", directory=str(cache_dir() / name), **own))
+
+
+def paper(depth: int, *, text: bool, slots: int, tokens_seen: float, length: int):
+  """SemanTok's recipe, VideoFlexTok's sizes. `tokens_seen`: of the whole run; the batch is 512 sequences (unknown)."""
+  batch = 512
+  steps = round(tokens_seen / batch / length)
+  return common.base(
+    task="ar",
+    title=f"{'t2v' if text else 'c2v'} d{depth}",
+    steps=steps,
+    batch_size=batch,
+    mesh=dict(data=1, fsdp=-1),
+    model=model(depth, text=text, slots=slots, dtype="bfloat16", remat="nothing_saveable"),
+    loss=LOSS,
+    data=dict(sources=tokens(), workers=8),
+    eval=dict(sets=dict(val=tokens(split="val"))),
+    optim=dict(lr=1.024 / (64 * depth), warmup=round(0.025 * steps), final=0.01, b1=0.9, b2=0.95, weight_decay=0.05),
+    ema=0.9998,  # unknown
+    log_every=50,
+    save_every=2000,
+    media_every=5000,
+    tokenize=tokenize("EPFL-VILAB/videoflextok_d18_d28", dict(videos=dict(kind="video_folder", path="videos"))),
+  )
+
+
+def tokenize(tokenizer: str, sources: dict, val: dict | None = None, **own) -> dict:
+  """What `python -m vftok.tools.tokenize_dataset` makes the stored tokens from."""
+  val = val or {name: {**source, "split": "val"} for name, source in sources.items()}
+  return (
+    dict(
+      tokenizer=tokenizer,
+      splits=dict(train=sources, val=val),
+      text="",  # a text encoder, "minilm" or "t5"
+      text_path="",
+      text_tokens=32,
+      frames=17,
+      size=256,
+      fps=8.0,
+      batch_size=16,
+    )
+    | own
+  )
+
+
+def smoke(*, text: bool, directory: str):
+  """Two seconds a step on any machine: for tests."""
+  return common.base(
+    task="ar",
+    title="AR smoke",
+    steps=4,
+    batch_size=4,
+    model=model(1, text=text, **(dict(n_classes=3) if not text else {})),
+    loss={**LOSS, "given_probs": (0.5, 0.5), "show_steps": 2},
+    data=dict(sources=dict(tokens=dict(kind="tokens", directory=directory)), workers=0),
+    eval=dict(sets=dict(val=dict(tokens=dict(kind="tokens", directory=directory, split="val"))), batch_size=4),
+    optim=dict(lr=1e-3, warmup=2),
+    log_every=1,
+    save_every=2,
+    media_every=0,
+    tokenize=tokenize("", common.shapes(8), common.shapes(4), size=16, batch_size=4, text="minilm" if text else ""),
+  )

@@ -1,0 +1,49 @@
+"""Text-to-video: configs/t2v.py:SIZE with SIZE one of smoke, mini, long, 66m, 113m, 268m, ... 5.2b (configs/ar.py).
+
+`python -m vftok.tools.tokenize_dataset --config=configs/t2v.py:SIZE` makes the tokens it trains on.
+"""
+
+from __future__ import annotations
+
+from configs import ar, common
+
+
+def get_config(size: str = "mini"):
+  if size in ar.TEXT_SIZES:
+    depth = ar.TEXT_SIZES[size]
+    # Compute-optimal: 20 tokens per parameter (16 D^2 per block); the arm that learns 32 tokens per step.
+    cfg = ar.paper(depth, text=True, slots=32, tokens_seen=20 * 16 * (64 * depth) ** 2 * depth, length=160)
+  else:
+    cfg = {"smoke": smoke, "mini": mini, "long": long}[size]()
+  return cfg
+
+
+def smoke():
+  return ar.smoke(text=True, directory="tokens_smoke")
+
+
+def mini():
+  """Over vftok-mini, on two CPU cores: captions of rendered scenes and of real clips."""
+  train = common.mini_data()
+  val = dict(sim=dict(**common.mini_sets()["sim_val"]["sim"]))
+  return common.base(
+    task="ar",
+    title="vftok-mini-t2v",
+    steps=4_000,
+    batch_size=32,
+    model=ar.model(4, text=True, width=256),
+    loss={**ar.LOSS, "given_probs": (0.8, 0.1, 0.1)},
+    data=dict(sources=ar.tokens("tokens_mini"), workers=0, size=32),
+    eval=dict(sets=dict(val=ar.tokens("tokens_mini", split="val"))),
+    optim=dict(lr=1e-3, warmup=100, b2=0.95, weight_decay=0.05, final=0.02),
+    ema=0.998,
+    tokenize=ar.tokenize("vftok-mini", train, val, size=32, text="minilm", text_tokens=24),
+  )
+
+
+def long():
+  """81 frames in 672 tokens: 21 time steps of 32, text, 3.2 B parameters, 55 B tokens."""
+  cfg = ar.paper(36, text=True, slots=32, tokens_seen=55e9, length=672)
+  cfg.data.sources.tokens.directory += "_long"
+  cfg.tokenize.frames = 81
+  return cfg

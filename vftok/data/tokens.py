@@ -1,0 +1,85 @@
+"""`tokens`: ids of clips that a tokenizer made once, at full length, as an ArrayRecord TFDS set.
+
+Any budget is a slice of them at read time. `python -m vftok.tools.tokenize_dataset` writes such sets.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vftok.data.dataset_writer import RECIPE, write_tfds
+from vftok.data.tfds_source import TfdsSource, open_tfds
+
+
+def write_tokens(
+  directory: Path, splits: Mapping[str, Callable[[], Iterable[Mapping[str, Any]]]], meta: Mapping
+) -> None:
+  """Writes the set into `directory` (inside `dataset_writer.whole_directory`, whose recipe is `meta`).
+
+  Args:
+    splits: {name: function that gives its examples}; an example has "ids" uint16 [T, K], "caption", "label", "name"
+      and, where meta has "text", "text_emb" float16 [S, C] and "text_mask" bool [S].
+    meta: has "shape" [T, K], "fingerprint" of the tokenizer and, where texts were embedded, "text_shape" [S, C].
+  """
+  import tensorflow_datasets as tfds
+
+  tensor = lambda shape, dtype: tfds.features.Tensor(shape=tuple(shape), dtype=dtype)
+  features = {
+    "ids": tensor(meta["shape"], np.uint16),
+    "caption": tfds.features.Text(),
+    "label": tfds.features.Scalar(dtype=np.int64),
+    "name": tfds.features.Text(),
+  }
+  if meta.get("text_shape"):
+    features["text_emb"] = tensor(meta["text_shape"], np.float16)
+    features["text_mask"] = tensor(meta["text_shape"][:1], np.bool_)
+  write_tfds(directory, "vftok_tokens", "1.0.0", "Tokens of clips.", features, splits)
+
+
+def read_meta(directory: str | os.PathLike) -> dict[str, Any]:
+  """What a set of tokens was made from. Raises FileNotFoundError where there is none."""
+  path = Path(directory) / RECIPE
+  if not path.exists():
+    raise FileNotFoundError(
+      f"{directory} holds no tokens ({RECIPE} is missing): run `python -m vftok.tools.tokenize_dataset` first."
+    )
+  return json.loads(path.read_text())
+
+
+def tokens(split: str, *, directory: str | os.PathLike, fingerprint: str | None = None):
+  """Reads what `write_tokens` wrote.
+
+  Raises:
+    FileNotFoundError: no such set.
+    ValueError: another tokenizer than the one with this `fingerprint` made them, or no such split.
+  """
+  meta = read_meta(directory)
+  if fingerprint and fingerprint != meta["fingerprint"]:
+    raise ValueError(
+      f"{directory} was made by the tokenizer {meta['fingerprint']}, expected {fingerprint}: tokenize the clips again."
+    )
+  return TokensSource(open_tfds(directory), split, meta)
+
+
+class TokensSource(TfdsSource):
+  """Records with "ids" uint16 [T, K] and, with text, "text_emb" float16 [S, C], "text_mask" bool [S]."""
+
+  def __init__(self, builder, split, meta):
+    super().__init__(builder, split, video="ids", name="name")
+    self.meta, self.arrays = meta, (("ids", tuple(meta["shape"]), "uint16"),)
+    if meta.get("text_shape"):
+      s, c = meta["text_shape"]
+      self.arrays += (("text_emb", (s, c), "float16"), ("text_mask", (s,), "bool"))
+    self.label_names = tuple(meta.get("label_names", ()))
+
+  def __getitem__(self, index):
+    example = self._records[index]
+    record = super().__getitem__(index)
+    record["ids"] = record.pop("frames")
+    return record | {key: np.asarray(example[key]) for key, _, _ in self.arrays[1:]}

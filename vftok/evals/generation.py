@@ -1,0 +1,166 @@
+"""Generated clips against real ones, as a curve over budget: gFVD, agreement with the caption, nearest training clips.
+
+Protocol, the same for every row of a table:
+  each held-out clip gives its condition (caption or class) once; videos are rounded to 8 bits.
+  gFVD (lower is better): `frechet` between generated clips and real ones on I3D logits, all frames. `gfvd_vae` has the
+    VAE's reconstructions of the same real clips as reference (SemanTok's protocol); the two are not comparable.
+  alignment: `vftok.evals.alignment`, beside the tokenizer's own reconstructions at that budget and real clips.
+  distance: root mean square over pixels (8x8, five frames, 0..1) to the nearest training clip: held-out clips have one
+    too, and generated clips much nearer than these would be copies.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vftok.data.video_writer import to_uint8
+from vftok.evals import frechet
+from vftok.evals.alignment import Agreement
+from vftok.evals.nets import weights
+from vftok.evals.nets.i3d import i3d_logits
+from vftok.models.flow import Guidance
+from vftok.progress import progress
+from vftok.types import VideoTokens
+
+REAL, VAE = "real", "VAE alone"
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationEvaluation:
+  """Attributes:
+  rows: one dict per kind of clip and budget: `name`, `keep` (None for real and VAE), `gfvd`, `gfvd_vae`, `alignment`
+    ({attribute: accuracy} or None), `distance` (median to the nearest training clip), and what the numbers depend on.
+  media: per chosen clip {"caption": str, row name: uint8 [F, H, W, 3], "nearest training clip": ...}.
+  """
+
+  rows: list[dict[str, Any]]
+  media: list[dict[str, Any]]
+
+  def scalars(self) -> dict[str, float]:
+    flat = {}
+    for row in self.rows:
+      flat |= {f"{m}/{row['name']}": row[m] for m in ("gfvd", "gfvd_vae", "distance") if row[m] is not None}
+      flat |= {f"alignment/{k}/{row['name']}": v for k, v in (row["alignment"] or {}).items()}
+    return flat
+
+
+def evaluate(
+  gen,
+  gen_params,
+  tok,
+  params,
+  batches: Iterable[dict[str, np.ndarray]],
+  *,
+  split: str,
+  keeps: Sequence[int],
+  seed: int = 0,
+  steps: int = 25,
+  decode_guidance: Guidance = None,
+  guidance=None,
+  temperature: float = 1.0,
+  classifier=None,
+  neighbours: Neighbours | None = None,
+  fvd: bool = True,
+  media: int = 8,
+  total: int | None = None,
+) -> GenerationEvaluation:
+  """Scores a generator at several budgets.
+
+  Args:
+    batches: "video" uint8 [b, F, H, W, 3], "caption", "label", "_mask"; all of one b.
+    steps, decode_guidance: of the tokenizer's decoder; guidance, temperature: of the generator.
+    classifier: parameters of `alignment.train`, or None.
+
+  Raises:
+    ValueError: no clips.
+  """
+  inception = weights.load_i3d() if fvd else None
+  names = [f"{kind} keep {k}" for k in keeps for kind in ("generated", "reconstructed")]
+  statistics = {name: frechet.Statistics() for name in (REAL, VAE, *names)}
+  agreement = {name: Agreement(classifier) for name in statistics} if classifier is not None else {}
+  distances: dict[str, list] = {name: [] for name in statistics}
+  kept, clips, shape = [], 0, None
+  key = jax.random.key(seed)
+  with progress(f"evaluating {split}", total and total * len(keeps), "clips", first="compiling") as done:
+    for number, batch in enumerate(batches):
+      video, mask = batch["video"], np.asarray(batch["_mask"], bool)
+      shape, clips = video.shape[1:], clips + int(mask.sum())
+      made_key, paint_key = jax.random.split(jax.random.fold_in(key, number))
+      made = gen.generate(
+        gen_params, made_key, _condition(gen, batch), keep=max(keeps), guidance=guidance, temperature=temperature
+      )
+      spare = ((0, 0), (0, 0), (0, tok.registers - gen.cfg.ar.slots))
+      made, own = VideoTokens(jnp.pad(made.ids, spare), made.keep), tok.encode(params, video)
+      videos = {REAL: video, VAE: to_uint8(tok.decode_pixels(params, tok.encode_latents(params, video)))}
+      for k, (kind, tokens) in itertools.product(keeps, (("generated", made), ("reconstructed", own))):
+        painted = tok.decode(params, tokens.truncate(k), paint_key, steps=steps, guidance=decode_guidance)
+        videos[f"{kind} keep {k}"] = to_uint8(painted)
+        done(int(mask.sum()) if kind == "generated" else 0)
+      for name, frames in videos.items():
+        if inception is not None:
+          statistics[name].update(_logits(inception, frames), mask)
+        if agreement:
+          agreement[name].update(frames[mask], batch["caption"][mask])
+        if neighbours is not None:
+          distances[name].append(neighbours.nearest(frames[mask])[0])
+      for i in np.flatnonzero(mask)[: media - len(kept)]:
+        shown = {"caption": str(batch["caption"][i]), **{name: frames[i] for name, frames in videos.items()}}
+        if neighbours is not None:
+          at = neighbours.nearest(videos[f"generated keep {max(keeps)}"][i : i + 1])[1][0]
+          shown["nearest training clip"] = neighbours.clips[at]
+        kept.append(shown)
+  if not clips:
+    raise ValueError(f"the set {split!r} has no clips to evaluate: check its source and split.")
+  facts = dict(clips=clips, frames=shape[0], size=list(shape[1:3]), split=split, seed=seed, steps=steps)
+  facts |= dict(temperature=temperature, i3d_net=weights.SOURCES["i3d"].short if fvd else None)
+  facts |= dict(indicative=clips < frechet.INDICATIVE_BELOW)
+  rows = []
+  for name, own in statistics.items():
+    distance = lambda other: frechet.distance(own, statistics[other]) if fvd and clips > 1 else None  # noqa: B023
+    near = np.concatenate(distances[name]) if neighbours is not None else None
+    keep = int(name.rsplit(" ", 1)[1]) if " keep " in name else None
+    row = dict(name=name, keep=keep, gfvd=distance(REAL), gfvd_vae=distance(VAE))
+    row |= dict(alignment=agreement[name].summary() if agreement else None)
+    rows.append(row | dict(distance=None if near is None else float(np.median(near)), **facts))
+  return GenerationEvaluation(rows, kept)
+
+
+def _condition(gen, batch):
+  if gen.cfg.ar.ctx_dim:
+    texts = [str(caption) for caption in batch["caption"]]
+    return {"text": [text if text.strip() else "a video" for text in texts]}
+  return {"label": np.maximum(batch["label"], 0)} if gen.cfg.ar.n_classes else None
+
+
+@jax.jit
+def _logits(params, video_BxFxHxWx3):
+  return i3d_logits(params, video_BxFxHxWx3.astype(jnp.float32) / 127.5 - 1)
+
+
+class Neighbours:
+  """Training clips to compare with: `clips` uint8 [N, F, H, W, 3], made small once."""
+
+  def __init__(self, clips: np.ndarray):
+    self.clips, self._small = clips, _small(clips)
+
+  def nearest(self, video: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(distance [B], index [B]) of the nearest training clip of each."""
+    a, b = _small(video), self._small
+    square = (a * a).sum(1)[:, None] - 2 * a @ b.T + (b * b).sum(1)
+    at = square.argmin(1)
+    return np.sqrt(np.maximum(square[np.arange(len(a)), at], 0) / a.shape[1]), at
+
+
+def _small(video: np.ndarray) -> np.ndarray:
+  """float32 [B, n]: five frames at 8x8, values 0..1."""
+  b, f, h, w, _ = video.shape
+  frames = video[:, np.linspace(0, f - 1, 5).round().astype(int)].astype(np.float32) / 255
+  frames = frames[:, :, : h // 8 * 8, : w // 8 * 8].reshape(b, 5, 8, h // 8, 8, w // 8, 3)
+  return frames.mean((3, 5)).reshape(b, -1)

@@ -1,0 +1,108 @@
+"""`vftok sample`: prompts to labelled videos, one row per sample, one column per budget."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from vftok.data.video_writer import check_target, check_video_name, video_writer
+from vftok.generator import Generator
+from vftok.picture import labelled_grid, si
+from vftok.progress import COMPILING, progress
+from vftok.sample import sample
+
+
+def run(args, load_tokenizer, sampler) -> None:
+  """Writes the video that the parsed arguments ask for and prints tokens per second.
+
+  Raises:
+    ValueError: arguments that do not fit together or the model.
+  """
+  prompt, out = _words(args)
+  check_video_name(out)
+  check_target(out)
+  if args.samples < 1:
+    raise ValueError(f"-n is {args.samples}, expected 1 or more videos.")
+  gen, gen_params = Generator.load(args.generator)
+  name = args.tokenizer or gen.cfg.tokenizer
+  if not name:
+    raise ValueError("the generator names no tokenizer: pass --tokenizer.")
+  tok, params = load_tokenizer(name)
+  keeps = sorted(set(args.keep or [gen.cfg.ar.slots]))
+  if not 1 <= keeps[0] <= keeps[-1] <= gen.cfg.ar.slots:
+    raise ValueError(f"--keep is {args.keep}, expected 1 to {gen.cfg.ar.slots}, the generator's tokens per time step.")
+  first = _first_frames(args, tok)
+  columns, rate = [], 0.0
+  with progress("sampling", len(keeps), "budgets", first=COMPILING) as advance:
+    for keep in keeps:
+      # One key for all budgets: in time-first order a smaller budget is then a coarser view of the same video.
+      pieces = list(
+        sample(
+          gen,
+          gen_params,
+          tok,
+          params,
+          jax.random.key(args.seed),
+          _condition(args, prompt),
+          frames=args.frames,
+          keep=keep,
+          first_frames=first,
+          context=args.context,
+          decode=sampler(args, tok),
+          batch=args.samples if prompt is None and args.label is None else None,
+          guidance=args.gen_guidance,
+          temperature=args.temperature,
+          top_k=args.top_k,
+          top_p=args.top_p,
+        )
+      )
+      columns.append(np.concatenate([piece.video for piece in pieces], axis=1))
+      rate = sum(piece.made for piece in pieces) / max(sum(piece.seconds for piece in pieces), 1e-9)
+      advance(1)
+  steps = gen.cfg.ar.steps
+  bits = np.log2(tok.codebook_size)
+  labels = [f"k = {k}\n{k * steps} tokens, {si(k * steps * bits, 'bit')}" for k in keeps]
+  labels[0] = f"{_title(args, prompt)}\n{labels[0].replace(chr(10), ', ')}" if len(keeps) == 1 else labels[0]
+  rows = [np.concatenate(list(column), axis=1) for column in columns]
+  began = time.monotonic()
+  with video_writer(out, args.fps) as writer:
+    writer.write(labelled_grid(rows, labels))
+  frames = columns[0].shape[1]
+  print(
+    f"{out}: {args.samples} x {frames} frames of {_title(args, prompt)!r}, {rate:.3g} tokens/s (compiling included); "
+    f"written in {time.monotonic() - began:.1f} s"
+  )
+
+
+def _words(args) -> tuple[str | None, str]:
+  words = args.words
+  expected = 1 if args.label is not None or (len(words) == 1 and args.first_frames) else 2
+  if len(words) != expected:
+    raise ValueError(f"got {len(words)} words {words}, expected a prompt and a file to write, or --class and a file.")
+  prompt = words[0] if expected == 2 else None
+  if prompt is not None and not prompt.strip():
+    raise ValueError("the prompt is empty, expected what to show: write one, or use --class.")
+  return prompt, words[-1]
+
+
+def _condition(args, prompt):
+  if args.label is not None:
+    return {"label": [args.label] * args.samples}
+  return None if prompt is None else {"text": [prompt] * args.samples}
+
+
+def _first_frames(args, tok):
+  if not args.first_frames:
+    return None
+  from vftok.data.video import read_video
+
+  count = args.first_count
+  frames, _ = read_video(args.first_frames, tok.frame_size, args.fps, max_frames=count, min_frames=count)
+  return frames[None]
+
+
+def _title(args, prompt) -> str:
+  return prompt or (f"class {args.label}" if args.label is not None else Path(args.first_frames).name)

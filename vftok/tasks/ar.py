@@ -1,0 +1,192 @@
+"""Training the generator on stored tokens: next-token prediction under a class, a text, given steps, or nothing."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from vftok import order, perf
+from vftok.config import generator_from_dict
+from vftok.data.tokens import read_meta
+from vftok.data.video_writer import to_uint8
+from vftok.generator import Generator
+from vftok.models import flow
+from vftok.models.ar import AR, Condition, Places
+from vftok.models.nested import sample_keep
+from vftok.tasks import Metrics, mean
+
+
+class ARTask:
+  """Parameters are the generator's own tree; nothing is frozen, texts are embedded when clips are tokenized."""
+
+  def __init__(self, cfg: ConfigDict):
+    self.cfg, self.law = cfg, cfg.loss
+    # Facts about the tokens travel with them: shape, codebook, whose they are.
+    metas = [read_meta(source["directory"]) for source in cfg.data.sources.to_dict().values()]
+    model = generator_from_dict(_of_tokens(cfg.model.to_dict(), metas))
+    self.gen = Generator(model)
+
+  # ---- the protocol
+
+  def init(self, key: jax.Array) -> Any:
+    return self.gen.init(key, boxed=True)
+
+  def frozen(self) -> Any:
+    return {}
+
+  def start(self, params, batches) -> Any:
+    if not self.cfg.init_from:
+      return params
+    source, loaded = Generator.load(self.cfg.init_from)
+    if source.cfg.ar != self.gen.cfg.ar:
+      raise ValueError(f"init_from holds another model ({source.cfg.ar}): use the model it was made with.")
+    return loaded
+
+  def loss(self, params, frozen, batch, keys_B, step) -> tuple[jax.Array, Metrics]:
+    cfg = self.gen.cfg.ar
+    draws = jax.vmap(self._draw)(keys_B)
+    seq = order.arrange(draws["keep"], draws["given"], cfg.slots, order=cfg.order, xp=jnp)
+    ids_BxL = self._write(batch["ids"], seq)
+    nll_BxL = self._nll(params, ids_BxL, seq, self.condition(batch, draws["null"]))
+    predicted = seq.valid_BxL & ~seq.given_BxL
+    weight_BxL = predicted * self._slot_weights()[seq.slot_BxL]
+    total_B = (nll_BxL * weight_BxL).sum(1) / jnp.maximum(weight_BxL.sum(1), 1e-9)
+    metrics = {"nll": mean(nll_BxL.reshape(-1), predicted.reshape(-1))}
+    metrics |= self._by_slot(nll_BxL, predicted & ~draws["null"][:, None], seq)
+    return total_B.mean(), metrics
+
+  def _draw(self, key) -> dict[str, jax.Array]:
+    """All random numbers of one example: whether it has a condition, which steps are given and how much of them."""
+    cfg, law = self.gen.cfg.ar, self.law
+    null, given, keep = jax.random.split(key, 3)
+    given = jax.random.choice(given, len(law.given_probs), p=jnp.array(law.given_probs))
+    kept_T = sample_keep(keep, cfg.steps, cfg.slots, law="pow2", share="shared")
+    kept_T = jnp.where(jnp.arange(cfg.steps) < given, kept_T, cfg.slots)
+    return {"null": jax.random.bernoulli(null, law.null), "given": given, "keep": kept_T}
+
+  def _write(self, ids_BxTxK, seq):
+    flat = ids_BxTxK[:, :, : self.gen.cfg.ar.slots].astype(jnp.int32).reshape(len(ids_BxTxK), -1)
+    return jnp.take_along_axis(flat, seq.time_BxL * self.gen.cfg.ar.slots + seq.slot_BxL, axis=1)
+
+  def _nll(self, params, ids_BxL, seq, cond: Condition):
+    """Nats [B, L] of each token."""
+    places = Places.of(seq.time_BxL, seq.slot_BxL)
+    logits = AR(self.gen.cfg.ar).apply({"params": params}, ids_BxL, places, cond)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, ids_BxL)
+
+  def _slot_weights(self) -> jax.Array:
+    weights = np.array(self.law.slot_weights or [1.0], np.float32)  # the last one stands for all slots after it
+    k = self.gen.cfg.ar.slots
+    return jnp.asarray(np.concatenate([weights, np.full(max(0, k - len(weights)), weights[-1])])[:k])
+
+  def _by_slot(self, nll_BxL, where_BxL, seq) -> Metrics:
+    """Bits per token of slots 0, 1, 2-3, 4-7, ...: coarse tokens are the dear ones."""
+    out, low = {}, 0
+    while low < self.gen.cfg.ar.slots:
+      high = max(1, 2 * low)
+      inside = where_BxL & (seq.slot_BxL >= low) & (seq.slot_BxL < high)
+      name = f"bits/slot{low}" + (f"-{high - 1}" if high - low > 1 else "")
+      out[name] = mean(nll_BxL.reshape(-1) / np.log(2), inside.reshape(-1))
+      low = high
+    return out
+
+  def condition(self, batch, null_B) -> Condition:
+    """The batch's own classes and texts, as far as the model knows such."""
+    cfg, out = self.gen.cfg.ar, Condition(null_BxG=null_B[:, None])
+    if cfg.n_classes:
+      unknown = batch["label"] < 0
+      out = out._replace(label_BxG=jnp.where(unknown, cfg.n_classes, batch["label"])[:, None])
+    if cfg.ctx_dim:
+      out = out._replace(text_BxSxC=batch["text_emb"].astype(jnp.float32), text_mask_BxS=batch["text_mask"])
+    return out
+
+  def flops(self) -> float:
+    cfg = self.gen.cfg.ar
+    text = self.gen.cfg.text_tokens if cfg.ctx_dim else 0
+    return 3 * perf.ar_flops(cfg.dim, cfg.depth, cfg.hidden, cfg.vocab, cfg.length, text)
+
+  # ---- looking
+
+  def media(self, params, frozen, batch) -> dict[str, np.ndarray]:
+    """The batch's clips as their tokens decode, beside what the model makes of their captions."""
+    from vftok.picture import video_rows
+    from vftok.types import VideoTokens
+
+    if not self.gen.cfg.tokenizer:
+      return {}
+    tok, tok_params = tokenizer(self.gen.cfg.tokenizer)
+    first = {key: jnp.asarray(batch[key][:4]) for key in batch if batch[key].dtype != object}
+    cond = self.condition(first, jnp.zeros(len(first["ids"]), bool))
+    decode = lambda tokens: to_uint8(
+      tok.decode(tok_params, tokens, jax.random.key(0), steps=self.law.show_steps, guidance=_guidance(tok, self.law))
+    )
+    columns = {"tokens of the clip": decode(VideoTokens.full(first["ids"]))}
+    made, slots = (
+      self.gen.generate(params, jax.random.key(1), cond, guidance=self.law.show_scale),
+      self.gen.cfg.ar.slots,
+    )
+    spare = ((0, 0), (0, 0), (0, tok.registers - slots))  # a generator may know fewer slots than its tokenizer
+    made = VideoTokens(jnp.pad(made.ids, spare), made.keep)
+    for keep in sorted({1, max(1, slots // 4), slots}):
+      columns[f"generated, k = {keep}"] = decode(made.truncate(keep))
+    return {"samples": video_rows(columns)}
+
+  def evaluate(self, params, frozen, batches, total, split, out) -> dict[str, float]:
+    """Bits per token with and without the condition, by slot, over a whole set."""
+    run = jax.jit(self._sums)
+    sums: dict[str, Any] = {}
+    for batch in batches:
+      host = {k: v for k, v in batch.items() if v.dtype != object}
+      parts = jax.device_get(run(params, host))
+      sums = {k: np.add(sums.get(k, 0), np.array(v, np.float64)) for k, v in parts.items()}
+    return {k: float(s / n) for k, (s, n) in sums.items() if n}
+
+  def _sums(self, params, batch) -> Metrics:
+    cfg = self.gen.cfg.ar
+    keep = jnp.full((len(batch["ids"]), cfg.steps), cfg.slots)
+    seq = order.arrange(keep, 0, cfg.slots, order=cfg.order, xp=jnp)
+    ids, out = self._write(batch["ids"], seq), {}
+    where = seq.valid_BxL & batch["_mask"][:, None]
+    for name, null in (("", False), ("null/", True)):
+      nll = self._nll(params, ids, seq, self.condition(batch, jnp.full(len(ids), null)))
+      out[f"{name}bits_per_token"] = mean(nll.reshape(-1) / np.log(2), where.reshape(-1))
+      out |= {f"{name}{k}": v for k, v in self._by_slot(nll, where, seq).items()}
+    return out
+
+  def save(self, params, frozen, directory) -> None:
+    self.gen.save(params, directory)
+
+
+@functools.cache
+def tokenizer(name: str):
+  """(tokenizer, params), read once per process and never inside a train step."""
+  from vftok.tokenizer import Tokenizer
+
+  return Tokenizer.load(name)
+
+
+def _guidance(tok, law):
+  return flow.CFG(scale=law.show_guidance) if "null" in tok.cfg.decoder.replacements else None
+
+
+def _of_tokens(model: dict, metas) -> dict:
+  """The model's config with what the stored tokens say; slots = 0 stands for all of theirs."""
+  meta = metas[0]
+  for other in metas[1:]:
+    if other["fingerprint"] != meta["fingerprint"] or other["shape"] != meta["shape"]:
+      raise ValueError("the sources hold tokens of different tokenizers or shapes: tokenize all clips with one.")
+  (steps, slots), ar = meta["shape"], dict(model["ar"])
+  ar |= {"vocab": meta["codebook_size"], "steps": steps, "slots": min(ar["slots"] or slots, slots)}
+  model = model | {"ar": ar, "tokenizer": meta["tokenizer"], "fingerprint": meta["fingerprint"]}
+  if not ar["ctx_dim"]:
+    return model
+  if not meta.get("text_shape"):
+    raise ValueError("the stored tokens have no text features, expected some: set tokenize.text and write them again.")
+  tokens, ar["ctx_dim"] = meta["text_shape"]
+  return model | {"text": meta["text"], "text_tokens": tokens}

@@ -1,0 +1,222 @@
+"""Writes the tokens that a generator trains on: `python -m vftok.tools.tokenize_dataset --config=configs/t2v.py:mini`.
+
+Reads `config.tokenize` (tokenizer, splits of sources, text encoder) and writes an ArrayRecord set to the directory that
+`config.data.sources.tokens` names: ids at full length, caption, label and, where asked for, the caption's features. Any
+budget is a slice of it. A run that was stopped goes on where it was; the set appears when it is whole. On a pod, hosts
+share the work by chunks and the first one joins them (on a file system that all of them see).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from vftok.data.clip import ClipSpec
+from vftok.data.dataset_writer import is_made, whole_directory
+from vftok.data.loader import make_loader
+from vftok.data.tokens import write_tokens
+from vftok.data.video_writer import whole_file
+from vftok.progress import progress
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Experiment file with a `tokenize` part: configs/t2v.py:mini."
+)
+_OUT = flags.DEFINE_string("out", None, "Where the set goes; default: where the config looks for it.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of a pod or SLURM job first.")
+
+CHUNK = 256  # clips per file of the unfinished work
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected argument {argv[1]!r}: options start with --, config values with --config.")
+  logging.set_verbosity(logging.WARNING)
+  import jax
+
+  from vftok import perf
+
+  if _DISTRIBUTED.value:
+    jax.distributed.initialize()
+  perf.keep_memory()
+  perf.use_compile_cache()
+  cfg = _CONFIG.value
+  try:
+    print(tokenize(cfg, _OUT.value or _directory(cfg)))
+  except (ValueError, FileNotFoundError, RuntimeError, ModuleNotFoundError) as error:
+    sys.exit(f"error: {error}")
+
+
+def _directory(cfg: ConfigDict) -> str:
+  for source in cfg.data.sources.values():
+    if source.kind == "tokens":
+      return source.directory
+  raise ValueError("config.data.sources names no tokens, expected one of kind 'tokens': this config trains on video.")
+
+
+def tokenize(cfg: ConfigDict, out: str | os.PathLike) -> str:
+  """Makes the set of `cfg.tokenize` at `out` and returns one line about it.
+
+  Raises:
+    ValueError, FileNotFoundError: sources, tokenizer or text encoder that cannot be had; `out` holds something else.
+  """
+  import jax
+
+  from vftok.tokenizer import Tokenizer
+
+  if "tokenize" not in cfg:
+    raise ValueError("this config has no `tokenize` part: pass one for generators, such as configs/t2v.py:mini.")
+  law, out = cfg.tokenize, Path(out)
+  tok, params = Tokenizer.load(law.tokenizer)
+  if tok.frame_size != (law.size, law.size):
+    raise ValueError(f"tokenize.size is {law.size}, expected {tok.frame_size[0]}: the tokenizer's frame size.")
+  steps = tok.steps_for(law.frames)
+  encoder = _text_encoder(law)
+  meta = {
+    "set": "vftok_tokens",
+    "version": "1.0.0",
+    "tokenizer": law.tokenizer,
+    "fingerprint": tok.fingerprint(params),
+    "codebook_size": tok.codebook_size,
+    "shape": [steps, tok.registers],
+    "frames": law.frames,
+    "fps": law.fps,
+    "size": law.size,
+    "text": law.text,
+    "text_shape": [encoder[0].max_tokens, encoder[0].dim] if encoder else None,
+    "splits": json.loads(law.splits.to_json()),
+  }
+  if is_made(out, meta):
+    return f"{out} is already there, made by this tokenizer from these sources."
+  work = out.with_name(f".{out.name}.chunks")
+  _begin(work, meta)
+  counts, hidden = {}, {}
+  for split, sources in meta["splits"].items():
+    counts[split], hidden[split] = _encode_split(law, split, sources, work, tok, params, encoder)
+  if jax.process_index():
+    return f"this host's part is in {work}."
+  _await(work, counts)
+  with whole_directory(out, meta) as directory:
+    write_tokens(directory, {split: lambda s=split: _examples(work, s, counts[s]) for split in counts}, meta)
+  shutil.rmtree(work)
+  size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+  lost = sum(hidden.values())
+  return (
+    f"{out}: "
+    + ", ".join(f"{split} {n}" for split, n in counts.items())
+    + f" clips (less {lost} that could not be read), {size / 1e6:.1f} MB"
+  )
+
+
+def _text_encoder(law):
+  if not law.text:
+    return None
+  from vftok import text
+
+  return text.load(law.text, law.text_path or None, max_tokens=law.text_tokens)
+
+
+def _begin(work: Path, meta: dict) -> None:
+  """The folder of unfinished work; what an earlier run with other settings left there goes."""
+  made_of = work / "meta.json"
+  if work.exists() and (not made_of.exists() or json.loads(made_of.read_text()) != meta):
+    shutil.rmtree(work)
+  work.mkdir(parents=True, exist_ok=True)
+  with whole_file(made_of) as path:
+    path.write_text(json.dumps(meta))
+
+
+def _encode_split(law, split: str, sources: dict, work: Path, tok, params, encoder) -> tuple[int, int]:
+  """Encodes this host's chunks of a split that are not there yet. Returns (clips of the split, unreadable ones)."""
+  import jax
+
+  spec = ClipSpec(frames=law.frames, size=(law.size, law.size), fps=law.fps or None)
+  per_chunk = max(1, CHUNK // law.batch_size)
+
+  def open_at(start: int):
+    return make_loader(
+      sources,
+      spec,
+      law.batch_size,
+      split=split,
+      train=False,
+      start=start,
+      process_index=0,
+      process_count=1,
+      bad_clips=work / "bad_clips.jsonl",
+    )
+
+  with open_at(0) as loader:
+    total, batches, names = loader.examples, len(loader), loader.names
+  chunks = [c for c in range(-(-batches // per_chunk)) if c % jax.process_count() == jax.process_index()]
+  missing = [c for c in chunks if not _chunk(work, split, c).exists()]
+  lost = 0
+  with progress(f"tokenizing {split}", len(missing) * per_chunk * law.batch_size, "clips") as done:
+    for c in missing:
+      with open_at(c * per_chunk * law.batch_size) as loader:
+        rows = []
+        for _, batch in zip(range(per_chunk), loader, strict=False):
+          rows.append(_encode(batch, names, tok, params, encoder))
+          lost += int((~batch["_mask"]).sum()) if c < chunks[-1] else 0
+          done(law.batch_size)
+      with whole_file(_chunk(work, split, c)) as path, open(path, "wb") as file:
+        np.savez(file, **{key: np.concatenate([row[key] for row in rows]) for key in rows[0]})
+  return total, lost
+
+
+def _encode(batch, names, tok, params, encoder) -> dict[str, np.ndarray]:
+  """Arrays of the batch's readable clips."""
+  good = batch["_mask"]
+  ids = np.asarray(tok.encode(params, batch["video"]).ids)
+  row = {
+    "ids": ids.astype(np.uint16),
+    "label": batch["label"].astype(np.int64),
+    "caption": batch["caption"].astype(str),
+    "name": np.array([f"{names[s]}:{i}" for s, i in zip(batch["source"], batch["index"], strict=True)]),
+  }
+  if encoder:
+    features, mask = encoder[0].embed(encoder[1], list(batch["caption"]))
+    row |= {"text_emb": np.asarray(features, np.float16), "text_mask": np.asarray(mask)}
+  return {key: value[good] for key, value in row.items()}
+
+
+def _chunk(work: Path, split: str, number: int) -> Path:
+  return work / f"{split}-{number:06d}.npz"
+
+
+def _await(work: Path, counts: dict[str, int]) -> None:
+  """Waits for the chunks of the other hosts."""
+  import jax
+
+  if jax.process_count() > 1:
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices("vftok tokenize_dataset")
+    time.sleep(1.0)  # network file systems show new names late
+
+
+def _examples(work: Path, split: str, total: int) -> Iterator[dict]:
+  found = sorted(work.glob(f"{split}-*.npz"))
+  count = 0
+  for path in found:
+    with np.load(path, allow_pickle=False) as chunk:
+      arrays = {key: chunk[key] for key in chunk.files}
+    for i in range(len(arrays["ids"])):
+      example = {key: value[i] for key, value in arrays.items()}
+      yield example | {key: str(example[key]) for key in ("caption", "name")} | {"label": int(example["label"])}
+    count += len(arrays["ids"])
+  if not count:
+    raise ValueError(f"split {split!r} has none of {total} clips that could be read: {work}/bad_clips.jsonl says why.")
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["config"])
+  app.run(main)
