@@ -47,12 +47,25 @@ def get_config(size: str = "mini"):
 
 
 def _model(
-  width, encoder, decoder, *, registers, levels, latent, patch, vae=None, decoder_width=None, readout=None, **stack
+  width,
+  encoder,
+  decoder,
+  *,
+  registers,
+  levels,
+  latent,
+  patch,
+  vae=None,
+  decoder_width=None,
+  readout=None,
+  sampling=(),
+  **stack,
 ):
-  """The tokenizer's config as a plain dict; widths are 64 per head."""
+  """The tokenizer's config as a plain dict; widths are 64 per head. `sampling`: how it is decoded by default."""
   grid = PositionConfig("learnable_sum", (16, 16, 16))
   vae = vae or VAEConfig()
   cfg = TokenizerConfig(
+    **dict(sampling),
     vae=vae,
     encoder=EncoderConfig(
       stack=StackConfig(width, encoder, **stack),
@@ -118,7 +131,17 @@ def mini():
     steps=20_000,
     batch_size=8,
     vae="vftok-mini",  # the shipped one; or the model of a run of configs/vae.py:mini
-    model=_model(192, 3, 5, registers=16, levels=(8, 5, 5, 5), latent=8, patch=(1, 2, 2), vae=vae),
+    model=_model(
+      192,
+      3,
+      5,
+      registers=16,
+      levels=(8, 5, 5, 5),
+      latent=8,
+      patch=(1, 2, 2),
+      vae=vae,
+      sampling=dict(guidance="cfg", scale=1.5, solver_steps=25),
+    ),
     loss={
       **LOSS,
       "high": 0.4,

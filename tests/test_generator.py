@@ -12,7 +12,8 @@ from safetensors.numpy import save_file
 import vftok
 from vftok import generate, order
 from vftok.generator import Generator, GeneratorConfig
-from vftok.models.ar import AR, ARConfig, Condition, Places
+from vftok.models.ar import AR, ARConfig
+from vftok.models.ar_inputs import Condition, Places
 from vftok.types import VideoTokens
 
 T, K, V = 5, 4, 29

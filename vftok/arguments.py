@@ -113,10 +113,8 @@ def _reading(sub):
 
 
 def _sampling(sub):
-  sub.add_argument("--steps", type=int, default=30, metavar="N", help="solver steps (default 30)")
-  sub.add_argument(
-    "--guidance", choices=("apg", "cfg", "none"), help="default apg, or none for a model without null vector"
-  )
-  sub.add_argument("--scale", type=float, help="guidance scale (default 20 for apg, 3 for cfg)")
+  sub.add_argument("--steps", type=int, metavar="N", help="solver steps (default: the model's, 30 for released ones)")
+  sub.add_argument("--guidance", choices=("apg", "cfg", "none"), help="default: the model's, apg for released ones")
+  sub.add_argument("--scale", type=float, help="guidance scale (default: the model's; else 20 for apg, 3 for cfg)")
   sub.add_argument("--solver", choices=("euler", "heun", "ab2"), default="euler", help="default euler")
   sub.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vftok.config import TokenizerConfig
 from vftok.geometry import TIME_FACTOR
-from vftok.models.flow import APG, CFG, SOLVERS, Sampling
+from vftok.models.flow import APG, CFG, GUIDANCES, SOLVERS, Sampling
 from vftok.types import VideoTokens, check_counts, is_concrete
 
 
@@ -61,9 +62,11 @@ def check_latents(latents, of_step: tuple[int, ...]) -> jax.Array:
   return check_array(latents, shape, "latents")
 
 
-def check_sampling(options: dict[str, Any], has_null: bool) -> Sampling:
+def check_sampling(options: dict[str, Any], cfg: TokenizerConfig) -> Sampling:
   """The options as `Sampling`; ValueError where one is out of range, or guides a model that has no null vector."""
-  sampling = Sampling(**options)
+  has_null = "null" in cfg.decoder.replacements
+  usual = {"steps": cfg.solver_steps, "guidance": GUIDANCES[cfg.guidance](cfg.scale)}
+  sampling = Sampling(**usual | options)
   steps, solver, guidance = sampling.steps, sampling.solver, sampling.guidance
   if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1:
     raise ValueError(f"steps is {steps!r}, expected a whole number of solver steps, 1 or more.")

@@ -164,7 +164,7 @@ def reconstruct(args):
   rows = side_by_side(tok, params, tokens, originals, args.out, fps, keeps, key, **options)
   curves = str(Path(args.out).with_suffix(".png"))
   height, width = tok.frame_size
-  what = f"{tokens.frames} frames at {fps:.3g} fps, {width} x {height}, {args.steps} steps"
+  what = f"{tokens.frames} frames at {fps:.3g} fps, {width} x {height}, {options['steps']} steps"
   values = {"PSNR (dB)": [r["psnr"] for r in rows], "SSIM": [r["ssim"] for r in rows]}
   curves_png(curves, keeps, [r["bits"] for r in rows], values, f"{Path(args.video).name}: {what}")
   if args.json:
@@ -212,14 +212,17 @@ def _sampler(args, tok) -> dict:
   from vftok import APG, CFG
 
   kinds = {"apg": (APG, 20.0), "cfg": (CFG, 3.0)}
-  name = args.guidance or ("apg" if "null" in tok.cfg.decoder.replacements else "none")
+  name = args.guidance or (tok.cfg.guidance if "null" in tok.cfg.decoder.replacements else "none")
+  if args.scale is None and args.guidance in (None, tok.cfg.guidance) and name in kinds:
+    args.scale = tok.cfg.scale
   if name == "none" and args.scale is not None:
     raise ValueError(f"--scale is {args.scale:g} without guidance, expected apg or cfg: leave one of the two out.")
   guidance = None
   if name != "none":
     kind, scale = kinds[name]
     guidance = kind(scale=scale if args.scale is None else args.scale)
-  return {"steps": args.steps, "guidance": guidance, "solver": args.solver}
+  steps = tok.cfg.solver_steps if args.steps is None else args.steps
+  return {"steps": steps, "guidance": guidance, "solver": args.solver}
 
 
 def _check_keep(keep: int, tok):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 import numpy as np
 
-from vftok.models.ar import Condition
+from vftok.models.ar_inputs import Condition
 
 if TYPE_CHECKING:
   from vftok.generator import GeneratorConfig

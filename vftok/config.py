@@ -13,6 +13,7 @@ import jax
 from vftok.models import masks
 from vftok.models.decoder import DecoderConfig
 from vftok.models.encoder import EncoderConfig
+from vftok.models.flow import GUIDANCES
 from vftok.models.layers import POSITION_KINDS, PositionConfig
 from vftok.models.transformer import StackConfig
 from vftok.models.vae import VAEConfig
@@ -31,6 +32,7 @@ class TokenizerConfig:
   chunk_frames, overlap_frames: geometry of long video; chunks advance by chunk_frames - overlap_frames.
   latent_size: (h, w) of the VAE grid the model was made for; pixels are `vae.space_stride` times that.
   dino_frames: "" or how DINO features of a frame group are made ("first", "avg"), where the encoder reads them.
+  guidance, scale, solver_steps: how it is decoded unless asked otherwise: "apg", "cfg" or "none", and so many steps.
   """
 
   vae: VAEConfig
@@ -41,6 +43,9 @@ class TokenizerConfig:
   overlap_frames: int = 1
   latent_size: tuple[int, int] = (32, 32)
   dino_frames: str = ""
+  guidance: str = "apg"  # these three: as the released pipeline has them
+  scale: float = 20.0
+  solver_steps: int = 30
 
   def with_dtype(self, dtype: str) -> TokenizerConfig:
     """The same model computing in `dtype`; norms, softmax, FSQ and flow time stay float32."""
@@ -129,6 +134,9 @@ def check(cfg: TokenizerConfig) -> None:
   overlap = cfg.overlap_frames
   fits = overlap == 0 or (overlap % 4 == 1 and 0 < overlap < cfg.chunk_frames)
   _expect(fits, "overlap_frames", overlap, "0, or 1 + a multiple of 4 below chunk_frames")
+  _expect(cfg.guidance in GUIDANCES, "guidance", cfg.guidance, f"one of {', '.join(GUIDANCES)}")
+  _expect(math.isfinite(cfg.scale), "scale", cfg.scale, "a number")
+  _counts("config", solver_steps=cfg.solver_steps)
   _expect(cfg.dino_frames in ("", "first", "avg"), "dino_frames", cfg.dino_frames, "'', 'first' or 'avg'")
   latents = (cfg.chunk_frames - 1) // 4 + 1
   grid = (latents, *cfg.latent_size)

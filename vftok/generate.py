@@ -13,7 +13,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from vftok.models.ar import AR, ARConfig, Block, Condition, Context, Places
+from vftok.models.ar import AR, ARConfig, Block
+from vftok.models.ar_inputs import Condition, Context, Places
 
 
 class Plan(NamedTuple):

@@ -16,7 +16,8 @@ import numpy as np
 from vftok import generate, order
 from vftok.checks import check_key
 from vftok.conditions import condition
-from vftok.models.ar import AR, ARConfig, Places
+from vftok.models.ar import AR, ARConfig
+from vftok.models.ar_inputs import Places
 from vftok.types import VideoTokens, check_counts
 
 Params = dict[str, Any]

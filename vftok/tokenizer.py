@@ -157,7 +157,8 @@ class Tokenizer(Geometry):
       first_frames: [B, 1 + 4j, H, W, 3] clean frames the video starts with.
       noise: one array [B, T, h, w, C] per chunk.
       clip: False leaves values as the VAE gives them.
-      sampling: steps=30, guidance=APG(20), solver="euler", collapse=True; see `vftok.models.flow.Sampling`.
+      sampling: steps, guidance, solver="euler", collapse=True; see `vftok.models.flow.Sampling`. The first two are
+        by default what the model's config says (released models: 30 and APG(20)).
     """
     check_tokens(tokens, self.registers, self.codebook_size)
     self.frames_for(tokens.ids.shape[1])
@@ -179,7 +180,7 @@ class Tokenizer(Geometry):
 
     `tokens` may be an iterable of pieces, each a whole number of chunks as `encode_stream` gives them.
     """
-    how = check_sampling(sampling, "null" in self.cfg.decoder.replacements)
+    how = check_sampling(sampling, self.cfg)
     if noise is None:
       check_key(key, "decode")
     if first_frames is not None:
@@ -232,7 +233,7 @@ class Tokenizer(Geometry):
       sampling: as `decode`'s.
     """
     check_tokens(tokens, self.registers, self.codebook_size)
-    how = check_sampling(sampling, "null" in self.cfg.decoder.replacements)
+    how = check_sampling(sampling, self.cfg)
     b, t, _ = tokens.ids.shape
     if t > self.chunk_steps:
       raise ValueError(f"the tokens have {t} time steps, expected one chunk of at most {self.chunk_steps}: use decode.")

@@ -115,12 +115,12 @@ class Agreement:
 
   def update(self, video, captions) -> None:
     """Counts clips uint8 [B, 17, H, W, 3]; those whose caption is no scene's are left out."""
-    said, seen = labels(captions), self._predict(video)
-    for name in ATTRIBUTES:
-      known = said[name] >= 0
-      self.right[name] += int((np.asarray(seen[name]) == said[name])[known].sum())
-      self.said[name] += np.bincount(said[name][known], minlength=len(ATTRIBUTES[name]))
-    self.clips += int((said["object"] >= 0).sum())
+    seen = self._predict(video)
+    for name, said_B in labels(captions).items():
+      known = said_B >= 0
+      self.right[name] += int((np.asarray(seen[name]) == said_B)[known].sum())
+      self.said[name] += np.bincount(said_B[known], minlength=len(ATTRIBUTES[name]))
+    self.clips += int(known.sum())  # all attributes of a scene are known, or none
 
   def summary(self) -> dict[str, float]:
     """{attribute: accuracy, attribute/chance: that of always naming the most frequent one}; "all": their mean.

@@ -7,14 +7,13 @@ arXiv 2610.00686). The input at position i is the token before it plus where the
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from vftok.models.ar_inputs import Condition, Context, Places, of_segment, shifted, visible
 from vftok.models.layers import trunc_normal, xavier
 from vftok.order import ORDERS
 from vftok.sharding import constrain
@@ -79,49 +78,6 @@ class ARConfig:
   @property
   def length(self) -> int:
     return self.steps * self.slots
-
-
-class Places(NamedTuple):
-  """Where the tokens to predict stand, and where those before them do: int32 [B, L] each (or [1, L]).
-
-  `segment` tells packed sequences of one row apart (-1: padding), or is None.
-  """
-
-  time_BxL: Any
-  slot_BxL: Any
-  last_time_BxL: Any
-  last_slot_BxL: Any
-  segment_BxL: Any = None
-
-  @classmethod
-  def of(cls, time_BxL, slot_BxL, segment_BxL=None) -> Places:
-    """Of whole sequences: each token comes after its neighbour."""
-    before = lambda a: jnp.pad(jnp.asarray(a, jnp.int32), ((0, 0), (1, 0)))[:, :-1]
-    return cls(time_BxL, slot_BxL, before(time_BxL), before(slot_BxL), segment_BxL)
-
-
-class Condition(NamedTuple):
-  """What a sequence is about. All may be None; rows whose `null` is True have no condition whatever the others say.
-
-  Attributes:
-    label_BxG: int32, a class for each of the G sequences packed into a row (G = 1 without packing).
-    text_BxSxC, text_mask_BxS: features of a text and which of them count. No feature that counts: no text.
-    text_segment_BxS: to which of a row's sequences each feature belongs, or None without packing.
-    null_BxG: bool.
-  """
-
-  label_BxG: Any = None
-  text_BxSxC: Any = None
-  text_mask_BxS: Any = None
-  text_segment_BxS: Any = None
-  null_BxG: Any = None
-
-
-class Context(NamedTuple):
-  """What cross-attention reads: vectors [B, M, D], which of them each query sees [B, L or 1, M]."""
-
-  vectors_BxMxD: Any
-  seen_BxLxM: Any
 
 
 class AR(nn.Module):
@@ -197,7 +153,7 @@ class AR(nn.Module):
     label = null if cond.label_BxG is None else cond.label_BxG
     if cond.null_BxG is not None:
       label = jnp.where(cond.null_BxG, self.cfg.n_classes, label)
-    return _of_segment(label, places, shape)
+    return of_segment(label, places, shape)
 
   def context(self, cond: Condition, places: Places, shape) -> Context | None:
     """Text features and the null vectors side by side; a mask chooses which of the two a query sees."""
@@ -218,7 +174,7 @@ class AR(nn.Module):
       seen_BxLxS = counts_BxS[:, None] & (cond.text_segment_BxS[:, None] == places.segment_BxL[:, :, None])
     if cond.null_BxG is not None:
       has_BxG = has_BxG & ~cond.null_BxG
-    has_BxLx1 = _of_segment(has_BxG, places, shape)[:, :, None]
+    has_BxLx1 = of_segment(has_BxG, places, shape)[:, :, None]
     seen_BxLxS = seen_BxLxS & has_BxLx1
     no_text = jnp.broadcast_to(~has_BxLx1, (*has_BxLx1.shape[:2], cfg.n_ctx_null))
     if seen_BxLxS.shape[1] != no_text.shape[1]:
@@ -299,26 +255,3 @@ def attend(q_BxnxLxd, k_BxnxMxd, v_BxnxMxd, seen_BxLxM) -> jax.Array:
   logits = jnp.where(seen_BxLxM[:, None], logits * q_BxnxLxd.shape[-1] ** -0.5, -1e30)
   weights = jax.nn.softmax(logits, axis=-1).astype(v_BxnxMxd.dtype)
   return jnp.einsum("Bnlm,Bnmd->Bnld", weights, v_BxnxMxd)
-
-
-def shifted(ids_BxL, places: Places):
-  """The token before each position; -1 where a sequence starts."""
-  last = jnp.pad(ids_BxL, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
-  if places.segment_BxL is None:
-    return last
-  same = jnp.pad(places.segment_BxL, ((0, 0), (1, 0)), constant_values=-1)[:, :-1] == places.segment_BxL
-  return jnp.where(same, last, -1)
-
-
-def visible(places: Places, length: int):
-  """bool [B or 1, L, L]: own and earlier positions of the same sequence."""
-  causal = jnp.asarray(np.tri(length, dtype=bool))[None]
-  segment = places.segment_BxL
-  return causal if segment is None else causal & (segment[:, :, None] == segment[:, None])
-
-
-def _of_segment(value_BxG, places: Places, shape):
-  """[B, L] (or [B, 1] without packing): the value of the sequence that each position belongs to."""
-  if places.segment_BxL is None:
-    return jnp.broadcast_to(value_BxG[:, :1], (shape[0], 1))
-  return jnp.take_along_axis(value_BxG, jnp.clip(places.segment_BxL, 0, value_BxG.shape[1] - 1), axis=1)

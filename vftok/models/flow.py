@@ -98,11 +98,13 @@ class APG:
 
 
 Guidance = CFG | APG | None
+GUIDANCES = {"apg": APG, "cfg": CFG, "none": lambda scale: None}
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """How the decoder's flow is followed: the options that all ways to decode share.
+  """How the decoder's flow is followed: the options that all ways to decode share. Steps and guidance are by default
+  what the model's config says; these here are the released pipeline's.
 
   Attributes:
     steps: of the solver.

@@ -17,7 +17,8 @@ from vftok.data.tokens import read_meta
 from vftok.data.video_writer import to_uint8
 from vftok.generator import Generator
 from vftok.models import flow
-from vftok.models.ar import AR, Condition, Places
+from vftok.models.ar import AR
+from vftok.models.ar_inputs import Condition, Places
 from vftok.models.nested import sample_keep
 from vftok.tasks import Metrics, mean
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 
 from vftok.convert.load import load_vae
 from vftok.identity import fingerprint
+from vftok.models.flow import GUIDANCES
 from vftok.tokenizer import Tokenizer
 
 
@@ -24,9 +26,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("model", help="a tokenizer's directory")
   parser.add_argument("out", help="where to write model.safetensors and config.json")
   parser.add_argument("--vae", help="a VAE with the same encoder, whose decoder is taken")
+  parser.add_argument("--guidance", choices=list(GUIDANCES), help="how it is decoded by default, with --scale")
+  parser.add_argument("--scale", type=float)
+  parser.add_argument("--solver-steps", type=int)
   args = parser.parse_args(argv)
+  usual = {name: getattr(args, name) for name in ("guidance", "scale", "solver_steps")}
   try:
-    ship(args.model, args.out, args.vae)
+    ship(args.model, args.out, args.vae, **{k: v for k, v in usual.items() if v is not None})
   except (ValueError, OSError) as error:
     print(f"ship: error: {error}", file=sys.stderr)
     return 2
@@ -36,13 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
   return 0
 
 
-def ship(model, out, vae=None) -> None:
-  """Writes the tokenizer at `model` to `out` in float16.
+def ship(model, out, vae=None, **usual) -> None:
+  """Writes the tokenizer at `model` to `out` in float16; `usual` replaces fields of its config.
 
   Raises:
     ValueError: `vae` has another config or encoder than the tokenizer was trained on, or a value overflows float16.
   """
   tok, params = Tokenizer.load(model)
+  tok = Tokenizer(dataclasses.replace(tok.cfg, **usual))
   if vae is not None:
     cfg, newer = load_vae(vae)
     same = jax.tree.structure(newer) == jax.tree.structure(params["vae"]) and cfg == tok.cfg.vae
