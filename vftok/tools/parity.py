@@ -19,6 +19,7 @@ from vftok.convert import vidtok
 from vftok.models import fsq, masks
 from vftok.models.vae import VAE, kl
 from vftok.tools.golden import Errors, first, last
+from vftok.tools.parity_generator import check_generator
 from vftok.tools.parity_model import check_model, check_sliding_window
 
 TOLERANCE = 1e-4
@@ -96,6 +97,8 @@ CHECKS = {
   "small": check_model,
   "model1": check_model,
   "sliding_window": check_sliding_window,
+  "ar_class": check_generator,
+  "ar_text": check_generator,
 }
 INPUTS = {
   "fsq": tuple(f"{n}.{k}" for n in ("L888555", "L8555", "L7543") for k in ("z", "levels", "lookup_indices", "ste_w")),
