@@ -59,6 +59,19 @@ def paper(depth: int, *, text: bool, slots: int, tokens_seen: float, length: int
   )
 
 
+GENERATION = dict(  # of `--mode=eval`: generated clips against held-out ones
+  clips=64,
+  keeps=(1, 2, 4, 8, 16),
+  seed=0,
+  steps=25,
+  guidance=0.0,  # of the generator; 0: its own, by budget
+  fvd=True,
+  classifier_steps=1500,  # of the attribute classifier, where there are rendered scenes; 0: none
+  pool=2000,  # training clips that samples are compared with
+  prompts=(),  # shown side by side under one noise
+)
+
+
 def tokenize(tokenizer: str, sources: dict, val: dict | None = None, **own) -> dict:
   """What `python -m vftok.tools.tokenize_dataset` makes the stored tokens from."""
   val = val or {name: {**source, "split": "val"} for name, source in sources.items()}

@@ -7,6 +7,15 @@ from __future__ import annotations
 
 from configs import ar, common
 
+PROMPTS = (
+  "a red cube slides to the left on a grey floor under a blue sky, still camera",
+  "a green cube slides to the left on a grey floor under a blue sky, still camera",
+  "a red duck slides to the left on a grey floor under a blue sky, still camera",
+  "a red cube comes closer on a grey floor under a blue sky, still camera",
+  "a red cube slides to the left on a white floor under a pink sky, still camera",
+  "a yellow ring jumps on a brown floor under a dark sky, still camera",
+)
+
 
 def get_config(size: str = "mini"):
   if size in ar.TEXT_SIZES:
@@ -34,7 +43,10 @@ def mini():
     model=ar.model(4, text=True, width=256),
     loss={**ar.LOSS, "given_probs": (0.8, 0.1, 0.1)},
     data=dict(sources=ar.tokens("tokens_mini"), workers=0, size=32),
-    eval=dict(sets=dict(val=ar.tokens("tokens_mini", split="val"))),
+    eval=dict(
+      sets=dict(val=ar.tokens("tokens_mini", split="val")),
+      generation={**ar.GENERATION, "prompts": PROMPTS},
+    ),
     optim=dict(lr=1e-3, warmup=100, b2=0.95, weight_decay=0.05, final=0.02),
     ema=0.998,
     tokenize=ar.tokenize("vftok-mini", train, val, size=32, text="minilm", text_tokens=24),

@@ -29,7 +29,10 @@ def run(cfg: ConfigDict, workdir) -> dict[str, float]:
     if checkpoints.latest() is None and not cfg.init_from:
       raise ValueError(f"{workdir} has no checkpoint to evaluate: train first, or set config.init_from.")
     state, _ = starting_point(cfg, task, checkpoints, state, places)
-    return evaluate_sets(cfg, workdir, task, state, task.frozen())
+    values = evaluate_sets(cfg, workdir, task, state, task.frozen())
+    if cfg.eval.get("generation"):
+      values |= task.evaluate_generation(state.model, workdir / "eval")
+    return values
 
 
 def evaluate_sets(cfg, workdir: Path, task, state: TrainState, frozen) -> dict[str, float]:

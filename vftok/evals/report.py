@@ -204,7 +204,7 @@ def _films(directory, name, evaluation, fps):
   Image.fromarray(grid[len(grid) // 2]).save(directory / f"grid-{name}.png")
 
 
-_STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;color:#222}
+STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0}td,th{padding:.3rem .8rem;border-bottom:1px solid #ddd;text-align:right}
 td:first-child,th:first-child{text-align:left}img,video{max-width:100%;border-radius:4px}.facts{color:#555}
 .no{color:#b3261e;font-weight:600}"""
@@ -212,7 +212,7 @@ td:first-child,th:first-child{text-align:left}img,video{max-width:100%;border-ra
 
 def _page(directory, names, evaluations, title) -> str:
   esc = html.escape
-  out = [f"<!doctype html><html lang=en><meta charset=utf-8><title>{esc(title)}</title><style>{_STYLE}</style>"]
+  out = [f"<!doctype html><html lang=en><meta charset=utf-8><title>{esc(title)}</title><style>{STYLE}</style>"]
   out.append(f"<h1>{esc(title)}</h1>")
   for name, evaluation in zip(names, evaluations, strict=True):
     out.append(f"<h2>{esc(evaluation.rows[0]['split'])}</h2><p class=facts>{esc(facts(evaluation))}</p>")

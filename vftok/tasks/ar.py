@@ -160,6 +160,12 @@ class ARTask:
       out |= {f"{name}{k}": v for k, v in self._by_slot(nll, where, seq).items()}
     return out
 
+  def evaluate_generation(self, params, out) -> dict[str, float]:
+    """Generated clips against held-out ones; see vftok/evals/generation.py. Writes OUT/generation."""
+    from vftok.evals.generation_run import evaluate
+
+    return evaluate(self.cfg, self.gen, params, *tokenizer(self.gen.cfg.tokenizer), out)
+
   def save(self, params, frozen, directory) -> None:
     self.gen.save(params, directory)
 

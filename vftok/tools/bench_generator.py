@@ -1,7 +1,7 @@
-"""Tokens per second of a generator on this machine, with and without its cache: `python -m vftok.tools.bench_generator`.
+"""Tokens per second of a generator here, with and without its cache: `python -m vftok.tools.bench_generator`.
 
-One class-conditional model (49 M parameters outside its embeddings, as the published smallest one) makes one sequence of
-5 x 256 = 1,280 tokens with guidance. Rates are of the second call, so compiling is not in them.
+One class-conditional model (49 M parameters outside its embeddings, the published smallest one) makes one sequence
+of 5 x 256 = 1,280 tokens with guidance. Rates are of the second call, so compiling is not in them.
 """
 
 from __future__ import annotations

@@ -1,0 +1,114 @@
+"""Evaluation of generators: captions read back, agreement counted, copies found, a table and a page written."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vftok
+from configs import tokenizer as tokenizer_configs
+from vftok import config as model_config
+from vftok.data.sim import SimSource
+from vftok.evals import alignment, generation, generation_report
+from vftok.generator import Generator, GeneratorConfig
+from vftok.models.ar import ARConfig
+
+
+def test_captions_are_read_back_exactly():
+  source = SimSource("train", 200, cameras=("still", "rise", "sink"), second_object=0.3)
+  for i in range(200):
+    scene = source.attributes(i)
+    read = alignment.read_caption(source.caption(i))
+    assert read == {name: scene[name] for name in alignment.ATTRIBUTES}
+  for text in ("", "a dog runs", "a red cube flies on a grey floor under a blue sky, still camera"):
+    assert alignment.read_caption(text) is None
+
+
+CAPTIONS = [
+  f"a {c} cube {m} on a grey floor under a blue sky, still camera"
+  for c in ("red", "green")
+  for m in ("jumps", "stands still")
+]
+
+
+def test_agreement_counts_what_the_classifier_sees(monkeypatch):
+  agreement = alignment.Agreement({})
+  want = alignment.labels(CAPTIONS)
+  seen = {name: value.copy() for name, value in want.items()}
+  seen["colour"][0] = 3
+  agreement._predict = lambda video: seen
+  agreement.update(np.zeros((4, 17, 8, 8, 3), np.uint8), CAPTIONS)
+  summary = agreement.summary()
+  assert summary["colour"] == 0.75 and summary["motion"] == 1 and summary["colour/chance"] == 0.5
+  assert "object" not in summary and summary["all"] == 0.875  # all are cubes: nothing to tell
+  with pytest.raises(ValueError, match="no caption is a scene's"):
+    alignment.Agreement({}).summary()
+
+
+def test_the_classifier_learns_colours():
+  rng = np.random.default_rng(0)
+
+  def batches():
+    while True:
+      colour = rng.integers(0, 2, 16)
+      video = np.zeros((16, 17, 16, 16, 3), np.uint8)
+      video[np.arange(16), :, 4:12, 4:12, colour] = 200  # red or green square
+      captions = np.array([CAPTIONS[2 * c] for c in colour], object)
+      yield {"video": video, "caption": captions}
+
+  params = alignment.train(batches(), (17, 16, 16, 3), steps=30)
+  agreement, batch = alignment.Agreement(params), next(batches())
+  agreement.update(batch["video"], batch["caption"])
+  assert agreement.summary()["colour"] == 1
+
+
+def test_neighbours_find_copies():
+  clips = np.random.default_rng(0).integers(0, 255, (6, 17, 16, 24, 3)).astype(np.uint8)
+  distance, index = generation.Neighbours(clips).nearest(clips[[4, 1]])
+  np.testing.assert_allclose(distance, 0, atol=1e-3)
+  assert index.tolist() == [4, 1]
+  grey = np.full((1, 17, 16, 24, 3), 128, np.uint8)
+  assert generation.Neighbours(clips).nearest(grey)[0][0] > 0.05
+
+
+def test_a_generator_is_scored_at_every_budget(tmp_path):
+  tok = vftok.Tokenizer(model_config.from_dict(tokenizer_configs.get_config("smoke").model.to_dict()))
+  params = jax.jit(tok.init)(jax.random.key(0))
+  gen = Generator(GeneratorConfig(ARConfig(vocab=25, steps=5, slots=4, depth=1, n_classes=3)))
+  gen_params = gen.init(jax.random.key(1))
+  clips = np.random.default_rng(0).integers(0, 255, (4, 17, 16, 16, 3)).astype(np.uint8)
+  mask = np.array([True, True, True, False])
+  batches = [
+    {"video": clips, "caption": np.array(CAPTIONS, object), "label": np.array([0, 1, -1, 0]), "_mask": mask}
+  ] * 2
+  classifier = alignment.Classifier().init(jax.random.key(0), jnp.zeros((1, 17, 16, 16, 3), jnp.uint8))
+  evaluation = generation.evaluate(
+    gen,
+    gen_params,
+    tok,
+    params,
+    batches,
+    split="val",
+    keeps=(1, 4),
+    steps=1,
+    classifier=classifier,
+    neighbours=generation.Neighbours(clips),
+    fvd=False,
+    media=2,
+  )
+  rows = {row["name"]: row for row in evaluation.rows}
+  assert list(rows) == ["real", "VAE alone"] + [f"{k} keep {n}" for n in (1, 4) for k in ("generated", "reconstructed")]
+  assert all(row["clips"] == 6 and row["indicative"] for row in evaluation.rows)
+  assert rows["real"]["distance"] < 1e-3 < rows["generated keep 4"]["distance"]
+  assert evaluation.media[0]["nearest training clip"].shape == (17, 16, 16, 3) and len(evaluation.media) == 2
+  generation_report.write(tmp_path / "report", evaluation, {"a": clips[:2]}, title="t", fps=8.0)
+  names = {p.name for p in (tmp_path / "report").iterdir()}
+  assert {"generation.json", "generation.html", "table.md", "samples.mp4", "prompts.mp4"} <= names
+  page = (tmp_path / "report" / "generation.html").read_text()
+  assert page.count("<video") == 2 and "indicative" not in page  # no FVD, so nothing is indicative
+  assert len(json.loads((tmp_path / "report" / "generation.json").read_text())["rows"]) == 6
+  assert "generated keep 4/chance" not in evaluation.scalars() and "distance/real" in evaluation.scalars()
+  with pytest.raises(ValueError, match="has no clips"):
+    generation.evaluate(gen, gen_params, tok, params, [], split="val", keeps=(1,), fvd=False)

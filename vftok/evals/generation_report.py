@@ -1,0 +1,113 @@
+"""What an evaluation of a generator leaves on disk: numbers, a table, curves, films and one page to open."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vftok.data.video_writer import video_writer
+from vftok.evals.generation import REAL, VAE, GenerationEvaluation
+from vftok.evals.report import STYLE
+from vftok.picture import video_rows
+
+
+def write(
+  directory, evaluation: GenerationEvaluation, prompts: dict[str, np.ndarray], *, title: str, fps: float
+) -> None:
+  """Makes `directory`: generation.json, table.md, generation.html, samples.mp4 and prompts.mp4. An earlier one goes.
+
+  Args:
+    prompts: {column label: uint8 [n, F, H, W, 3]}: the same noise under other prompts, or empty.
+  """
+  target = Path(directory)
+  partial = target.with_name(f".{target.name}.part")
+  shutil.rmtree(partial, ignore_errors=True)
+  partial.mkdir(parents=True)
+  try:
+    (partial / "generation.json").write_text(json.dumps({"title": title, "rows": evaluation.rows}, indent=2) + "\n")
+    (partial / "table.md").write_text(f"# {title}\n\n{facts(evaluation)}\n\n{markdown(cells(evaluation))}")
+    films = {}
+    if evaluation.media:
+      films["samples"] = video_rows(_columns(evaluation.media))
+    if prompts:
+      films["prompts"] = video_rows(prompts)
+    for name, film in films.items():
+      with video_writer(partial / f"{name}.mp4", fps) as writer:
+        writer.write(film)
+      Image.fromarray(film[len(film) // 2]).save(partial / f"{name}.png")
+    (partial / "generation.html").write_text(_page(partial, list(films), evaluation, title), encoding="utf-8")
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def facts(evaluation: GenerationEvaluation) -> str:
+  """What stands beside the numbers."""
+  row = evaluation.rows[0]
+  height, width = row["size"]
+  words = [f"{row['clips']} conditions and clips of {row['frames']} frames at {height}x{width}, split {row['split']}"]
+  words.append(f"seed {row['seed']}, {row['steps']} decoder steps, temperature {row['temperature']}")
+  if row["i3d_net"]:
+    note = ", indicative only (fewer than 2048 clips)" if row["indicative"] else ""
+    words.append(f"gFVD on 400 Kinetics logits of I3D at 224x224 by {row['i3d_net']}{note}")
+  words.append("distance: RMS to the nearest training clip at 8x8, five frames")
+  return "; ".join(words) + "."
+
+
+def cells(evaluation: GenerationEvaluation) -> list[list[str]]:
+  """The table, its head first: generated rows, reconstructed rows, real clips, chance."""
+  known = next((row["alignment"] for row in evaluation.rows if row["alignment"]), None) or {}
+  names = [name for name in known if not name.endswith("/chance")]
+  number = lambda value, digits: "-" if value is None else f"{value:.{digits}f}"
+  out = [["", "gFVD", "gFVD to VAE", *(f"{name} %" for name in names), "distance"]]
+  kind = lambda row: (row["keep"] is None, row["name"].split(" ")[0], row["keep"] or 0)
+  for row in sorted(evaluation.rows, key=kind):
+    line = [row["name"], number(row["gfvd"], 1), number(row["gfvd_vae"], 1)]
+    line += [number(100 * row["alignment"][name], 0) if row["alignment"] else "-" for name in names]
+    out.append([*line, number(row["distance"], 3)])
+  if names:
+    out.append(["chance", "", "", *(number(100 * known[f"{name}/chance"], 0) for name in names), ""])
+  return out
+
+
+def markdown(table: list[list[str]]) -> str:
+  lines = ["| " + " | ".join(line) + " |" for line in table]
+  return "\n".join([lines[0], "| --- |" + " ---: |" * (len(table[0]) - 1), *lines[1:]]) + "\n"
+
+
+def _columns(media: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+  names = [name for name in media[0] if name not in ("caption", VAE)]
+  order = lambda name: (name != REAL, name.startswith("nearest"), not name.startswith("generated"))
+  return {name: np.stack([clip[name] for clip in media]) for name in sorted(names, key=order)}
+
+
+def _page(directory: Path, films: list[str], evaluation: GenerationEvaluation, title: str) -> str:
+  esc = html.escape
+  out = [f"<!doctype html><html lang=en><meta charset=utf-8><title>{esc(title)}</title><style>{STYLE}</style>"]
+  out.append(f"<h1>{esc(title)}</h1><p class=facts>{esc(facts(evaluation))}</p><table>")
+  for i, line in enumerate(cells(evaluation)):
+    tag = "td" if i else "th"
+    out.append("<tr>" + "".join(f"<{tag}>{esc(cell)}</{tag}>" for cell in line) + "</tr>")
+  out.append("</table>")
+  heads = {"samples": "Samples, one row per caption", "prompts": "The same noise under other prompts"}
+  for name in films:
+    out.append(f"<h2>{esc(heads[name])}</h2>{_film(directory, name)}")
+    if name == "samples":
+      captions = "".join(f"<li>{esc(clip['caption'])}</li>" for clip in evaluation.media)
+      out.append(f"<ol>{captions}</ol>")
+  return re.sub(r"\n+", "\n", "\n".join(out)) + "</html>\n"
+
+
+def _film(directory: Path, name: str) -> str:
+  data = lambda end, kind: f"data:{kind};base64,{base64.b64encode((directory / f'{name}.{end}').read_bytes()).decode()}"
+  poster, source = data("png", "image/png"), data("mp4", "video/mp4")
+  return f'<p><video autoplay loop muted controls playsinline poster="{poster}" src="{source}"></video></p>'

@@ -1,0 +1,75 @@
+"""The generation evaluation as `cfg.eval.generation` asks for it: held-out clips, classifier, training pool, report."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vftok.data.clip import ClipSpec
+from vftok.data.loader import make_loader
+from vftok.data.video_writer import to_uint8
+from vftok.evals import alignment, generation, generation_report
+from vftok.models.flow import CFG
+from vftok.types import VideoTokens
+
+BATCH = 16
+
+
+def evaluate(cfg, gen, params, tok, tok_params, out) -> dict[str, float]:
+  """Scalars; writes a report to OUT/generation."""
+  law, data = cfg.eval.generation, cfg.tokenize
+  splits = data.splits.to_dict()
+  spec = ClipSpec(frames=data.frames, size=(data.size, data.size), fps=data.fps or None)
+  where = dict(process_index=0, process_count=1, seed=cfg.seed)
+  scenes = {name: source for name, source in splits["train"].items() if name == "sim"}
+  guidance = CFG(scale=cfg.loss.show_guidance) if "null" in tok.cfg.decoder.replacements else None
+  classifier = None
+  if law.classifier_steps and scenes:
+    with contextlib.closing(make_loader(scenes, spec, 64, workers=0, **where)) as loader:
+      classifier = alignment.train(loader, (data.frames, data.size, data.size, 3), law.classifier_steps)
+  with contextlib.closing(make_loader(splits["train"], spec, BATCH, split="train", train=False, **where)) as loader:
+    pool = [batch["video"][batch["_mask"]] for batch in itertools.islice(loader, -(-law.pool // BATCH))]
+  with contextlib.closing(make_loader(splits["val"], spec, BATCH, split="val", train=False, **where)) as loader:
+    batches = itertools.islice(loader, -(-law.clips // BATCH))
+    evaluation = generation.evaluate(
+      gen,
+      params,
+      tok,
+      tok_params,
+      batches,
+      split="val",
+      keeps=tuple(law.keeps),
+      seed=law.seed,
+      steps=law.steps,
+      decode_guidance=guidance,
+      guidance=law.guidance or None,
+      classifier=classifier,
+      neighbours=generation.Neighbours(np.concatenate(pool)),
+      fvd=law.fvd,
+      total=min(law.clips, loader.examples),
+    )
+  prompts = _prompts(gen, params, tok, tok_params, law, guidance)
+  generation_report.write(Path(out) / "generation", evaluation, prompts, title=cfg.title, fps=data.fps or 8.0)
+  return {f"generation/{k}": v for k, v in evaluation.scalars().items()}
+
+
+def _prompts(gen, params, tok, tok_params, law, guidance) -> dict[str, np.ndarray]:
+  """{prompt: uint8 [budgets, F, H, W, 3]}: one noise, one row per budget, other prompts."""
+  if not law.prompts or not gen.cfg.ar.ctx_dim:
+    return {}
+  out = {}
+  for prompt in law.prompts:
+    made = gen.generate(params, jax.random.key(law.seed), {"text": [prompt]}, guidance=law.guidance or None)
+    spare = ((0, 0), (0, 0), (0, tok.registers - gen.cfg.ar.slots))
+    made = VideoTokens(jnp.pad(made.ids, spare), made.keep)
+    rows = [
+      to_uint8(tok.decode(tok_params, made.truncate(k), jax.random.key(law.seed), steps=law.steps, guidance=guidance))
+      for k in law.keeps
+    ]
+    out[prompt] = np.concatenate(rows)
+  return out
