@@ -29,7 +29,9 @@ class Fake:
     (32, 48),
   )
 
-  cfg = SimpleNamespace(decoder=SimpleNamespace(replacements=("mask", "prefix", "null")))
+  cfg = SimpleNamespace(
+    decoder=SimpleNamespace(replacements=("mask", "prefix", "null")), guidance="apg", scale=20.0, solver_steps=30
+  )
 
   def __init__(self):
     self.calls = []

@@ -80,6 +80,7 @@ def parser(runs: Sequence[Callable]) -> argparse.ArgumentParser:
     "--context", type=int, default=5, metavar="N", help="frames that longer videos go on from (default 5)"
   )
   sub.add_argument("-n", "--samples", type=int, default=1, metavar="N", help="videos of the prompt (default 1)")
+  sub.add_argument("--text-encoder", metavar="DIR", help="where its text encoder's weights are (T5)")
   sub.add_argument("--tokenizer", metavar="MODEL", help="default: the one the generator names")
   sub.add_argument("--fps", type=float, default=8.0, help="of the video written (default 8)")
   sub.add_argument("--gen-guidance", type=float, metavar="W", help="of the generator (default: its own, by budget)")

@@ -83,16 +83,16 @@ def _text(cfg: GeneratorConfig, texts):
       raise ValueError("a prompt is empty: write one, or pass None for no condition.")
     if len(text) > MAX_CHARACTERS:
       raise ValueError(f"a prompt has {len(text)} characters, expected at most {MAX_CHARACTERS}: shorten it.")
-  encoder, params = text_encoder(cfg.text, cfg.text_tokens)
+  encoder, params = text_encoder(cfg.text, cfg.text_path, cfg.text_tokens)
   return encoder.embed(params, list(texts))
 
 
 @functools.cache
-def text_encoder(name: str, max_tokens: int):
+def text_encoder(name: str, path: str, max_tokens: int):
   """(encoder, params), read once per process."""
   from vftok import text
 
-  return text.load(name, max_tokens=max_tokens)
+  return text.load(name, path or None, max_tokens=max_tokens)
 
 
 def _features(cfg: GeneratorConfig, features, mask) -> Condition:

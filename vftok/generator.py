@@ -28,7 +28,8 @@ class GeneratorConfig:
   """Attributes:
   ar: the model.
   tokenizer: name or path of the tokenizer whose tokens it makes; fingerprint: of that tokenizer's encoder, "" unknown.
-  text: name of the text encoder ("minilm", "t5"), "" for none. text_tokens: the most features of a prompt.
+  text: name of the text encoder ("minilm", "t5"), "" for none. text_path: where its weights are, "" for its own.
+  text_tokens: the most features of a prompt.
   classes: names of the classes, or () where they are numbers only.
   guidance: (largest budget, scale) pairs: what `generate` uses by itself.
   """
@@ -37,6 +38,7 @@ class GeneratorConfig:
   tokenizer: str = ""
   fingerprint: str = ""
   text: str = ""
+  text_path: str = ""
   text_tokens: int = 32
   classes: tuple[str, ...] = ()
   guidance: tuple[tuple[int, float], ...] = ((4, 3.0), (32, 2.0), (65536, 1.0))  # VideoFlexTok on K600, by SemanTok

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 
@@ -27,6 +28,8 @@ def run(args, load_tokenizer, sampler) -> None:
   if args.samples < 1:
     raise ValueError(f"-n is {args.samples}, expected 1 or more videos.")
   gen, gen_params = Generator.load(args.generator)
+  if args.text_encoder:
+    gen = Generator(dataclasses.replace(gen.cfg, text_path=args.text_encoder))
   name = args.tokenizer or gen.cfg.tokenizer
   if not name:
     raise ValueError("the generator names no tokenizer: pass --tokenizer.")

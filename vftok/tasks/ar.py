@@ -196,4 +196,4 @@ def _of_tokens(model: dict, metas) -> dict:
   if not meta.get("text_shape"):
     raise ValueError("the stored tokens have no text features, expected some: set tokenize.text and write them again.")
   tokens, ar["ctx_dim"] = meta["text_shape"]
-  return model | {"text": meta["text"], "text_tokens": tokens}
+  return model | {"text": meta["text"], "text_path": meta.get("text_path", ""), "text_tokens": tokens}

@@ -91,6 +91,7 @@ def tokenize(cfg: ConfigDict, out: str | os.PathLike) -> str:
     "fps": law.fps,
     "size": law.size,
     "text": law.text,
+    "text_path": law.text_path,
     "text_shape": [encoder[0].max_tokens, encoder[0].dim] if encoder else None,
     "splits": json.loads(law.splits.to_json()),
   }
