@@ -44,7 +44,18 @@ def small(small_dir):
   return tok, params, golden
 
 
-LONGEST = ("test_train.py", "test_multidevice.py", "test_reconstruction.py")
+@pytest.fixture(scope="module")
+def compile_cache(tmp_path_factory):
+  """Each program is compiled once for all runs of a module."""
+  import jax
+
+  old = jax.config.jax_compilation_cache_dir
+  jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
+  yield
+  jax.config.update("jax_compilation_cache_dir", old)
+
+
+LONGEST = ("test_train.py", "test_multidevice.py", "test_reconstruction.py", "test_ar_task.py")
 
 
 def pytest_collection_modifyitems(items):

@@ -18,6 +18,7 @@ from vftok.state import init_state, logical_axes, merge, split
 from vftok.tasks import make_task
 from vftok.writer import keep_until, read_metrics
 
+pytestmark = pytest.mark.usefixtures("compile_cache")
 ROOT = Path(__file__).parents[1]
 CASES = ("tokenizer", "vae")
 
@@ -29,15 +30,6 @@ def config(name: str, **changes):
   for key, value in changes.items():
     cfg.update_from_flattened_dict({key: value})
   return cfg
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_cache(tmp_path_factory):
-  """Each config's program is compiled once for all runs of this module."""
-  old = jax.config.jax_compilation_cache_dir
-  jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
-  yield
-  jax.config.update("jax_compilation_cache_dir", old)
 
 
 @pytest.fixture(scope="module")
