@@ -50,6 +50,7 @@ def base(**own) -> ConfigDict:
       ),
       eval=dict(
         sets=dict(),
+        only=(),  # names of sets; (): all
         clips=0,  # of each set; 0: all
         batch_size=8,
         keeps=(),

@@ -36,9 +36,16 @@ def run(cfg: ConfigDict, workdir) -> dict[str, float]:
 
 
 def evaluate_sets(cfg, workdir: Path, task, state: TrainState, frozen) -> dict[str, float]:
-  """Every set of `cfg.eval.sets` in turn; reports go to workdir/eval/SET."""
-  values = {}
-  for name, sources in cfg.eval.sets.to_dict().items():
+  """Every set of `cfg.eval.sets` in turn, or those of `cfg.eval.only`; reports go to workdir/eval/SET.
+
+  Raises:
+    ValueError: `only` names a set that there is not.
+  """
+  values, sets = {}, cfg.eval.sets.to_dict()
+  only = tuple(cfg.eval.only) or tuple(sets)
+  if unknown := [name for name in only if name not in sets]:
+    raise ValueError(f"eval.only names {unknown[0]!r}, expected some of {', '.join(sets)}.")
+  for name, sources in ((name, sets[name]) for name in only):
     with contextlib.closing(eval_loader(cfg, sources, log=workdir / BAD_CLIPS)) as loader:
       total, batches = loader.examples, loader
       if cfg.eval.clips:
