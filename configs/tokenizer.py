@@ -140,7 +140,7 @@ def mini():
       latent=8,
       patch=(1, 2, 2),
       vae=vae,
-      sampling=dict(guidance="cfg", scale=1.5, solver_steps=25),
+      sampling=dict(guidance="cfg", scale=1.5, solver_steps=12),
     ),
     loss={
       **LOSS,
@@ -151,7 +151,7 @@ def mini():
       "given_probs": (0.8, 0.2),
     },
     data=dict(sources=common.mini_data(), size=32),
-    eval=dict(sets=common.mini_sets(), clips=256, media=8, seeds=(0, 1, 2), guidance=1.5),
+    eval=dict(sets=common.mini_sets(), clips=256, media=8, seeds=(0, 1, 2), guidance=1.5, steps=12),
     optim=dict(lr=8e-4, final=0.03, warmup=200, b2=0.98),
     ema=0.999,
   )

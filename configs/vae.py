@@ -58,7 +58,7 @@ def mini():
   return common.base(
     task="vae",
     title="VAE mini",
-    steps=6_000,
+    steps=1_500,
     batch_size=8,
     freeze=("vae/encoder",),
     model=_model(

@@ -199,6 +199,8 @@ def test_errors_are_one_sentence(tokens, text_tokens, tokenizer, whole_run, tmp_
   cfg.data.sources.tokens.fingerprint = "0" * 16
   with pytest.raises(ValueError, match="was made by the tokenizer"):
     train.run(cfg, tmp_path / "run")
+  with pytest.raises(ValueError, match="only names 'nothing'"):
+    evaluate.run(class_config(tokens, **{"eval.only": ("nothing",)}), whole_run)
   gen, gen_params = Generator.load(whole_run / "model")
   tok, params, _ = tokenizer
   other = jax.tree.map(lambda x: x + 1, params)

@@ -10,6 +10,7 @@ from configs import tokenizer as configs
 from vftok import config as model_config
 from vftok import hub, shipped
 from vftok.convert.load import load_vae, save_vae
+from vftok.data.sim import SimSource
 from vftok.tools import ship
 
 
@@ -30,6 +31,19 @@ def test_every_shipped_model_loads_in_float32_and_has_a_card():
     checkpoint = hub.open_checkpoint(name)
     assert {value.dtype.name for _, value in checkpoint.tensors(checkpoint.shapes)} == {"float16"}
   assert sum(p.stat().st_size for p in shipped.FOLDER.rglob("*")) < 25e6
+
+
+def test_the_mini_tokens_say_what_is_in_the_clip():
+  tok, params = vftok.Tokenizer.load("vftok-mini")
+  assert {str(x.dtype) for x in jax.tree.leaves(params)} == {"float32"}
+  source = SimSource("val", 8, size=32)
+  clips = np.stack([source[i]["frames"] for i in (2, 5)])  # another object, floor and sky
+  psnr = lambda x, y: float(-10 * np.log10(np.mean(np.square(np.asarray(x) - (y / 127.5 - 1)) / 4)))
+  vae = tok.decode_pixels(params, tok.encode_latents(params, clips))
+  assert psnr(vae, clips) > 30
+  tokens = tok.encode(params, clips)
+  out = tok.decode(params, tokens.truncate(4), jax.random.key(0), steps=4)
+  assert psnr(out, clips) > psnr(out[::-1], clips) + 3
 
 
 def test_ship_halves_and_load_widens(smoke, tmp_path):

@@ -108,6 +108,7 @@ def save_files(directory: str | os.PathLike, tensors: Mapping[str, np.ndarray], 
   try:
     save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, partial / WEIGHTS, metadata={"format": "pt"})
     (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    (partial / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
     partial.chmod(0o755)
     if not target.exists():
       partial.rename(target)

@@ -56,7 +56,8 @@ def ship(model, out, vae=None, **usual) -> None:
     if not same or not jax.tree.all(jax.tree.map(np.array_equal, newer["encoder"], params["vae"]["encoder"])):
       raise ValueError(f"{vae} has another encoder than {model} was trained on: train one of them again.")
     params = {**params, "vae": newer}
-  half = jax.tree.map(lambda x: np.asarray(x, np.float16), params)
+  with np.errstate(over="ignore"):  # reported below
+    half = jax.tree.map(lambda x: np.asarray(x, np.float16), params)
   if not all(np.isfinite(x).all() for x in jax.tree.leaves(half)):
     raise ValueError(f"{model} has values beyond float16's range: keep it in float32.")
   tok.save(half, out)
