@@ -163,6 +163,7 @@ def test_evaluation_counts_bits(tokens, whole_run):
   np.testing.assert_allclose((slots[0] + slots[1] + 2 * slots[2]) / 4, values["val/bits_per_token"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_text_model_learns_what_the_text_says(text_tokens, tmp_path):
   cfg = t2v.get_config("smoke")
   cfg.data.sources.tokens.directory = cfg.eval.sets.val.tokens.directory = str(text_tokens)
@@ -176,6 +177,7 @@ def test_a_text_model_learns_what_the_text_says(text_tokens, tmp_path):
   assert values["val/bits/slot0"] < 0.1 < 0.35 < values["val/null/bits/slot0"]
 
 
+@pytest.mark.slow
 def test_media_show_samples_of_every_budget(tokens):
   task = make_task(class_config(tokens))
   params = Generator(task.gen.cfg).init(jax.random.key(0))

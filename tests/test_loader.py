@@ -183,7 +183,7 @@ def test_latents_are_passed_on(tmp_path):
   last = take(2, {"it": source}, batch_size=4, train=False)[1]
   assert last["_mask"].tolist() == [True, False, False, False]
   assert last["latents"].shape == (4, 2, 4, 4, 8) and last["latents"].dtype == np.float16
-  with pytest.raises(ValueError, match="some sources give latents and others video"):
+  with pytest.raises(ValueError, match="some sources give stored arrays and others video"):
     make_loader({"it": source, **MIX}, SPEC, 4, **ONE)
 
 

@@ -61,6 +61,7 @@ def test_stop_and_resume_leave_the_trace_of_one_run(name, whole_runs, tmp_path, 
     assert (tmp_path / "model" / part).read_bytes() == (whole_runs[name] / "model" / part).read_bytes()
 
 
+@pytest.mark.slow
 def test_lines_beyond_the_checkpoint_are_written_again_not_twice(whole_runs, tmp_path):
   train.run(config("tokenizer", steps=2), tmp_path)  # saves at 2
   path = tmp_path / "metrics.jsonl"
@@ -197,6 +198,7 @@ def test_split_and_merge_are_inverse():
   assert merge(trained, fixed) == tree
 
 
+@pytest.mark.slow
 def test_freezing_leaves_a_part_alone(tmp_path):
   cfg = config("tokenizer", steps=2)
   cfg.freeze = ("encoder",)
@@ -242,6 +244,7 @@ def test_half_written_metrics_are_cut(tmp_path):
   assert path.read_text() == '{"step": 1}\n'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sigterm"])
 def test_sigterm_saves_and_exits_0(name, tmp_path):
   environment = {**os.environ, "VFTOK_CACHE": str(tmp_path / "cache")}
