@@ -55,7 +55,11 @@ def paper(depth: int, *, text: bool, slots: int, tokens_seen: float, length: int
     log_every=50,
     save_every=2000,
     media_every=5000,
-    tokenize=tokenize("EPFL-VILAB/videoflextok_d18_d28", dict(videos=dict(kind="video_folder", path="videos"))),
+    tokenize=tokenize(
+      "EPFL-VILAB/videoflextok_d18_d28",
+      dict(videos=dict(kind="video_folder", path="videos")),
+      **(dict(text="t5", text_path="google/umt5-xxl", text_tokens=128) if text else {}),  # a directory of yours
+    ),
   )
 
 

@@ -99,22 +99,19 @@ def tokenize(cfg: ConfigDict, out: str | os.PathLike) -> str:
     return f"{out} is already there, made by this tokenizer from these sources."
   work = out.with_name(f".{out.name}.chunks")
   _begin(work, meta)
-  counts, hidden = {}, {}
-  for split, sources in meta["splits"].items():
-    counts[split], hidden[split] = _encode_split(law, split, sources, work, tok, params, encoder)
+  splits = meta["splits"].items()
+  counts = {split: _encode_split(law, split, sources, work, tok, params, encoder) for split, sources in splits}
+  _await()
   if jax.process_index():
     return f"this host's part is in {work}."
-  _await(work, counts)
   with whole_directory(out, meta) as directory:
     write_tokens(directory, {split: lambda s=split: _examples(work, s, counts[s]) for split in counts}, meta)
+  written = {split: sum(_length(path) for path in work.glob(f"{split}-*.npz")) for split in counts}
   shutil.rmtree(work)
   size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-  lost = sum(hidden.values())
-  return (
-    f"{out}: "
-    + ", ".join(f"{split} {n}" for split, n in counts.items())
-    + f" clips (less {lost} that could not be read), {size / 1e6:.1f} MB"
-  )
+  lost = sum(counts.values()) - sum(written.values())
+  made = ", ".join(f"{split} {n}" for split, n in written.items())
+  return f"{out}: {made} clips ({lost} could not be read), {size / 1e6:.1f} MB"
 
 
 def _text_encoder(law):
@@ -135,8 +132,8 @@ def _begin(work: Path, meta: dict) -> None:
     path.write_text(json.dumps(meta))
 
 
-def _encode_split(law, split: str, sources: dict, work: Path, tok, params, encoder) -> tuple[int, int]:
-  """Encodes this host's chunks of a split that are not there yet. Returns (clips of the split, unreadable ones)."""
+def _encode_split(law, split: str, sources: dict, work: Path, tok, params, encoder) -> int:
+  """Encodes this host's chunks of a split that are not there yet. Returns how many clips the split has."""
   import jax
 
   spec = ClipSpec(frames=law.frames, size=(law.size, law.size), fps=law.fps or None)
@@ -159,18 +156,16 @@ def _encode_split(law, split: str, sources: dict, work: Path, tok, params, encod
     total, batches, names = loader.examples, len(loader), loader.names
   chunks = [c for c in range(-(-batches // per_chunk)) if c % jax.process_count() == jax.process_index()]
   missing = [c for c in chunks if not _chunk(work, split, c).exists()]
-  lost = 0
   with progress(f"tokenizing {split}", len(missing) * per_chunk * law.batch_size, "clips") as done:
     for c in missing:
       with open_at(c * per_chunk * law.batch_size) as loader:
         rows = []
         for _, batch in zip(range(per_chunk), loader, strict=False):
           rows.append(_encode(batch, names, tok, params, encoder))
-          lost += int((~batch["_mask"]).sum()) if c < chunks[-1] else 0
           done(law.batch_size)
       with whole_file(_chunk(work, split, c)) as path, open(path, "wb") as file:
         np.savez(file, **{key: np.concatenate([row[key] for row in rows]) for key in rows[0]})
-  return total, lost
+  return total
 
 
 def _encode(batch, names, tok, params, encoder) -> dict[str, np.ndarray]:
@@ -193,8 +188,13 @@ def _chunk(work: Path, split: str, number: int) -> Path:
   return work / f"{split}-{number:06d}.npz"
 
 
-def _await(work: Path, counts: dict[str, int]) -> None:
-  """Waits for the chunks of the other hosts."""
+def _length(path: Path) -> int:
+  with np.load(path, allow_pickle=False) as chunk:
+    return len(chunk["ids"])
+
+
+def _await() -> None:
+  """Waits until every host has written its chunks."""
   import jax
 
   if jax.process_count() > 1:
