@@ -55,7 +55,20 @@ def compile_cache(tmp_path_factory):
   jax.config.update("jax_compilation_cache_dir", old)
 
 
-LONGEST = ("test_train.py", "test_multidevice.py", "test_reconstruction.py", "test_ar_task.py")
+LONGEST = tuple(
+  f"test_{name}.py"
+  for name in (
+    "train",
+    "multidevice",
+    "reconstruction",
+    "ar_task",
+    "tokenizer",
+    "switches",
+    "parity",
+    "generator",
+    "vae",
+  )
+)
 
 
 def pytest_collection_modifyitems(items):
