@@ -26,7 +26,7 @@ def cheap_logits(params, video):
 @pytest.fixture(scope="module", autouse=True)
 def cheap():
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(scores, "_logits", cheap_logits)
+    patch.setattr(scores, "video_logits", cheap_logits)
     patch.setattr(reconstruction.weights, "load_i3d", lambda: {})
     yield
 

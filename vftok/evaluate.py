@@ -50,13 +50,13 @@ def evaluate_sets(cfg, workdir: Path, task, state: TrainState, frozen) -> dict[s
       total, batches = loader.examples, loader
       if cfg.eval.clips:
         total = min(total, cfg.eval.clips)
-        batches = _first(loader, total)
+        batches = first_clips(loader, total)
       numbers = task.evaluate(state.model, frozen, batches, total, name, workdir / "eval" / name)
     values |= {f"{name}/{k}": v for k, v in numbers.items()}
   return values
 
 
-def _first(batches, clips: int):
+def first_clips(batches, clips: int):
   """Batches up to a number of clips; what is over in the last one is masked."""
   left = clips
   for batch in batches:

@@ -64,7 +64,7 @@ def start(cfg: ARConfig, params, plan: Plan, cond: Condition, keys_B, *, guided:
   """
   b, length = plan.forced_BxL.shape
   rows = 2 * b if guided else b
-  cond = _doubled(cond, b) if guided else cond
+  cond = _doubled(cond) if guided else cond
   layers = [jax.tree.map(lambda x, i=i: x[i], params["blocks"]) for i in range(cfg.depth)]
   model = AR(cfg)
   context = model.apply({"params": params}, cond, plan.places, (rows, 1), method=AR.context)
@@ -147,8 +147,7 @@ def _rows(x, rows: int):
   return x if len(x) == rows else jnp.concatenate([x] * (rows // len(x)))
 
 
-def _doubled(cond: Condition, b: int) -> Condition:
+def _doubled(cond: Condition) -> Condition:
   """Rows with the condition, then the same rows without."""
   twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), cond._replace(null_BxG=None))
-  null = jnp.zeros((b, 1), bool) if cond.null_BxG is None else cond.null_BxG
-  return twice._replace(null_BxG=jnp.concatenate([null, jnp.ones_like(null)]))
+  return twice._replace(null_BxG=jnp.concatenate([cond.null_BxG, jnp.ones_like(cond.null_BxG)]))

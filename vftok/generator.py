@@ -100,13 +100,10 @@ class Generator:
     """
     ids = self._check_ids(ids)
     b, length = ids.shape
-    places = self._places(np.full((1, self.cfg.ar.steps), self.cfg.ar.slots) if keep is None else keep)
-    places = jax.tree.map(lambda x: x[:, :length], places)
-    return _logits(self.cfg.ar, params, ids, places, condition(self.cfg, cond, b))
-
-  def _places(self, keep_BxT, given_B=0) -> Places:
-    seq = order.sequence(keep_BxT, given_B, order=self.cfg.ar.order)
-    return Places.of(seq.time_BxL, seq.slot_BxL)
+    cfg = self.cfg.ar
+    seq = order.sequence(np.full((1, cfg.steps), cfg.slots) if keep is None else keep, order=cfg.order)
+    places = Places.of(seq.time_BxL[:, :length], seq.slot_BxL[:, :length])
+    return _logits(cfg, params, ids, places, condition(self.cfg, cond, b))
 
   def _check_ids(self, ids) -> jax.Array:
     ids, cfg = jnp.asarray(ids), self.cfg.ar

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
+
+from vftok.process import begin
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file, e.g. configs/tokenizer.py:mini.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics, videos and the model go.")
@@ -15,20 +17,9 @@ _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes
 
 
 def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected argument {argv[1]!r}: options start with --, config values with --config.")
-  logging.set_verbosity(logging.WARNING)  # every save of Orbax is twenty lines otherwise
-  import jax
+  begin(argv, distributed=_DISTRIBUTED.value)
+  from vftok import evaluate, train
 
-  from vftok import evaluate, perf, train
-
-  if _DISTRIBUTED.value:
-    jax.distributed.initialize()
-    print(
-      f"process {jax.process_index()} of {jax.process_count()}, {jax.local_device_count()} devices here", flush=True
-    )
-  perf.keep_memory()
-  perf.use_compile_cache()
   run = train.run if _MODE.value == "train" else evaluate.run
   try:
     result = run(_CONFIG.value, _WORKDIR.value)

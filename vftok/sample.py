@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vftok import programs
@@ -125,11 +124,10 @@ def _one(
     given = VideoTokens.full(given.ids[:, :, :slots]).truncate(min(slots, context_keep or slots))
   began = time.monotonic()
   tokens = gen.generate(gen_params, gen_key, cond, **options | dict(batch=batch, keep=keep, steps=steps, given=given))
-  ids = np.asarray(tokens.ids)  # waits for the device
+  jax.block_until_ready(tokens.ids)
   seconds = time.monotonic() - began
   made = int(tokens.total().sum()) - (0 if given is None else int(given.total().sum()))
-  ids = np.pad(ids, ((0, 0), (0, 0), (0, tok.registers - slots)))
-  tokens = VideoTokens(jnp.asarray(ids), tokens.keep)
+  tokens = tokens.widen(tok.registers)
   video = to_uint8(tok.decode(tok_params, tokens, paint_key, first_frames=first_frames, **decode))
   return Piece(video, tokens, made, seconds), first_frames
 

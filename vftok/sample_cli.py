@@ -38,10 +38,10 @@ def run(args, load_tokenizer, sampler) -> None:
   if not 1 <= keeps[0] <= keeps[-1] <= gen.cfg.ar.slots:
     raise ValueError(f"--keep is {args.keep}, expected 1 to {gen.cfg.ar.slots}, the generator's tokens per time step.")
   first = _first_frames(args, tok)
-  columns, rate = [], 0.0
+  columns, counts, rate = [], [], 0.0
   with progress("sampling", len(keeps), "budgets", first=COMPILING) as advance:
     for keep in keeps:
-      # One key for all budgets: in time-first order a smaller budget is then a coarser view of the same video.
+      # One key for all budgets: where guidance is the same too, a smaller budget is a coarser view of the same video.
       pieces = list(
         sample(
           gen,
@@ -63,11 +63,11 @@ def run(args, load_tokenizer, sampler) -> None:
         )
       )
       columns.append(np.concatenate([piece.video for piece in pieces], axis=1))
+      counts.append(sum(piece.made for piece in pieces) // args.samples)
       rate = sum(piece.made for piece in pieces) / max(sum(piece.seconds for piece in pieces), 1e-9)
       advance(1)
-  steps = gen.cfg.ar.steps
   bits = np.log2(tok.codebook_size)
-  labels = [f"k = {k}\n{k * steps} tokens, {si(k * steps * bits, 'bit')}" for k in keeps]
+  labels = [f"k = {k}\n{n} tokens made, {si(n * bits, 'bit')}" for k, n in zip(keeps, counts, strict=True)]
   labels[0] = f"{_title(args, prompt)}\n{labels[0].replace(chr(10), ', ')}" if len(keeps) == 1 else labels[0]
   rows = [np.concatenate(list(column), axis=1) for column in columns]
   began = time.monotonic()

@@ -57,6 +57,10 @@ class VideoTokens:
     check_counts(counts, k)
     return self.replace(keep=jnp.minimum(self.keep, counts.astype(jnp.int32)))
 
+  def widen(self, slots: int) -> VideoTokens:
+    """The same tokens among `slots` per step, at least K: a generator may know fewer than its tokenizer."""
+    return self.replace(ids=jnp.pad(self.ids, ((0, 0), (0, 0), (0, slots - self.ids.shape[2]))))
+
   def total(self) -> jax.Array:
     """int32 [B]: tokens kept in each video."""
     return self.keep.sum(axis=1)

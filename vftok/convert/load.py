@@ -37,9 +37,14 @@ def load(name: str | os.PathLike, vae: str | os.PathLike | None = None) -> tuple
 
 
 def save(cfg: TokenizerConfig, params, directory: str | os.PathLike) -> None:
-  """vftok's own layout: one tensor per leaf, named by its path."""
+  """vftok's own layout."""
+  save_leaves(params, to_json(cfg), directory)
+
+
+def save_leaves(params, config: dict[str, Any], directory: str | os.PathLike) -> None:
+  """Any model in vftok's layout: one tensor per leaf, named by its path. `read_leaves` is the inverse."""
   flat = traverse.flatten_dict(nn.unbox(params), sep="/")
-  hub.save_files(directory, {key: np.asarray(value) for key, value in flat.items()}, to_json(cfg))
+  hub.save_files(directory, {key: np.asarray(value) for key, value in flat.items()}, config)
 
 
 def load_vae(name: str | os.PathLike) -> tuple[VAEConfig, dict[str, Any]]:
@@ -56,8 +61,7 @@ def load_vae(name: str | os.PathLike) -> tuple[VAEConfig, dict[str, Any]]:
 
 def save_vae(cfg: VAEConfig, params, directory: str | os.PathLike) -> None:
   """A VAE by itself, in vftok's layout: what `configs/tokenizer.py` trains on."""
-  flat = traverse.flatten_dict(nn.unbox(params), sep="/")
-  hub.save_files(directory, {key: np.asarray(value) for key, value in flat.items()}, vae_to_json(cfg))
+  save_leaves(params, vae_to_json(cfg), directory)
 
 
 def _load_own(checkpoint: hub.Checkpoint) -> tuple[TokenizerConfig, dict[str, Any]]:
@@ -107,19 +111,23 @@ def _load_reference(checkpoint: hub.Checkpoint, vae) -> tuple[TokenizerConfig, d
 
   rules = reference_weights.rules(cfg, names)
   hub.report_keys(checkpoint.path, rules.keys() - shapes.keys(), shapes.keys() - rules.keys())
-  return cfg, converted(checkpoint, rules, sources, abstract_params(cfg))
+  return cfg, converted(rules, sources, abstract_params(cfg))
 
 
-def converted(checkpoint: hub.Checkpoint, rules, sources, leaves) -> dict[str, Any]:
+def converted(rules, sources, leaves, dtypes=None) -> dict[str, Any]:
   """Our tree out of another layout's tensors.
 
   Args:
     rules: their key -> Rule. sources: their key -> (Checkpoint, name in its file). leaves: path -> shape of our leaf.
+    dtypes: path -> dtype to read a leaf in; None: as it is stored.
+
+  Raises:
+    ValueError: a tensor of another shape than its leaf.
   """
   slots = {key: np.broadcast_to(np.int8(0), leaves[rule.path].shape)[rule.index] for key, rule in rules.items()}
   for key, rule in rules.items():
     file, name = sources[key]
-    hub.report_shape(checkpoint.path, key, file.shapes[name], rule.to_theirs(slots[key]).shape)
+    hub.report_shape(file.path, key, file.shapes[name], rule.to_theirs(slots[key]).shape)
   flat: dict[tuple[str, ...], np.ndarray] = {}
   for file in {id(file): file for file, _ in sources.values()}.values():
     names_here = {name: key for key, (owner, name) in sources.items() if owner is file}
@@ -127,11 +135,11 @@ def converted(checkpoint: hub.Checkpoint, rules, sources, leaves) -> dict[str, A
       key = names_here[name]
       path, index = rules[key].path, rules[key].index
       if path not in flat:
-        flat[path] = np.empty(leaves[path].shape, value.dtype)
-      if flat[path].dtype != value.dtype:  # tensors of mixed precision share a leaf: keep the finer one
+        flat[path] = np.empty(leaves[path].shape, dtypes[path] if dtypes else value.dtype)
+      if not dtypes and flat[path].dtype != value.dtype:  # tensors of mixed precision share a leaf: keep the finer one
         flat[path] = flat[path].astype(np.promote_types(flat[path].dtype, value.dtype))
       flat[path][index] = rules[key].to_ours(value, slots[key].shape)
-  return traverse.unflatten_dict({path: jax.numpy.asarray(value) for path, value in flat.items()})
+  return traverse.unflatten_dict({path: jax.numpy.asarray(flat.pop(path)) for path in list(flat)})
 
 
 def _vae_source(checkpoint: hub.Checkpoint, vae):

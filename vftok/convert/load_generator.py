@@ -13,7 +13,7 @@ import numpy as np
 from vftok import hub
 from vftok.config import FORMAT_GENERATOR, generator_from_json, generator_to_json
 from vftok.convert import semantok_ar
-from vftok.convert.load import converted, read_leaves
+from vftok.convert.load import converted, read_leaves, save_leaves
 from vftok.generator import Generator, GeneratorConfig
 
 
@@ -35,13 +35,12 @@ def load(name: str | os.PathLike) -> tuple[GeneratorConfig, dict[str, Any]]:
   rules, shapes = semantok_ar.rules(cfg.ar), checkpoint.shapes
   hub.report_keys(checkpoint.path, rules.keys() - shapes.keys(), shapes.keys() - rules.keys())
   sources = {key: (checkpoint, key) for key in rules}
-  return cfg, converted(checkpoint, rules, sources, abstract_params(cfg))
+  return cfg, converted(rules, sources, abstract_params(cfg))
 
 
 def save(cfg: GeneratorConfig, params, directory: str | os.PathLike) -> None:
-  """vftok's own layout: one tensor per leaf, named by its path."""
-  flat = traverse.flatten_dict(nn.unbox(params), sep="/")
-  hub.save_files(directory, {key: np.asarray(value) for key, value in flat.items()}, generator_to_json(cfg))
+  """vftok's own layout."""
+  save_leaves(params, generator_to_json(cfg), directory)
 
 
 def export(cfg: GeneratorConfig, params, directory: str | os.PathLike) -> None:

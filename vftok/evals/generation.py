@@ -1,7 +1,8 @@
 """Generated clips against real ones, as a curve over budget: gFVD, agreement with the caption, nearest training clips.
 
 Protocol, the same for every row of a table:
-  each held-out clip gives its condition (caption or class) once; videos are rounded to 8 bits.
+  each held-out clip gives its condition (caption or class) once; videos are rounded to 8 bits. Tokens are made once, at
+    the largest budget and under its guidance; smaller budgets are prefixes of them.
   gFVD (lower is better): `frechet` between generated clips and real ones on I3D logits, all frames. `gfvd_vae` has the
     VAE's reconstructions of the same real clips as reference (SemanTok's protocol); the two are not comparable.
   alignment: `vftok.evals.alignment`, beside the tokenizer's own reconstructions at that budget and real clips.
@@ -17,17 +18,15 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vftok.data.video_writer import to_uint8
 from vftok.evals import frechet
 from vftok.evals.alignment import Agreement
 from vftok.evals.nets import weights
-from vftok.evals.nets.i3d import i3d_logits
+from vftok.evals.scores import video_logits
 from vftok.models.flow import Guidance
 from vftok.progress import progress
-from vftok.types import VideoTokens
 
 REAL, VAE = "real", "VAE alone"
 
@@ -96,8 +95,7 @@ def evaluate(
       made = gen.generate(
         gen_params, made_key, _condition(gen, batch), keep=max(keeps), guidance=guidance, temperature=temperature
       )
-      spare = ((0, 0), (0, 0), (0, tok.registers - gen.cfg.ar.slots))
-      made, own = VideoTokens(jnp.pad(made.ids, spare), made.keep), tok.encode(params, video)
+      made, own = made.widen(tok.registers), tok.encode(params, video)
       videos = {REAL: video, VAE: to_uint8(tok.decode_pixels(params, tok.encode_latents(params, video)))}
       for k, (kind, tokens) in itertools.product(keeps, (("generated", made), ("reconstructed", own))):
         painted = tok.decode(params, tokens.truncate(k), paint_key, steps=steps, guidance=decode_guidance)
@@ -105,7 +103,7 @@ def evaluate(
         done(int(mask.sum()) if kind == "generated" else 0)
       for name, frames in videos.items():
         if inception is not None:
-          statistics[name].update(_logits(inception, frames), mask)
+          statistics[name].update(video_logits(inception, frames), mask)
         if agreement:
           agreement[name].update(frames[mask], batch["caption"][mask])
         if neighbours is not None:
@@ -137,11 +135,6 @@ def _condition(gen, batch):
     texts = [str(caption) for caption in batch["caption"]]
     return {"text": [text if text.strip() else "a video" for text in texts]}
   return {"label": np.maximum(batch["label"], 0)} if gen.cfg.ar.n_classes else None
-
-
-@jax.jit
-def _logits(params, video_BxFxHxWx3):
-  return i3d_logits(params, video_BxFxHxWx3.astype(jnp.float32) / 127.5 - 1)
 
 
 class Neighbours:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import json
-import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from vftok.data.video_writer import video_writer
+from vftok.evals import page
 from vftok.evals.generation import REAL, VAE, GenerationEvaluation
-from vftok.evals.report import STYLE
 from vftok.picture import video_rows
 
 
@@ -26,28 +21,21 @@ def write(
 
   Args:
     prompts: {column label: uint8 [n, F, H, W, 3]}: the same noise under other prompts, or empty.
+
+  Raises:
+    ValueError: `directory` is a file or holds anything that is no report.
   """
-  target = Path(directory)
-  partial = target.with_name(f".{target.name}.part")
-  shutil.rmtree(partial, ignore_errors=True)
-  partial.mkdir(parents=True)
-  try:
+  films = {}
+  if evaluation.media:
+    films["samples"] = video_rows(_columns(evaluation.media))
+  if prompts:
+    films["prompts"] = video_rows(prompts)
+  with page.whole_report(directory, "generation.json") as partial:
     (partial / "generation.json").write_text(json.dumps({"title": title, "rows": evaluation.rows}, indent=2) + "\n")
-    (partial / "table.md").write_text(f"# {title}\n\n{facts(evaluation)}\n\n{markdown(cells(evaluation))}")
-    films = {}
-    if evaluation.media:
-      films["samples"] = video_rows(_columns(evaluation.media))
-    if prompts:
-      films["prompts"] = video_rows(prompts)
+    (partial / "table.md").write_text(f"# {title}\n\n{facts(evaluation)}\n\n{page.markdown_table(cells(evaluation))}")
     for name, film in films.items():
-      with video_writer(partial / f"{name}.mp4", fps) as writer:
-        writer.write(film)
-      Image.fromarray(film[len(film) // 2]).save(partial / f"{name}.png")
+      page.write_film(partial, name, film, fps)
     (partial / "generation.html").write_text(_page(partial, list(films), evaluation, title), encoding="utf-8")
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
 
 
 def facts(evaluation: GenerationEvaluation) -> str:
@@ -79,11 +67,6 @@ def cells(evaluation: GenerationEvaluation) -> list[list[str]]:
   return out
 
 
-def markdown(table: list[list[str]]) -> str:
-  lines = ["| " + " | ".join(line) + " |" for line in table]
-  return "\n".join([lines[0], "| --- |" + " ---: |" * (len(table[0]) - 1), *lines[1:]]) + "\n"
-
-
 def _columns(media: list[dict[str, Any]]) -> dict[str, np.ndarray]:
   names = [name for name in media[0] if name not in ("caption", VAE)]
   order = lambda name: (name != REAL, name.startswith("nearest"), not name.startswith("generated"))
@@ -92,22 +75,11 @@ def _columns(media: list[dict[str, Any]]) -> dict[str, np.ndarray]:
 
 def _page(directory: Path, films: list[str], evaluation: GenerationEvaluation, title: str) -> str:
   esc = html.escape
-  out = [f"<!doctype html><html lang=en><meta charset=utf-8><title>{esc(title)}</title><style>{STYLE}</style>"]
-  out.append(f"<h1>{esc(title)}</h1><p class=facts>{esc(facts(evaluation))}</p><table>")
-  for i, line in enumerate(cells(evaluation)):
-    tag = "td" if i else "th"
-    out.append("<tr>" + "".join(f"<{tag}>{esc(cell)}</{tag}>" for cell in line) + "</tr>")
-  out.append("</table>")
+  out = [page.head(title), f"<p class=facts>{esc(facts(evaluation))}</p>", page.table(cells(evaluation))]
   heads = {"samples": "Samples, one row per caption", "prompts": "The same noise under other prompts"}
   for name in films:
-    out.append(f"<h2>{esc(heads[name])}</h2>{_film(directory, name)}")
+    out.append(f"<h2>{esc(heads[name])}</h2>{page.film(directory, name)}")
     if name == "samples":
       captions = "".join(f"<li>{esc(clip['caption'])}</li>" for clip in evaluation.media)
       out.append(f"<ol>{captions}</ol>")
-  return re.sub(r"\n+", "\n", "\n".join(out)) + "</html>\n"
-
-
-def _film(directory: Path, name: str) -> str:
-  data = lambda end, kind: f"data:{kind};base64,{base64.b64encode((directory / f'{name}.{end}').read_bytes()).decode()}"
-  poster, source = data("png", "image/png"), data("mp4", "video/mp4")
-  return f'<p><video autoplay loop muted controls playsinline poster="{poster}" src="{source}"></video></p>'
+  return "\n".join(out) + "</html>\n"

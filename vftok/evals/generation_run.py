@@ -7,27 +7,24 @@ import itertools
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vftok.data.clip import ClipSpec
 from vftok.data.loader import make_loader
 from vftok.data.video_writer import to_uint8
 from vftok.evals import alignment, generation, generation_report
-from vftok.models.flow import CFG
-from vftok.types import VideoTokens
+from vftok.evaluate import first_clips
 
 BATCH = 16
 
 
-def evaluate(cfg, gen, params, tok, tok_params, out) -> dict[str, float]:
-  """Scalars; writes a report to OUT/generation."""
+def evaluate(cfg, gen, params, tok, tok_params, guidance, out) -> dict[str, float]:
+  """Scalars; writes a report to OUT/generation. `guidance` is the decoder's."""
   law, data = cfg.eval.generation, cfg.tokenize
   splits = data.splits.to_dict()
   spec = ClipSpec(frames=data.frames, size=(data.size, data.size), fps=data.fps or None)
   where = dict(process_index=0, process_count=1, seed=cfg.seed)
   scenes = {name: source for name, source in splits["train"].items() if name == "sim"}
-  guidance = CFG(scale=cfg.loss.show_guidance) if "null" in tok.cfg.decoder.replacements else None
   classifier = None
   if law.classifier_steps and scenes:
     with contextlib.closing(make_loader(scenes, spec, 64, workers=0, **where)) as loader:
@@ -35,13 +32,12 @@ def evaluate(cfg, gen, params, tok, tok_params, out) -> dict[str, float]:
   with contextlib.closing(make_loader(splits["train"], spec, BATCH, split="train", train=False, **where)) as loader:
     pool = [batch["video"][batch["_mask"]] for batch in itertools.islice(loader, -(-law.pool // BATCH))]
   with contextlib.closing(make_loader(splits["val"], spec, BATCH, split="val", train=False, **where)) as loader:
-    batches = itertools.islice(loader, -(-law.clips // BATCH))
     evaluation = generation.evaluate(
       gen,
       params,
       tok,
       tok_params,
-      batches,
+      first_clips(loader, law.clips),
       split="val",
       keeps=tuple(law.keeps),
       seed=law.seed,
@@ -65,8 +61,7 @@ def _prompts(gen, params, tok, tok_params, law, guidance) -> dict[str, np.ndarra
   out = {}
   for prompt in law.prompts:
     made = gen.generate(params, jax.random.key(law.seed), {"text": [prompt]}, guidance=law.guidance or None)
-    spare = ((0, 0), (0, 0), (0, tok.registers - gen.cfg.ar.slots))
-    made = VideoTokens(jnp.pad(made.ids, spare), made.keep)
+    made = made.widen(tok.registers)
     rows = [
       to_uint8(tok.decode(tok_params, made.truncate(k), jax.random.key(law.seed), steps=law.steps, guidance=guidance))
       for k in law.keeps

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import itertools
 import json
 import re
-import secrets
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from vftok.data.video_writer import video_writer
+from vftok.evals import page
 from vftok.evals.reconstruction import FIRST_FRAME, VAE, Evaluation
 from vftok.evals.scores import METRICS
 from vftok.picture import curves_png, labelled_grid, si
@@ -39,34 +34,17 @@ def write_report(directory, evaluations: Sequence[Evaluation], *, title: str, fp
   Raises:
     ValueError: `directory` is a file or holds anything that is no report, or two evaluations share a split.
   """
-  target = Path(directory)
   splits = [evaluation.rows[0]["split"] for evaluation in evaluations]
   names = [re.sub(r"[^\w.-]+", "-", split) for split in splits]
   if not evaluations or len(set(names)) < len(names):
     raise ValueError(f"the splits are {splits}, expected at least one and each once: name them apart.")
-  if (
-    target.exists() and not (target / "metrics.json").is_file() and not (target.is_dir() and not any(target.iterdir()))
-  ):
-    raise ValueError(f"{target} exists and is no earlier report: choose another directory.")
-  target.parent.mkdir(parents=True, exist_ok=True)
-  partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-  try:
-    partial.mkdir()
+  with page.whole_report(directory, "metrics.json") as partial:
     (partial / "metrics.json").write_text(json.dumps(to_json(evaluations, title), indent=2, allow_nan=False) + "\n")
     (partial / "table.md").write_text(markdown(evaluations, title))
     for name, evaluation in zip(names, evaluations, strict=True):
       _curves(partial / f"curves-{name}.png", evaluation, title)
       _films(partial, name, evaluation, fps)
     (partial / "report.html").write_text(_page(partial, names, evaluations, title), encoding="utf-8")
-    if target.exists():
-      old = partial.with_suffix(".old")
-      target.rename(old)
-      partial.rename(target)
-      shutil.rmtree(old)
-    else:
-      partial.rename(target)
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
 
 
 def to_json(evaluations: Sequence[Evaluation], title: str) -> dict[str, Any]:
@@ -116,7 +94,7 @@ def markdown(evaluations: Sequence[Evaluation], title: str) -> str:
   parts = [f"# {title}\n\n"]
   for evaluation in evaluations:
     parts.append(f"## {evaluation.rows[0]['split']}\n\n{facts(evaluation)}\n\n")
-    parts.append(_markdown_table(_cells(evaluation)))
+    parts.append(page.markdown_table(_cells(evaluation)))
     if lines := _codebook(evaluation):
       parts.append(f"\nCodebook: {lines}.\n\n")
     marks = {True: "yes", False: "**no**"}
@@ -161,11 +139,6 @@ def _number(metric, row) -> str:
   return f"{row[metric]:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
 
 
-def _markdown_table(cells) -> str:
-  lines = ["| " + " | ".join(line) + " |" for line in cells]
-  return "\n".join([lines[0], "| --- |" + " ---: |" * (len(cells[0]) - 1), *lines[1:]]) + "\n"
-
-
 def _codebook(evaluation) -> str:
   if not (c := evaluation.codebook):
     return ""
@@ -199,40 +172,22 @@ def _films(directory, name, evaluation, fps):
   columns = ["original", VAE, *(row["name"] for row in _kept(evaluation))]
   labels = [n if n not in rows or rows[n]["bits"] is None else f"{n}\n{si(rows[n]['bits'], 'bit')}" for n in columns]
   grid = np.concatenate([labelled_grid([clip[n] for n in columns], labels) for clip in evaluation.media], axis=1)
-  with video_writer(directory / f"grid-{name}.mp4", fps) as writer:
-    writer.write(grid)
-  Image.fromarray(grid[len(grid) // 2]).save(directory / f"grid-{name}.png")
-
-
-STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse;margin:1rem 0}td,th{padding:.3rem .8rem;border-bottom:1px solid #ddd;text-align:right}
-td:first-child,th:first-child{text-align:left}img,video{max-width:100%;border-radius:4px}.facts{color:#555}
-.no{color:#b3261e;font-weight:600}"""
+  page.write_film(directory, f"grid-{name}", grid, fps)
 
 
 def _page(directory, names, evaluations, title) -> str:
   esc = html.escape
-  out = [f"<!doctype html><html lang=en><meta charset=utf-8><title>{esc(title)}</title><style>{STYLE}</style>"]
-  out.append(f"<h1>{esc(title)}</h1>")
+  out = [page.head(title)]
   for name, evaluation in zip(names, evaluations, strict=True):
     out.append(f"<h2>{esc(evaluation.rows[0]['split'])}</h2><p class=facts>{esc(facts(evaluation))}</p>")
-    for line, tag in zip(cells := _cells(evaluation), ["th"] + ["td"] * len(cells), strict=False):
-      start = "<table><tr>" if tag == "th" else "<tr>"
-      out.append(start + "".join(f"<{tag}>{esc(cell)}</{tag}>" for cell in line) + "</tr>")
-    out.append("</table>")
+    out.append(page.table(_cells(evaluation)))
     if lines := _codebook(evaluation):
       out.append(f"<p>Codebook: {esc(lines)}.</p>")
     mark = lambda c: "yes" if c["holds"] else "<span class=no>no</span>"
     items = [f"<li>{esc(c['check'])}: {mark(c)} ({esc(c['detail'])})</li>" for c in checks(evaluation)]
     out.append(f"<ul>{''.join(items)}</ul>" if items else "")
     if (curves := directory / f"curves-{name}.png").is_file():
-      out.append(f'<p><img alt="curves over tokens kept" src="{_data(curves, "image/png")}"></p>')
-    if (film := directory / f"grid-{name}.mp4").is_file():
-      poster = _data(directory / f"grid-{name}.png", "image/png")
-      source = _data(film, "video/mp4")
-      out.append(f'<p><video autoplay loop muted controls playsinline poster="{poster}" src="{source}"></video></p>')
+      out.append(f'<p><img alt="curves over tokens kept" src="{page.data(curves, "image/png")}"></p>')
+    if (directory / f"grid-{name}.mp4").is_file():
+      out.append(page.film(directory, f"grid-{name}"))
   return "\n".join(out) + "</html>\n"
-
-
-def _data(path: Path, kind: str) -> str:
-  return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"

@@ -28,7 +28,7 @@ class Scores:
 
   def features(self, name, seed, video_BxFxHxWx3, mask) -> None:
     if self.inception is not None:
-      logits = _logits(self.inception, video_BxFxHxWx3)
+      logits = video_logits(self.inception, video_BxFxHxWx3)
       self.statistics.setdefault((name, seed), frechet.Statistics()).update(logits, mask)
 
   def frames(self, video, videos, mask) -> None:
@@ -60,7 +60,8 @@ class Scores:
 
 
 @jax.jit
-def _logits(params, video_BxFxHxWx3):
+def video_logits(params, video_BxFxHxWx3):
+  """I3D's logits [B, 400] of uint8 videos."""
   return i3d_logits(params, video_BxFxHxWx3.astype(jnp.float32) / 127.5 - 1)
 
 

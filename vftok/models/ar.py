@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from vftok.models.ar_inputs import Condition, Context, Places, of_segment, shifted, visible
-from vftok.models.layers import trunc_normal, xavier
+from vftok.models.layers import repeated, trunc_normal, xavier
 from vftok.order import ORDERS
 from vftok.sharding import constrain
 
@@ -105,18 +105,7 @@ class AR(nn.Module):
     if cfg.ctx_dim:
       init = nn.with_logical_partitioning(xavier(cfg.ctx_dim, d), (None, "embed"))
       self.text_in, self.null_text = self.param("text_in", init, (cfg.ctx_dim, d)), table("null_text", cfg.n_ctx_null)
-    block = Block
-    if cfg.remat != "none":
-      block = nn.remat(Block, policy=getattr(jax.checkpoint_policies, cfg.remat), prevent_cse=not cfg.scan)
-    self.blocks = nn.scan(
-      block,
-      variable_axes={"params": 0},
-      split_rngs={"params": True},
-      length=cfg.depth,
-      unroll=1 if cfg.scan else cfg.depth,
-      in_axes=nn.broadcast,
-      metadata_params={nn.PARTITION_NAME: "layers"},
-    )(cfg)
+    self.blocks = repeated(Block, cfg.depth, scan=cfg.scan, remat=cfg.remat)(cfg)
     self.norm = RMSNorm()
     init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("embed", "vocab"))
     self.head = self.param("head", init, (d, cfg.vocab))
@@ -151,9 +140,7 @@ class AR(nn.Module):
     """int32 [B, L]: the class of the sequence that each position belongs to."""
     null = jnp.full((shape[0], 1), self.cfg.n_classes, jnp.int32)
     label = null if cond.label_BxG is None else cond.label_BxG
-    if cond.null_BxG is not None:
-      label = jnp.where(cond.null_BxG, self.cfg.n_classes, label)
-    return of_segment(label, places, shape)
+    return of_segment(jnp.where(cond.null_BxG, self.cfg.n_classes, label), places, shape)
 
   def context(self, cond: Condition, places: Places, shape) -> Context | None:
     """Text features and the null vectors side by side; a mask chooses which of the two a query sees."""
@@ -172,13 +159,9 @@ class AR(nn.Module):
       groups = jnp.arange(cond.null_BxG.shape[1])
       has_BxG = (counts_BxS[:, None] & (cond.text_segment_BxS[:, None] == groups[:, None])).any(2)
       seen_BxLxS = counts_BxS[:, None] & (cond.text_segment_BxS[:, None] == places.segment_BxL[:, :, None])
-    if cond.null_BxG is not None:
-      has_BxG = has_BxG & ~cond.null_BxG
-    has_BxLx1 = of_segment(has_BxG, places, shape)[:, :, None]
+    has_BxLx1 = of_segment(has_BxG & ~cond.null_BxG, places, shape)[:, :, None]
     seen_BxLxS = seen_BxLxS & has_BxLx1
     no_text = jnp.broadcast_to(~has_BxLx1, (*has_BxLx1.shape[:2], cfg.n_ctx_null))
-    if seen_BxLxS.shape[1] != no_text.shape[1]:
-      seen_BxLxS = jnp.broadcast_to(seen_BxLxS, (*no_text.shape[:2], seen_BxLxS.shape[2]))
     vectors = jnp.concatenate([text.astype(jnp.float32), null], axis=1)
     return Context(vectors, jnp.concatenate([seen_BxLxS, no_text], axis=2))
 

@@ -28,7 +28,7 @@ class Places(NamedTuple):
 
 
 class Condition(NamedTuple):
-  """What a sequence is about. All may be None; rows whose `null` is True have no condition whatever the others say.
+  """What a sequence is about. All but `null` may be None; where it is True there is no condition, whatever they say.
 
   Attributes:
     label_BxG: int32, a class for each of the G sequences packed into a row (G = 1 without packing).

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vftok.models.layers import Linear, PositionConfig, Positions, Weights, layer_norm, trunc_normal, xavier
+from vftok.models.layers import Linear, PositionConfig, Positions, Weights, layer_norm, repeated, trunc_normal, xavier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,15 +74,7 @@ class PrefixHead(nn.Module):
 
     queries = Positions(PositionConfig("learnable_sum", cfg.max_grid), cfg.dim, name="positions")(grid)
     x_BxTxPxD = jnp.broadcast_to(queries.reshape(steps, -1, cfg.dim), (b, steps, grid[1] * grid[2], cfg.dim))
-    blocks = nn.scan(
-      CrossBlock,
-      variable_axes={"params": 0},
-      split_rngs={"params": True},
-      length=cfg.depth,
-      unroll=1 if cfg.scan else cfg.depth,
-      in_axes=nn.broadcast,
-      metadata_params={nn.PARTITION_NAME: "layers"},
-    )
+    blocks = repeated(CrossBlock, cfg.depth, scan=cfg.scan)
     x_BxTxPxD, _ = blocks(cfg, k, name="blocks")(x_BxTxPxD, layer_norm(keys_BxMxD), seen_BxM)
     out = Linear(cfg.features, ("embed", None), zero_init=True, name="out")(layer_norm(x_BxTxPxD))
     return out.reshape(b, *grid, cfg.features)

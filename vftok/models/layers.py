@@ -35,6 +35,32 @@ def xavier(fan_in: int, fan_out: int):
   return init
 
 
+def repeated(block, depth: int, *, scan: bool = True, remat: str = "none"):
+  """`block(...)(carry, *static)` -> (carry, out), `depth` times, each with parameters of its own: leaves get a first
+  axis "layers".
+
+  Args:
+    scan: False unrolls the layers. remat: "none", or the name of a policy for what the backward pass keeps.
+
+  Raises:
+    ValueError: no policy of that name.
+  """
+  if remat != "none":
+    policy = getattr(jax.checkpoint_policies, remat, None)
+    if policy is None:
+      raise ValueError(f"remat is {remat!r}, expected 'none' or a name from jax.checkpoint_policies.")
+    block = nn.remat(block, policy=policy, prevent_cse=not scan)
+  return nn.scan(
+    block,
+    variable_axes={"params": 0},
+    split_rngs={"params": True},
+    length=depth,
+    unroll=1 if scan else depth,
+    in_axes=nn.broadcast,
+    metadata_params={nn.PARTITION_NAME: "layers"},
+  )
+
+
 class Weights(nn.Module):
   """Base of blocks whose `cfg` names a compute dtype; it makes their parameters and their MLP."""
 

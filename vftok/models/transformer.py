@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from vftok.models.attention import Layout, attend
-from vftok.models.layers import Weights, layer_norm, xavier
+from vftok.models.layers import Weights, layer_norm, repeated, xavier
 from vftok.sharding import constrain
 
 
@@ -61,21 +61,7 @@ class Stack(nn.Module):
     cfg = self.cfg
     if tap is not None and not 0 <= tap < cfg.depth:
       raise ValueError(f"tap is {tap}, expected the index of a block, 0..{cfg.depth - 1}.")
-    block = Block
-    if cfg.remat != "none":
-      policy = getattr(jax.checkpoint_policies, cfg.remat, None)
-      if policy is None:
-        raise ValueError(f"remat is {cfg.remat!r}, expected 'none' or a name from jax.checkpoint_policies.")
-      block = nn.remat(Block, policy=policy, prevent_cse=not cfg.scan)
-    scanned = nn.scan(
-      block,
-      variable_axes={"params": 0},
-      split_rngs={"params": True},
-      length=cfg.depth,
-      unroll=1 if cfg.scan else cfg.depth,
-      in_axes=nn.broadcast,
-      metadata_params={nn.PARTITION_NAME: "layers"},
-    )
+    scanned = repeated(Block, cfg.depth, scan=cfg.scan, remat=cfg.remat)
     carry = (
       constrain(x_BxNxD, "batch", "length", None),
       *((x_BxNxD, jnp.int32(0)) if tap is not None else (None, None)),

@@ -132,8 +132,7 @@ class ARTask:
       self.gen.generate(params, jax.random.key(1), cond, guidance=self.law.show_scale),
       self.gen.cfg.ar.slots,
     )
-    spare = ((0, 0), (0, 0), (0, tok.registers - slots))  # a generator may know fewer slots than its tokenizer
-    made = VideoTokens(jnp.pad(made.ids, spare), made.keep)
+    made = made.widen(tok.registers)
     for keep in sorted({1, max(1, slots // 4), slots}):
       columns[f"generated, k = {keep}"] = decode(made.truncate(keep))
     return {"samples": video_rows(columns)}
@@ -164,7 +163,8 @@ class ARTask:
     """Generated clips against held-out ones; see vftok/evals/generation.py. Writes OUT/generation."""
     from vftok.evals.generation_run import evaluate
 
-    return evaluate(self.cfg, self.gen, params, *tokenizer(self.gen.cfg.tokenizer), out)
+    tok, tok_params = tokenizer(self.gen.cfg.tokenizer)
+    return evaluate(self.cfg, self.gen, params, tok, tok_params, _guidance(tok, self.law), out)
 
   def save(self, params, frozen, directory) -> None:
     self.gen.save(params, directory)

@@ -199,6 +199,8 @@ class TokenizerTask:
   def media(self, params, frozen, batch) -> dict[str, np.ndarray]:
     from vftok.picture import video_rows
 
+    if "video" not in batch:  # stored latents: nothing to compare with
+      return {}
     video, full, k = batch["video"][:4], self._full(params, frozen), self.tok.registers
     keeps = sorted({1, max(1, k // 4), k})
     tokens = self.tok.encode(full, video)

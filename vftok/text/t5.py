@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vftok.models.layers import Linear, trunc_normal
+from vftok.models.layers import Linear, repeated, trunc_normal
 from vftok.text import tokenizer, weights
 from vftok.text.encoder import TextEncoder
-from vftok.text.layers import Attention, scanned
+from vftok.text.layers import Attention
 
 ACTIVATIONS = {
   "relu": jax.nn.relu,
@@ -74,7 +74,7 @@ class T5(nn.Module):
     init = nn.with_logical_partitioning(trunc_normal, (None, "embed"))
     x_BxSxD = nn.Embed(cfg.vocab, cfg.dim, embedding_init=init, name="tokens")(ids_BxS).astype(jnp.float32)
     bias = None if cfg.bias_per_layer else PositionBias(cfg, name="bias")(ids_BxS.shape[1])
-    x_BxSxD, _ = scanned(T5Layer, cfg.depth)(cfg, name="layers")(x_BxSxD, mask_BxS, bias)
+    x_BxSxD, _ = repeated(T5Layer, cfg.depth)(cfg, name="layers")(x_BxSxD, mask_BxS, bias)
     return rms_norm(cfg, "norm")(x_BxSxD)
 
 

@@ -8,11 +8,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import flax.traverse_util as traverse
 import jax.numpy as jnp
-import numpy as np
 
 from vftok import hub
+from vftok.convert.load import converted
 from vftok.convert.reference_weights import LINEAR, SAME, VECTOR, Rule
 from vftok.text.encoder import Net, abstract_params
 
@@ -69,21 +68,8 @@ def read(
   known = {key for key in files if not re.fullmatch(unused, key)} | (files.keys() & table.keys())
   _report(where, what, table.keys() - known, known - table.keys())
   leaves = abstract_params(net)
-  for key, rule in table.items():
-    expected = rule.to_theirs(np.broadcast_to(np.int8(0), leaves[rule.path].shape)[rule.index]).shape
-    if files[key].shapes[key] != expected:
-      raise ValueError(
-        f"{files[key].path} holds {key} with shape {files[key].shapes[key]}, expected {expected} by its config: "
-        "check that both are of one model."
-      )
-  kinds = {path: jnp.dtype(dtype if path[-1] in ("kernel", "embedding") else "float32") for path in leaves}
-  flat = {path: np.empty(spec.shape, kinds[path]) for path, spec in leaves.items()}
-  for file in {id(files[key]): files[key] for key in table}.values():
-    for key, value in file.tensors(key for key in table if files[key] is file):
-      rule = table[key]
-      part = flat[rule.path][rule.index]
-      flat[rule.path][rule.index] = rule.to_ours(value, part.shape).astype(part.dtype)
-  return traverse.unflatten_dict({path: jnp.asarray(flat.pop(path)) for path in leaves})
+  dtypes = {path: jnp.dtype(dtype if path[-1] in ("kernel", "embedding") else "float32") for path in leaves}
+  return converted(table, {key: (files[key], key) for key in table}, leaves, dtypes)
 
 
 class Table(dict[str, Rule]):

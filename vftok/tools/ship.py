@@ -18,6 +18,7 @@ from vftok.convert.load import load_vae
 from vftok.identity import fingerprint
 from vftok.models.flow import GUIDANCES
 from vftok.tokenizer import Tokenizer
+from vftok.tools.command import exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,17 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--guidance", choices=list(GUIDANCES), help="how it is decoded by default, with --scale")
   parser.add_argument("--scale", type=float)
   parser.add_argument("--solver-steps", type=int)
-  args = parser.parse_args(argv)
+  return exit_code("ship", _run, parser.parse_args(argv))
+
+
+def _run(args: argparse.Namespace) -> None:
   usual = {name: getattr(args, name) for name in ("guidance", "scale", "solver_steps")}
-  try:
-    ship(args.model, args.out, args.vae, **{k: v for k, v in usual.items() if v is not None})
-  except (ValueError, OSError) as error:
-    print(f"ship: error: {error}", file=sys.stderr)
-    return 2
+  ship(args.model, args.out, args.vae, **{k: v for k, v in usual.items() if v is not None})
   size = sum(path.stat().st_size for path in Path(args.out).iterdir())
   tok, params = Tokenizer.load(args.out)
   print(f"{args.out}: {size / 1e6:.1f} MB, fingerprint {fingerprint(tok.cfg, params)}")
-  return 0
 
 
 def ship(model, out, vae=None, **usual) -> None:

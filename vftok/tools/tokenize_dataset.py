@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from vftok.data.clip import ClipSpec
@@ -25,6 +25,7 @@ from vftok.data.dataset_writer import is_made, whole_directory
 from vftok.data.loader import make_loader
 from vftok.data.tokens import write_tokens
 from vftok.data.video_writer import whole_file
+from vftok.process import begin
 from vftok.progress import progress
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -37,17 +38,7 @@ CHUNK = 256  # clips per file of the unfinished work
 
 
 def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected argument {argv[1]!r}: options start with --, config values with --config.")
-  logging.set_verbosity(logging.WARNING)
-  import jax
-
-  from vftok import perf
-
-  if _DISTRIBUTED.value:
-    jax.distributed.initialize()
-  perf.keep_memory()
-  perf.use_compile_cache()
+  begin(argv, distributed=_DISTRIBUTED.value)
   cfg = _CONFIG.value
   try:
     print(tokenize(cfg, _OUT.value or _directory(cfg)))
