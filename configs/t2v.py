@@ -40,7 +40,7 @@ def mini():
     title="vftok-mini-t2v",
     steps=4_000,
     batch_size=32,
-    model=ar.model(4, text=True, width=256),
+    model=ar.model(4, text=True, width=192),
     loss={**ar.LOSS, "given_probs": (0.8, 0.1, 0.1)},
     data=dict(sources=ar.tokens("tokens_mini"), workers=0, size=32),
     eval=dict(

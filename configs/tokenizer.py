@@ -1,4 +1,5 @@
-"""VideoFlexTok: configs/tokenizer.py:SIZE with SIZE one of smoke, mini, d12_d12, d18_d18, d18_d28, and d18_d28_stage2.
+"""VideoFlexTok: configs/tokenizer.py:SIZE, with SIZE one of smoke, mini_draft, mini, d12_d12, d18_d18, d18_d28 and
+d18_d28_stage2.
 
 The paper's recipe as far as it is known; values marked `unknown` are not published, they are our defaults.
 """
@@ -10,12 +11,16 @@ import dataclasses
 from configs import common
 from vftok.config import TokenizerConfig
 from vftok.models.decoder import DecoderConfig
+from vftok.models.draft import DraftConfig
 from vftok.models.encoder import EncoderConfig
 from vftok.models.layers import PositionConfig
 from vftok.models.transformer import StackConfig
 from vftok.models.vae import VAEConfig
 
 LOSS = dict(
+  flow=1.0,  # 0 trains the encoder and the draft alone
+  draft=0.0,  # weight of the draft's own error, where the decoder has a draft
+  fit_batches=0,  # batches that an encoder's linear map is fitted to before the first step
   time="mode",  # law of the flow time: mode, logit_normal or uniform; unknown
   mode_scale=0.25,  # unknown
   high=0.0,  # share of flow times from [high_from, 1] instead
@@ -42,8 +47,8 @@ LOSS = dict(
 
 
 def get_config(size: str = "mini"):
-  sizes = dict(smoke=smoke, mini=mini, d12_d12=d12_d12, d18_d18=d18_d18, d18_d28=d18_d28, d18_d28_stage2=d18_d28_stage2)
-  return sizes[size]()
+  sizes = (smoke, mini_draft, mini, d12_d12, d18_d18, d18_d28, d18_d28_stage2)
+  return {make.__name__: make for make in sizes}[size]()
 
 
 def _model(
@@ -58,6 +63,8 @@ def _model(
   vae=None,
   decoder_width=None,
   readout=None,
+  draft=None,
+  linear=False,
   sampling=(),
   **stack,
 ):
@@ -74,6 +81,7 @@ def _model(
       positions=grid,
       registers=registers,
       out_dim=len(levels),
+      linear=linear,
     ),
     decoder=DecoderConfig(
       stack=StackConfig(decoder_width or width, decoder, adaln=2, **stack),
@@ -84,6 +92,7 @@ def _model(
       register_positions=PositionConfig("learnable_sum", (max(16, registers),) * 2),
       code_dim=len(levels),
       readout=readout,
+      draft=draft,
     ),
     levels=levels,
     latent_size=(latent, latent),
@@ -100,9 +109,22 @@ def smoke():
     title="tokenizer smoke",
     steps=4,
     batch_size=4,
-    model=_model(64, 1, 2, registers=4, levels=(5, 5), latent=4, patch=(1, 2, 2), vae=vae),
+    model=_model(
+      64,
+      1,
+      2,
+      registers=4,
+      levels=(5, 5),
+      latent=4,
+      patch=(1, 2, 2),
+      vae=vae,
+      linear=True,
+      draft=DraftConfig((2, 2), hidden=16, context=1),
+    ),
     loss={
       **LOSS,
+      "draft": 0.5,
+      "fit_batches": 3,
       "prefix_latents": 0.5,
       "prefix_width": 64,
       "prefix_depth": 1,
@@ -140,21 +162,28 @@ def mini():
       latent=8,
       patch=(1, 2, 2),
       vae=vae,
+      linear=True,
+      draft=DraftConfig((4, 4), hidden=384, context=4),
       sampling=dict(guidance="cfg", scale=1.5, solver_steps=12),
     ),
-    loss={
-      **LOSS,
-      "high": 0.4,
-      "prefix_latents": 0.5,
-      "prefix_width": 192,
-      "usage": 0.05,
-      "given_probs": (0.8, 0.2),
-    },
+    loss={**LOSS, "high": 0.4, "draft": 0.5, "usage": 0.05, "given_probs": (0.8, 0.2)},
     data=dict(sources=common.mini_data(), size=32),
     eval=dict(sets=common.mini_sets(), clips=256, media=8, seeds=(0, 1, 2), guidance=1.5, steps=12),
     optim=dict(lr=8e-4, final=0.03, warmup=200, b2=0.98),
     ema=0.999,
   )
+
+
+def mini_draft():
+  """Before `mini`: its linear encoder and its draft, without the networks; give `mini` the result as init_from."""
+  cfg = mini()
+  cfg.title = "vftok-mini draft"
+  cfg.model.encoder.net = False
+  cfg.loss.update(dict(flow=0.0, draft=1.0, fit_batches=64))
+  cfg.batch_size, cfg.steps = 64, 2500
+  cfg.optim.lr = 1e-3
+  cfg.save_every = cfg.media_every = 1000
+  return cfg
 
 
 def _paper(encoder: int, decoder: int, *, size: int, patch, **own):

@@ -160,6 +160,7 @@ def check(cfg: TokenizerConfig) -> None:
   steps, kept = latents // enc.patch[0], (overlap - 1) // 4 + 1
   _expect(kept % enc.patch[0] == 0, "overlap_frames", overlap, f"latents in whole steps of {enc.patch[0]}")
   _counts("encoder", t_max=enc.t_max, out_dim=enc.out_dim)
+  _expect(enc.net or enc.linear, "encoder.net", enc.net, "True, or encoder.linear = True beside it")
   _expect(enc.t_max >= steps, "encoder.t_max", enc.t_max, f"at least {steps}, the time steps of a chunk")
   _expect(0 <= enc.global_token <= MAX_SIZE, "encoder.global_token", enc.global_token, f"0..{MAX_SIZE}")
   _expect(enc.out_dim == len(cfg.levels), "encoder.out_dim", enc.out_dim, f"one per FSQ level, {len(cfg.levels)}")
@@ -175,6 +176,11 @@ def check(cfg: TokenizerConfig) -> None:
   _expect(named, "decoder.replacements", dec.replacements, "mask, prefix and null at most once each")
   _check_positions("decoder.register_positions", dec.register_positions, (steps, dec.registers), dec.stack.dim)
   _counts("decoder", time_features=dec.time_features, readout=dec.readout or ())
+  if dec.draft is not None:
+    _counts("decoder.draft", grid=dec.draft.grid, hidden=dec.draft.hidden)
+    draft_grid = tuple(n // p for n, p in zip(cfg.latent_size, dec.patch[1:], strict=True))
+    _expect(dec.draft.grid == draft_grid, "decoder.draft.grid", dec.draft.grid, f"the patches of a step, {draft_grid}")
+    _expect(0 <= dec.draft.context < latents, "decoder.draft.context", dec.draft.context, f"0..{latents - 1}")
   _expect(dec.time_features % 2 == 0, "decoder.time_features", dec.time_features, "an even number")
   ok = math.isfinite(dec.max_timestep) and dec.max_timestep > 0
   _expect(ok, "decoder.max_timestep", dec.max_timestep, "a positive number")

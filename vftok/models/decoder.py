@@ -8,6 +8,7 @@ K - k. This is exact; k is a shape (a bucket), `keep` stays data.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import flax.linen as nn
 import jax
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 
 from vftok.models import masks
 from vftok.models.attention import Layout
+from vftok.models.draft import Draft, DraftConfig, draft_velocity
 from vftok.models.layers import (
   Linear,
   PositionConfig,
@@ -35,6 +37,7 @@ class DecoderConfig:
     given as clean frames, "null" in samples without condition. A released model may lack any of them.
   head_adaln: whether the output head is modulated by time.
   readout: (depth, out features) of a REPA head stored with the model, or None.
+  draft: a direct path from codes to latents that the flow starts from, or None.
   """
 
   stack: StackConfig
@@ -52,6 +55,7 @@ class DecoderConfig:
   time_features: int = 256
   max_timestep: float = 1.0
   readout: tuple[int, int] | None = None
+  draft: DraftConfig | None = None
 
   @property
   def collapsible(self) -> bool:
@@ -105,6 +109,11 @@ class Decoder(nn.Module):
     patches = Linear(dim, (None, "embed"), dtype=cfg.stack.dtype, name="patch_in")(x).astype(jnp.float32)
     if cfg.positions is not None:
       patches = patches + Positions(cfg.positions, dim, name="patch_positions")((steps, h, w))
+    start = 0.0
+    if cfg.draft is not None:
+      draft, variance = draft_of(cfg, name="draft")(codes_BxTxkxc, self._in_use(keep_BxT, k, prefix_BxT, null_B))
+      start = draft_velocity(draft, variance, x, t_B[:, None, None, None, None])
+      patches = patches + Linear(dim, (None, "embed"), dtype=cfg.stack.dtype, name="draft_in")(draft)
 
     features = timestep_features(t_B, cfg.max_timestep, cfg.time_features)
     temb_BxD = nn.silu(Linear(dim, (None, "embed"), name="time_in")(features))
@@ -122,7 +131,7 @@ class Decoder(nn.Module):
     else:
       out = stack(packed, layout, temb_BxD)
     velocity = self._head(out.reshape(b, steps, layout.block, dim)[:, :, : h * w], temb_BxD)
-    velocity = unpatchify(velocity.reshape(b, steps, h, w, -1), cfg.patch)
+    velocity = unpatchify(velocity.reshape(b, steps, h, w, -1) + start, cfg.patch)
     if tapped is not None or (self.is_initializing() and cfg.readout is not None):
       if cfg.readout is None:
         raise ValueError("readout_at is set and the decoder has no readout: give its config one, (depth, features).")
@@ -133,6 +142,14 @@ class Decoder(nn.Module):
         return velocity, features.reshape(b, steps, h, w, -1)
     named = {"patches": patches, "registers": registers, "packed": packed, "blocks": blocks, "temb": temb_BxD}
     return (velocity, named) if collect else velocity
+
+  @staticmethod
+  def _in_use(keep_BxT, k: int, prefix_BxT, null_B) -> jax.Array:
+    """int32 [B, T]: codes of each step that nothing overwrites."""
+    keep_BxT = jnp.minimum(keep_BxT, k)
+    if prefix_BxT is not None:
+      keep_BxT = jnp.where(prefix_BxT, 0, keep_BxT)
+    return keep_BxT if null_B is None else jnp.where(null_B[:, None], 0, keep_BxT)
 
   def _registers(self, codes_BxTxkxc, keep_BxT, collapsed: bool, prefix_BxT, null_B) -> jax.Array:
     """float32 [B, T, k (+1), D]: embedded codes with the learned vectors put over them."""
@@ -164,8 +181,13 @@ class Decoder(nn.Module):
       m = Linear(2 * cfg.stack.dim, ("embed", None), zero_init=True, name="head_adaln")(nn.silu(temb_BxD))
       shift, scale = jnp.split(m[:, None, None], 2, axis=-1)
       x = x * (1 + scale) + shift
-    out = cfg.channels * cfg.patch[0] * cfg.patch[1] * cfg.patch[2]
+    out = cfg.channels * math.prod(cfg.patch)
     return Linear(out, ("embed", None), use_bias=cfg.head_bias, zero_init=True, name="head")(x)
+
+
+def draft_of(cfg: DecoderConfig, **module) -> Draft:
+  """The draft of a decoder that has one; its parameters are the decoder's "draft"."""
+  return Draft(cfg.draft, cfg.registers, cfg.channels * math.prod(cfg.patch), **module)
 
 
 def readout_stack(decoder: StackConfig, depth: int) -> StackConfig:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vftok.models.attention import Layout
-from vftok.models.layers import Linear, PositionConfig, Positions, layer_norm, patchify, trunc_normal
+from vftok.models.layers import Linear, PositionConfig, Positions, layer_norm, patchify, trunc_normal, xavier
 from vftok.models.transformer import Stack, StackConfig
 
 
@@ -20,6 +20,9 @@ class EncoderConfig:
   t_max, registers: the register table [t_max, registers, D]; steps beyond t_max are an error.
   cross: for mask "flexible" only, see `masks.dense`.
   global_token: features of a per-frame vector that is projected and added to register 0 (SemanTok), 0 for none.
+  linear: z starts as a linear map of all latents of its step (one for the first step, one for the others), which a tiny
+    network takes long to find; the network then starts at zero and learns what the map misses.
+  net: False leaves the linear map alone.
   """
 
   stack: StackConfig
@@ -33,6 +36,8 @@ class EncoderConfig:
   cross: tuple[str, ...] = ("full",) * 4
   global_token: int = 0
   head_bias: bool = True
+  linear: bool = False
+  net: bool = True
 
 
 class Encoder(nn.Module):
@@ -48,6 +53,9 @@ class Encoder(nn.Module):
     b, t, h, w, _ = x.shape
     if t > cfg.t_max:
       raise ValueError(f"the encoder got {t} time steps, expected at most {cfg.t_max}: encode in chunks.")
+    linear = self._linear(x) if cfg.linear else 0.0
+    if not cfg.net:
+      return (linear, {}) if collect else linear
     patches = Linear(dim, (None, "embed"), dtype=cfg.stack.dtype, name="patch_in")(x).astype(jnp.float32)
     if cfg.positions is not None:
       patches = patches + Positions(cfg.positions, dim, name="patch_positions")((t, h, w))
@@ -68,7 +76,19 @@ class Encoder(nn.Module):
       layer_norm(registers_out)
     )
     named = {"patches": patches, "packed": packed, "blocks": blocks, "registers_out": registers_out}
+    z = z + linear
     return (z, named) if collect else z
+
+  def _linear(self, x_BxTxhxwxD) -> jax.Array:
+    cfg = self.cfg
+    b, t, h, w, d = x_BxTxhxwxD.shape
+    init = nn.with_logical_partitioning(xavier(h * w * d, cfg.registers * cfg.out_dim), (None, None, None))
+    kernel = self.param("linear_kernel", init, (2, h * w * d, cfg.registers * cfg.out_dim)).astype(jnp.float32)
+    zeros = nn.with_logical_partitioning(nn.initializers.zeros, (None, None))
+    bias = self.param("linear_bias", zeros, (2, cfg.registers * cfg.out_dim)).astype(jnp.float32)
+    x = x_BxTxhxwxD.astype(jnp.float32).reshape(b, t, -1)
+    z = jnp.concatenate([x[:, :1] @ kernel[0] + bias[0], x[:, 1:] @ kernel[1] + bias[1]], axis=1)
+    return z.reshape(b, t, cfg.registers, cfg.out_dim)
 
 
 def _run(stack: Stack, packed, layout: Layout, cond, collect: bool) -> tuple[jax.Array, jax.Array | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import flax.linen as nn
@@ -17,15 +18,17 @@ from vftok import perf, programs
 from vftok.convert.load import load_vae
 from vftok.data.video_writer import to_uint8
 from vftok.models import flow, fsq
-from vftok.models.decoder import Decoder
+from vftok.models.decoder import Decoder, draft_of
 from vftok.models.encoder import Encoder
 from vftok.models.heads import PrefixHead, PrefixHeadConfig, cosine_similarity
 from vftok.models.layers import patchify
 from vftok.models.nested import sample_keep
 from vftok.models.vae import VAE
 from vftok.tasks import Metrics, mean
+from vftok.tasks.linear_codes import step_code
 from vftok.tokenizer import Tokenizer
 
+ENCODER_NET = ("patch_in", "patch_positions", "registers", "stack", "head")  # what a linear encoder lacks
 HIGH_TIME = 0.8  # flow times above it show whether the tokens are used: below, the noisy latent tells nearly all
 
 
@@ -96,12 +99,20 @@ class TokenizerTask:
 
   def start(self, params, batches) -> Any:
     if not self.cfg.init_from:
-      return params
+      return self._fitted(params, batches) if self.tok.cfg.encoder.linear and self.law.fit_batches else params
     source, loaded = Tokenizer.load(self.cfg.init_from)
     for part in ("encoder", "decoder"):
       mine, theirs = (dataclasses.asdict(getattr(t.cfg, part)) for t in (self.tok, source))
       loaded[part] = _fitting(part, loaded[part], params[part], mine, theirs)
     return {**params, "encoder": loaded["encoder"], "decoder": loaded["decoder"]}
+
+  def _fitted(self, params, batches) -> Any:
+    """The encoder's linear map as the principal components of latents, the largest in the first registers."""
+    frozen, encoder = self.frozen(), self.tok.cfg.encoder
+    latents = (self._latents(frozen, batch) for batch in itertools.islice(batches, self.law.fit_batches))
+    steps = np.concatenate([np.asarray(patchify(x, encoder.patch)) for x in latents])
+    fit = step_code(steps.reshape(*steps.shape[:2], -1), encoder.registers * encoder.out_dim)
+    return {**params, "encoder": {**params["encoder"], **fit}}
 
   def loss(self, params, frozen, batch, keys_B, step) -> tuple[jax.Array, Metrics]:
     law, cfg = self.law, self.tok.cfg
@@ -110,25 +121,13 @@ class TokenizerTask:
 
     z = Encoder(cfg.encoder).apply({"params": params["encoder"]}, latents)
     codes = fsq.quantize(z, cfg.levels)
-    clean_latents = draws["given_BxL"][:, :, None, None, None]
-    noisy = flow.interpolate(latents, draws["noise"], draws["t"])
-    given = flow.interpolate(latents, draws["noise"], draws["given_t"])
-    noisy = jnp.where(clean_latents, given, noisy)
-    prefix = draws["given_BxL"][:, :: cfg.decoder.patch[0]] if "prefix" in cfg.decoder.replacements else None
-    out = Decoder(cfg.decoder).apply(
-      {"params": params["decoder"]},
-      codes,
-      draws["keep"],
-      noisy,
-      draws["t"],
-      prefix_BxT=prefix,
-      null_B=draws["null"],
-      readout_at=law.repa_layer if law.repa else None,
-    )
-    velocity, readout = out if law.repa else (out, None)
-
-    flow_B = _per_example(velocity, flow.target(latents, draws["noise"]), ~draws["given_BxL"])
-    terms, metrics = {"flow": flow_B}, {}
+    terms = {}
+    if law.flow:
+      flow_B, readout = self._flow(params, latents, codes, draws)
+      terms["flow"] = law.flow * flow_B
+    if law.draft:
+      guess, _ = draft_of(cfg.decoder).apply({"params": params["decoder"]["draft"]}, codes, draws["keep"])
+      terms["draft"] = law.draft * jnp.square(guess - self._patches(latents)).mean((1, 2, 3, 4))
     if self.features:
       targets = self._targets(frozen, batch)
     if law.repa:
@@ -142,15 +141,38 @@ class TokenizerTask:
           else 1 - cosine_similarity(guess, targets).mean((1, 2, 3))
         )
     if law.usage:
-      terms["usage"] = law.usage * jnp.broadcast_to(_usage(z), flow_B.shape)
+      terms["usage"] = law.usage * jnp.broadcast_to(_usage(z), (len(latents),))
 
     total_B = sum(terms.values())
     metrics = {name: mean(value) for name, value in terms.items()}
+    if law.flow:
+      metrics |= self._at_high_noise(flow_B, draws)
+    return total_B.mean(), metrics
+
+  def _flow(self, params, latents, codes, draws) -> tuple[jax.Array, jax.Array | None]:
+    """The flow's error of each example, and what the REPA head reads."""
+    law, cfg = self.law, self.tok.cfg.decoder
+    clean_latents = draws["given_BxL"][:, :, None, None, None]
+    noisy = flow.interpolate(latents, draws["noise"], draws["t"])
+    given = flow.interpolate(latents, draws["noise"], draws["given_t"])
+    out = Decoder(cfg).apply(
+      {"params": params["decoder"]},
+      codes,
+      draws["keep"],
+      jnp.where(clean_latents, given, noisy),
+      draws["t"],
+      prefix_BxT=draws["given_BxL"][:, :: cfg.patch[0]] if "prefix" in cfg.replacements else None,
+      null_B=draws["null"],
+      readout_at=law.repa_layer if law.repa else None,
+    )
+    velocity, readout = out if law.repa else (out, None)
+    return _per_example(velocity, flow.target(latents, draws["noise"]), ~draws["given_BxL"]), readout
+
+  def _at_high_noise(self, flow_B, draws) -> Metrics:
     high = draws["t"] > HIGH_TIME
     few, all_kept = (draws["keep"] <= 1).all(1), (draws["keep"] >= self.tok.registers).all(1)
     shown = {"null": draws["null"], "k1": few & ~draws["null"], "all": all_kept & ~draws["null"]}
-    metrics |= {f"high/{name}": mean(flow_B, high & where) for name, where in shown.items()}
-    return total_B.mean(), metrics
+    return {f"high/{name}": mean(flow_B, high & where) for name, where in shown.items()}
 
   def _draw(self, latent_shape, key) -> dict[str, jax.Array]:
     """All random numbers of one example."""
@@ -186,8 +208,11 @@ class TokenizerTask:
     block = h * w + self.tok.registers
     pairs = perf.attended_pairs(t, block)  # both masks see about the same: own and earlier steps
     dense = (t * block) ** 2
-    stacks = perf.stack_flops(cfg.encoder.stack, t * block, pairs)
-    stacks += perf.stack_flops(cfg.decoder.stack, t * block, dense if cfg.decoder.mask == "full" else pairs)
+    stacks = 0.0
+    if cfg.encoder.net:
+      stacks += perf.stack_flops(cfg.encoder.stack, t * block, pairs)
+    if self.law.flow:
+      stacks += perf.stack_flops(cfg.decoder.stack, t * block, dense if cfg.decoder.mask == "full" else pairs)
     encode, _ = perf.vae_flops(cfg.vae, self.tok.chunk_frames, *self.tok.frame_size)
     return 3 * stacks + encode
 
@@ -257,9 +282,9 @@ def _usage(z_BxTxKxc) -> jax.Array:
 
 
 def _fitting(part: str, loaded, params, mine, theirs):
-  """Loaded weights where they fit this model; decoders may differ in their mask and in a readout (stage 2)."""
-  if "readout" in params and "readout" not in loaded:
-    loaded = {**loaded, "readout": params["readout"]}
+  """Loaded weights where they fit this model; a mask may differ (stage 2), a readout or an encoder's net be new."""
+  may_grow = ("readout",) if part == "decoder" else ENCODER_NET
+  loaded = {**{name: params[name] for name in may_grow if name in params}, **loaded}
   shapes = lambda tree: jax.tree.map(jnp.shape, tree)
   if jax.tree.structure(loaded) != jax.tree.structure(params) or shapes(loaded) != shapes(params):
     differ = sorted(k for k in mine if mine[k] != theirs[k])

@@ -16,9 +16,9 @@ from vftok import perf, programs
 from vftok.convert.load import load_vae, save_vae
 from vftok.data.video_writer import to_uint8
 from vftok.models.discriminator import Discriminator
-from vftok.models.layers import patchify
-from vftok.models.vae import TIME_STRIDE, VAE
+from vftok.models.vae import VAE
 from vftok.tasks import Metrics, mean
+from vftok.tasks.linear_codes import patch_code
 
 
 class VAETask:
@@ -137,28 +137,3 @@ class VAETask:
 
   def save(self, params, frozen, directory) -> None:
     save_vae(self.model, params["vae"], directory)
-
-
-def patch_code(clips: list[np.ndarray], patch, channels: int, whiten: float) -> dict[str, dict[str, Any]]:
-  """The best linear code of space-time patches (PCA) as parameters of the VAE's linear branch.
-
-  Args:
-    clips: uint8 [b, F, H, W, 3] each.
-    whiten: 0 keeps the components' own scale (an error in latents is then an error in pixels), 1 gives all of them
-      variance 1, values between compress their spread. The mean square over channels is 1 in any case.
-  """
-  size = int(np.prod(patch)) * 3
-  count, total, second = 0, np.zeros(size), np.zeros((size, size))
-  for clip in clips:
-    front = np.repeat(clip[:, :1], TIME_STRIDE - 1, axis=1)  # as the encoder fills up the first step
-    video = np.concatenate([front, clip], axis=1).astype(np.float32) / 127.5 - 1
-    patches = np.asarray(patchify(video, patch), np.float64).reshape(-1, size)
-    count, total, second = count + len(patches), total + patches.sum(0), second + patches.T @ patches
-  middle = total / count
-  values, vectors = np.linalg.eigh(second / count - np.outer(middle, middle))
-  values, vectors = np.maximum(values[::-1][:channels], 1e-8), vectors[:, ::-1][:, :channels]
-  scale = values ** (-whiten / 2)
-  scale /= np.sqrt(np.mean(values * scale**2))
-  encode, decode = vectors * scale, (vectors / scale).T
-  as_params = lambda kernel, bias: {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.asarray(bias, jnp.float32)}
-  return {"encoder": as_params(encode, -middle @ encode), "decoder": as_params(decode, middle)}
