@@ -52,6 +52,7 @@ def paper(depth: int, *, text: bool, slots: int, tokens_seen: float, length: int
     eval=dict(sets=dict(val=tokens(split="val"))),
     optim=dict(lr=1.024 / (64 * depth), warmup=round(0.025 * steps), final=0.01, b1=0.9, b2=0.95, weight_decay=0.05),
     ema=0.9998,  # unknown
+    sample=SAMPLE,
     log_every=50,
     save_every=2000,
     media_every=5000,
@@ -73,6 +74,18 @@ GENERATION = dict(  # of `--mode=eval`: generated clips against held-out ones
   classifier_steps=1500,  # of the attribute classifier, where there are rendered scenes; 0: none
   pool=2000,  # training clips that samples are compared with
   prompts=(),  # shown side by side under one noise
+)
+
+
+SAMPLE = dict(  # of `--mode=sample`
+  prompts="",  # a text file, one prompt per line; or .jsonl of {"text": ...} and {"label": ...}
+  keeps=(),  # tokens per time step, a column each; (): all
+  frames=0,  # 1 + a multiple of 4; 0: what one sequence holds
+  seed=0,
+  batch_size=8,
+  guidance=0.0,  # of the generator; 0: its own, by budget
+  temperature=1.0,
+  steps=0,  # of the decoder; 0: its own
 )
 
 
@@ -110,5 +123,6 @@ def smoke(*, text: bool, directory: str):
     log_every=1,
     save_every=2,
     media_every=0,
+    sample=SAMPLE,
     tokenize=tokenize("", common.shapes(8), common.shapes(4), size=16, batch_size=4, text="minilm" if text else ""),
   )

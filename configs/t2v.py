@@ -49,6 +49,7 @@ def mini():
     ),
     optim=dict(lr=1e-3, warmup=100, b2=0.95, weight_decay=0.05, final=0.02),
     ema=0.998,
+    sample=ar.SAMPLE,
     tokenize=ar.tokenize("vftok-mini", train, val, size=32, text="minilm", text_tokens=24),
   )
 

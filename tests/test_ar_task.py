@@ -11,7 +11,7 @@ import vftok
 from configs import c2v, t2v
 from configs import tokenizer as tokenizer_configs
 from vftok import config as model_config
-from vftok import evaluate, sample, train
+from vftok import evaluate, sample, sample_run, train
 from vftok.data.dataset_writer import whole_directory
 from vftok.data.tokens import write_tokens
 from vftok.generator import Generator
@@ -230,3 +230,64 @@ def test_the_command_line_samples(whole_run, tmp_path, capsys, monkeypatch):
   ):
     assert cli.main(["sample", model, *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_video_without_end_is_whole_when_stopped(whole_run, tmp_path, capsys, monkeypatch):
+  from vftok import cli, sample_cli
+  from vftok.data.video import read_video
+
+  def stopped(*args, pieces=2, **options):
+    for number, piece in enumerate(sample.sample(*args, **options)):
+      if number == pieces:
+        raise KeyboardInterrupt
+      yield piece
+
+  monkeypatch.setattr(sample_cli, "sample", stopped)
+  out, words = tmp_path / "out.mp4", ["sample", str(whole_run / "model"), "--class", "1", "--long", "0", "--steps", "1"]
+  assert cli.main([*words, "--keep", "1", str(out)]) == 0
+  assert "29 frames" in capsys.readouterr().out and len(read_video(out, (64, 64))[0]) == 29
+  monkeypatch.setattr(sample_cli, "sample", lambda *args, **options: stopped(*args, pieces=0, **options))
+  assert cli.main([*words, "--keep", "1", str(tmp_path / "none.mp4")]) == 130 and not (tmp_path / "none.mp4").exists()
+  capsys.readouterr()
+  assert cli.main([*words, "--keep", "1,2", str(out)]) == 2
+  assert "expected one budget" in capsys.readouterr().err
+
+
+def test_a_file_of_prompts_becomes_films_and_a_page(tokens, whole_run, tmp_path):
+  (tmp_path / "prompts.jsonl").write_text('{"label": 1}\n\n{"label": 0}\n{"label": 2}\n')
+  options = {"sample.prompts": str(tmp_path / "prompts.jsonl"), "sample.keeps": (1, 4), "sample.steps": 1}
+  cfg = class_config(tokens, **options, **{"sample.batch_size": 2})
+  workdir = tmp_path / "run"
+  with pytest.raises(ValueError, match="has no checkpoint"):
+    sample_run.run(cfg, workdir)
+  assert sample_run.run(cfg, whole_run) == {"videos": 3}
+  written = json.loads((whole_run / "samples" / "samples.json").read_text())
+  assert [video["label"] for video in written["videos"]] == [1, 0, 2]
+  assert all((whole_run / "samples" / video["file"]).stat().st_size for video in written["videos"])
+  assert (whole_run / "samples" / "samples.html").read_text().count("<video") == 3
+
+
+@pytest.mark.parametrize(
+  "name, text, message",
+  [
+    ("a.txt", "\n \n", "has no prompt"),
+    ("a.jsonl", '{"text": "a"}\n{"txt": 1}', r"a\.jsonl:2 is '\{\"txt\": 1\}', expected"),
+    ("a.jsonl", "a duck", r"a\.jsonl:1 is 'a duck', expected"),
+    ("a.jsonl", '{"text": " "}', "expected"),
+  ],
+)
+def test_prompts_that_are_none_are_named(tmp_path, name, text, message):
+  (tmp_path / name).write_text(text)
+  with pytest.raises(ValueError, match=message):
+    sample_run.read_prompts(str(tmp_path / name))
+
+
+def test_prompts_of_a_text_file_are_its_lines(tmp_path):
+  (tmp_path / "a.txt").write_text("a duck\n\n a red cube \n")
+  assert sample_run.read_prompts(str(tmp_path / "a.txt")) == [{"text": "a duck"}, {"text": "a red cube"}]
+  with pytest.raises(FileNotFoundError, match=r"correct config\.sample\.prompts"):
+    sample_run.read_prompts(str(tmp_path / "b.txt"))
+  with pytest.raises(ValueError, match=r"config\.sample\.prompts is empty"):
+    sample_run.read_prompts("")
+  with pytest.raises(ValueError, match="'tokenizer', which samples nothing"):
+    sample_run.run(tokenizer_configs.get_config("smoke"), tmp_path)

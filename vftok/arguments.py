@@ -74,7 +74,11 @@ def parser(runs: Sequence[Callable]) -> argparse.ArgumentParser:
   sub.add_argument("--first-count", type=int, default=5, metavar="N", help="how many of them: 1, 5, 9, ... (default 5)")
   sub.add_argument("--keep", type=_counts, metavar="K1,K2,...", help="budgets to show (default: all tokens)")
   sub.add_argument(
-    "--frames", "--long", type=int, metavar="N", help="1 + a multiple of 4; beyond one sequence it goes on"
+    "--frames",
+    "--long",
+    type=int,
+    metavar="N",
+    help="1 + a multiple of 4, or 0: until Ctrl-C; beyond one sequence it goes on",
   )
   sub.add_argument(
     "--context", type=int, default=5, metavar="N", help="frames that longer videos go on from (default 5)"

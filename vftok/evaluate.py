@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -14,25 +15,35 @@ from vftok.checkpoint import Checkpoints
 from vftok.data.configured import BAD_CLIPS, eval_loader
 from vftok.resume import starting_point
 from vftok.state import TrainState, init_state, logical_axes
-from vftok.tasks import make_task
+from vftok.tasks import Task, make_task
 
 
 def run(cfg: ConfigDict, workdir) -> dict[str, float]:
   """`--mode=eval`: the newest checkpoint of `workdir`, or `cfg.init_from`, on the sets of `cfg.eval.sets`."""
-  workdir = Path(workdir)
+  with restored(cfg, workdir) as (task, state):
+    values = evaluate_sets(cfg, Path(workdir), task, state, task.frozen())
+    if cfg.eval.get("generation"):
+      values |= task.evaluate_generation(state.model, Path(workdir) / "eval")
+    return values
+
+
+@contextlib.contextmanager
+def restored(cfg: ConfigDict, workdir) -> Iterator[tuple[Task, TrainState]]:
+  """The task and the newest checkpoint of `workdir`, or `cfg.init_from`, on the config's mesh.
+
+  Raises:
+    ValueError: there is neither.
+  """
   mesh = sharding.make_mesh(cfg.mesh.to_dict())
   task = make_task(cfg)
   axes, shapes = logical_axes(task.init, cfg.freeze)
   tx, _ = optim.make_optimizer(cfg.optim, cfg.steps, axes, shapes)
-  with jax.set_mesh(mesh), contextlib.closing(Checkpoints(workdir, keep=0)) as checkpoints:
+  with jax.set_mesh(mesh), contextlib.closing(Checkpoints(Path(workdir), keep=0)) as checkpoints:
     state, places = init_state(task.init, tx, mesh, seed=cfg.seed, ema=bool(cfg.ema), freeze=cfg.freeze)
     if checkpoints.latest() is None and not cfg.init_from:
-      raise ValueError(f"{workdir} has no checkpoint to evaluate: train first, or set config.init_from.")
+      raise ValueError(f"{workdir} has no checkpoint: train first, or set config.init_from.")
     state, _ = starting_point(cfg, task, checkpoints, state, places)
-    values = evaluate_sets(cfg, workdir, task, state, task.frozen())
-    if cfg.eval.get("generation"):
-      values |= task.evaluate_generation(state.model, workdir / "eval")
-    return values
+    yield task, state
 
 
 def evaluate_sets(cfg, workdir: Path, task, state: TrainState, frozen) -> dict[str, float]:

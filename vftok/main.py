@@ -1,4 +1,4 @@
-"""Trains or evaluates a config: python -m vftok.main --config=configs/tokenizer.py:mini --workdir=DIR."""
+"""Trains, evaluates or samples a config: python -m vftok.main --config=configs/tokenizer.py:mini --workdir=DIR."""
 
 from __future__ import annotations
 
@@ -12,22 +12,29 @@ from vftok.process import begin
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file, e.g. configs/tokenizer.py:mini.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics, videos and the model go.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or evaluate the newest checkpoint.")
+_MODE = flags.DEFINE_enum(
+  "mode",
+  "train",
+  ["train", "eval", "sample"],
+  "Train; evaluate the newest checkpoint; or videos from its prompts file.",
+)
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of a pod or SLURM job first.")
 
 
 def main(argv: list[str]) -> None:
   begin(argv, distributed=_DISTRIBUTED.value)
-  from vftok import evaluate, train
+  from vftok import evaluate, sample_run, train
 
-  run = train.run if _MODE.value == "train" else evaluate.run
+  run = {"train": train.run, "eval": evaluate.run, "sample": sample_run.run}[_MODE.value]
   try:
     result = run(_CONFIG.value, _WORKDIR.value)
   except (ValueError, FileNotFoundError, train.NotFinite) as error:
     if os.environ.get("VFTOK_TRACEBACK"):
       raise
     sys.exit(f"error: {error}")
-  if _MODE.value == "eval":
+  if _MODE.value == "sample":
+    print(f"{result['videos']} videos: {_WORKDIR.value}/samples/samples.html")
+  elif _MODE.value == "eval":
     for name, value in result.items():
       print(f"{name} {value:.6g}")
 

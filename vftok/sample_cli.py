@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from pathlib import Path
 
@@ -38,46 +39,68 @@ def run(args, load_tokenizer, sampler) -> None:
   if not 1 <= keeps[0] <= keeps[-1] <= gen.cfg.ar.slots:
     raise ValueError(f"--keep is {args.keep}, expected 1 to {gen.cfg.ar.slots}, the generator's tokens per time step.")
   first = _first_frames(args, tok)
+  options = dict(
+    frames=args.frames,
+    first_frames=first,
+    context=args.context,
+    decode=sampler(args, tok),
+    batch=args.samples if prompt is None and args.label is None else None,
+    guidance=args.gen_guidance,
+    temperature=args.temperature,
+    top_k=args.top_k,
+    top_p=args.top_p,
+  )
+  made = functools.partial(
+    sample, gen, gen_params, tok, params, jax.random.key(args.seed), _condition(args, prompt), **options
+  )
+  if args.frames == 0:
+    _endless(args, _title(args, prompt), keeps, made)
+  else:
+    _finite(args, _title(args, prompt), keeps, made, np.log2(tok.codebook_size))
+
+
+def _finite(args, title: str, keeps, made, bits: float) -> None:
+  """All budgets side by side. One key for all: where guidance is the same, a smaller one is a coarser view."""
+  out = args.words[-1]
   columns, counts, rate = [], [], 0.0
   with progress("sampling", len(keeps), "budgets", first=COMPILING) as advance:
     for keep in keeps:
-      # One key for all budgets: where guidance is the same too, a smaller budget is a coarser view of the same video.
-      pieces = list(
-        sample(
-          gen,
-          gen_params,
-          tok,
-          params,
-          jax.random.key(args.seed),
-          _condition(args, prompt),
-          frames=args.frames,
-          keep=keep,
-          first_frames=first,
-          context=args.context,
-          decode=sampler(args, tok),
-          batch=args.samples if prompt is None and args.label is None else None,
-          guidance=args.gen_guidance,
-          temperature=args.temperature,
-          top_k=args.top_k,
-          top_p=args.top_p,
-        )
-      )
+      pieces = list(made(keep=keep))
       columns.append(np.concatenate([piece.video for piece in pieces], axis=1))
       counts.append(sum(piece.made for piece in pieces) // args.samples)
       rate = sum(piece.made for piece in pieces) / max(sum(piece.seconds for piece in pieces), 1e-9)
       advance(1)
-  bits = np.log2(tok.codebook_size)
   labels = [f"k = {k}\n{n} tokens made, {si(n * bits, 'bit')}" for k, n in zip(keeps, counts, strict=True)]
-  labels[0] = f"{_title(args, prompt)}\n{labels[0].replace(chr(10), ', ')}" if len(keeps) == 1 else labels[0]
+  labels[0] = f"{title}\n{labels[0].replace(chr(10), ', ')}" if len(keeps) == 1 else labels[0]
   rows = [np.concatenate(list(column), axis=1) for column in columns]
   began = time.monotonic()
   with video_writer(out, args.fps) as writer:
     writer.write(labelled_grid(rows, labels))
   frames = columns[0].shape[1]
   print(
-    f"{out}: {args.samples} x {frames} frames of {_title(args, prompt)!r}, {rate:.3g} tokens/s (compiling included); "
+    f"{out}: {args.samples} x {frames} frames of {title!r}, {rate:.3g} tokens/s (compiling included); "
     f"written in {time.monotonic() - began:.1f} s"
   )
+
+
+def _endless(args, title: str, keeps, made) -> None:
+  """Writes pieces as they come until Ctrl-C, which ends the file and not the program's success."""
+  if len(keeps) != 1:
+    raise ValueError(f"--keep is {keeps} for a video without end, expected one budget.")
+  out, frames, began = args.words[-1], 0, time.monotonic()
+  print(f"{out}: until Ctrl-C", flush=True)
+  with video_writer(out, args.fps) as writer:
+    pieces = made(keep=keeps[0])
+    try:
+      for piece in pieces:
+        rows = np.concatenate(list(piece.video), axis=1)
+        writer.write(labelled_grid([rows], [f"{title}\nk = {keeps[0]}"]))
+        frames += piece.video.shape[1]
+        print(f"{frames} frames, {frames / (time.monotonic() - began):.3g} frames/s", flush=True)
+    except KeyboardInterrupt:
+      if not frames:
+        raise
+  print(f"{out}: {args.samples} x {frames} frames of {title!r}")
 
 
 def _words(args) -> tuple[str | None, str]:

@@ -121,7 +121,7 @@ class ARTask:
 
     if not self.gen.cfg.tokenizer:
       return {}
-    tok, tok_params = tokenizer(self.gen.cfg.tokenizer)
+    tok, tok_params = self.tokenizer()
     first = {key: jnp.asarray(batch[key][:4]) for key in batch if batch[key].dtype != object}
     cond = self.condition(first, jnp.zeros(len(first["ids"]), bool))
     decode = lambda tokens: to_uint8(
@@ -163,8 +163,12 @@ class ARTask:
     """Generated clips against held-out ones; see vftok/evals/generation.py. Writes OUT/generation."""
     from vftok.evals.generation_run import evaluate
 
-    tok, tok_params = tokenizer(self.gen.cfg.tokenizer)
+    tok, tok_params = self.tokenizer()
     return evaluate(self.cfg, self.gen, params, tok, tok_params, _guidance(tok, self.law), out)
+
+  def tokenizer(self) -> tuple[Any, Any]:
+    """(tokenizer, params) that the stored tokens are of."""
+    return tokenizer(self.gen.cfg.tokenizer)
 
   def save(self, params, frozen, directory) -> None:
     self.gen.save(params, directory)
