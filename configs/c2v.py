@@ -20,17 +20,18 @@ def smoke():
 
 def mini():
   """Over vftok-mini, on two CPU cores: the object of a rendered scene is its class."""
+  sim = dict(sim=common.mini_data()["sim"])
   return common.base(
     task="ar",
     title="vftok-mini-c2v",
     steps=2_000,
     batch_size=32,
-    model=ar.model(4, text=False, width=256, n_classes=16),
+    model=ar.model(4, text=False, width=192, n_classes=16),
     loss=ar.LOSS,
-    data=dict(sources=ar.tokens("tokens_mini"), workers=0, size=32),
-    eval=dict(sets=dict(val=ar.tokens("tokens_mini", split="val"))),
+    data=dict(sources=ar.tokens("tokens_mini_c2v"), workers=0, size=32),
+    eval=dict(sets=dict(val=ar.tokens("tokens_mini_c2v", split="val"))),
     optim=dict(lr=1e-3, warmup=100, b2=0.95, weight_decay=0.05, final=0.02),
     ema=0.998,
     sample=ar.SAMPLE,
-    tokenize=ar.tokenize("vftok-mini", common.mini_data(), size=32, text="minilm", text_tokens=24),
+    tokenize=ar.tokenize("vftok-mini", sim, size=32),
   )

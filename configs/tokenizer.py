@@ -145,7 +145,7 @@ def smoke():
 
 
 def mini():
-  """16 registers at 32x32: what the shipped `vftok-mini` is trained with, on two CPU cores."""
+  """16 registers at 32x32: what the shipped `vftok-mini` is trained with, on two CPU cores, after `mini_draft`."""
   vae = VAEConfig(ch=56, ch_mult=(1, 1, 1), z_channels=32, time_levels=(0, 1), stem=4, space_levels=(), linear=True)
   return common.base(
     task="tokenizer",
@@ -166,7 +166,7 @@ def mini():
       draft=DraftConfig((4, 4), hidden=384, context=4),
       sampling=dict(guidance="cfg", scale=1.5, solver_steps=12),
     ),
-    loss={**LOSS, "high": 0.4, "draft": 0.5, "usage": 0.05, "given_probs": (0.8, 0.2)},
+    loss={**LOSS, "high": 0.4, "draft": 0.5, "fit_batches": 64, "usage": 0.05, "given_probs": (0.8, 0.2)},
     data=dict(sources=common.mini_data(), size=32),
     eval=dict(sets=common.mini_sets(), clips=256, media=8, seeds=(0, 1, 2), guidance=1.5, steps=12),
     optim=dict(lr=8e-4, final=0.03, warmup=200, b2=0.98),
@@ -179,7 +179,7 @@ def mini_draft():
   cfg = mini()
   cfg.title = "vftok-mini draft"
   cfg.model.encoder.net = False
-  cfg.loss.update(dict(flow=0.0, draft=1.0, fit_batches=64))
+  cfg.loss.update(dict(flow=0.0, draft=1.0))
   cfg.batch_size, cfg.steps = 64, 2500
   cfg.optim.lr = 1e-3
   cfg.save_every = cfg.media_every = 1000

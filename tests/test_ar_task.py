@@ -13,6 +13,7 @@ from configs import tokenizer as tokenizer_configs
 from vftok import config as model_config
 from vftok import evaluate, sample, sample_run, train
 from vftok.data.dataset_writer import whole_directory
+from vftok.data.shapes import SHAPES
 from vftok.data.tokens import write_tokens
 from vftok.generator import Generator
 from vftok.tasks import make_task
@@ -143,6 +144,7 @@ def test_the_trained_model_knows_its_tokenizer_and_samples(tokens, tokenizer, wh
   gen, gen_params = Generator.load(whole_run / "model")
   assert (gen.cfg.tokenizer, gen.cfg.fingerprint) == (path, tok.fingerprint(params))
   assert (gen.cfg.ar.vocab, gen.cfg.ar.steps, gen.cfg.ar.slots) == (25, 5, 4)
+  assert gen.cfg.classes == tuple(SHAPES) and gen.cfg.ar.n_classes == len(SHAPES)
   run = lambda **options: list(
     sample.sample(gen, gen_params, tok, params, jax.random.key(0), decode=dict(steps=1, guidance=None), **options)
   )
@@ -218,7 +220,7 @@ def test_the_command_line_samples(whole_run, tmp_path, capsys, monkeypatch):
 
   model = str(whole_run / "model")
   out = str(tmp_path / "out.mp4")
-  assert cli.main(["sample", model, "--class", "1", "--keep", "1,4", "--steps", "1", "-n", "2", out]) == 0
+  assert cli.main(["sample", model, "--class", "square", "--keep", "1,4", "--steps", "1", "-n", "2", out]) == 0
   assert Path(out).stat().st_size and "tokens/s" in capsys.readouterr().out
   for words, message in (
     (["", out], "the prompt is empty"),

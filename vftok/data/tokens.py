@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,14 @@ import numpy as np
 from vftok.data.dataset_writer import RECIPE, write_tfds
 from vftok.data.tfds_source import TfdsSource, open_tfds
 
+CLASSES = "classes.json"  # names of the labels, where they have some
+
 
 def write_tokens(
-  directory: Path, splits: Mapping[str, Callable[[], Iterable[Mapping[str, Any]]]], meta: Mapping
+  directory: Path,
+  splits: Mapping[str, Callable[[], Iterable[Mapping[str, Any]]]],
+  meta: Mapping,
+  label_names: Sequence[str] = (),
 ) -> None:
   """Writes the set into `directory` (inside `dataset_writer.whole_directory`, whose recipe is `meta`).
 
@@ -26,6 +31,7 @@ def write_tokens(
     splits: {name: function that gives its examples}; an example has "ids" uint16 [T, K], "caption", "label", "name"
       and, where meta has "text", "text_emb" float16 [S, C] and "text_mask" bool [S].
     meta: has "shape" [T, K], "fingerprint" of the tokenizer and, where texts were embedded, "text_shape" [S, C].
+    label_names: of labels 0, 1, ...; none where labels are numbers only.
   """
   import tensorflow_datasets as tfds
 
@@ -40,16 +46,18 @@ def write_tokens(
     features["text_emb"] = tensor(meta["text_shape"], np.float16)
     features["text_mask"] = tensor(meta["text_shape"][:1], np.bool_)
   write_tfds(directory, "vftok_tokens", "1.0.0", "Tokens of clips.", features, splits)
+  if label_names:
+    (directory / CLASSES).write_text(json.dumps(list(label_names)) + "\n")
 
 
 def read_meta(directory: str | os.PathLike) -> dict[str, Any]:
-  """What a set of tokens was made from. Raises FileNotFoundError where there is none."""
-  path = Path(directory) / RECIPE
+  """What a set of tokens was made from, and its "label_names". Raises FileNotFoundError where there is none."""
+  path, classes = Path(directory) / RECIPE, Path(directory) / CLASSES
   if not path.exists():
     raise FileNotFoundError(
       f"{directory} holds no tokens ({RECIPE} is missing): run `python -m vftok.tools.tokenize_dataset` first."
     )
-  return json.loads(path.read_text())
+  return json.loads(path.read_text()) | {"label_names": json.loads(classes.read_text()) if classes.exists() else []}
 
 
 def tokens(split: str, *, directory: str | os.PathLike, fingerprint: str | None = None):
@@ -76,7 +84,7 @@ class TokensSource(TfdsSource):
     if meta.get("text_shape"):
       s, c = meta["text_shape"]
       self.arrays += (("text_emb", (s, c), "float16"), ("text_mask", (s,), "bool"))
-    self.label_names = tuple(meta.get("label_names", ()))
+    self.label_names = tuple(meta["label_names"])
 
   def __getitem__(self, index):
     example = self._records[index]

@@ -187,7 +187,7 @@ def _guidance(tok, law):
 
 
 def _of_tokens(model: dict, metas) -> dict:
-  """The model's config with what the stored tokens say; slots = 0 stands for all of theirs."""
+  """The model's config with what the stored tokens say, class names too; slots = 0 stands for all of theirs."""
   meta = metas[0]
   for other in metas[1:]:
     if other["fingerprint"] != meta["fingerprint"] or other["shape"] != meta["shape"]:
@@ -195,6 +195,8 @@ def _of_tokens(model: dict, metas) -> dict:
   (steps, slots), ar = meta["shape"], dict(model["ar"])
   ar |= {"vocab": meta["codebook_size"], "steps": steps, "slots": min(ar["slots"] or slots, slots)}
   model = model | {"ar": ar, "tokenizer": meta["tokenizer"], "fingerprint": meta["fingerprint"]}
+  if ar["n_classes"] and meta["label_names"]:
+    ar["n_classes"], model["classes"] = len(meta["label_names"]), tuple(meta["label_names"])
   if not ar["ctx_dim"]:
     return model
   if not meta.get("text_shape"):

@@ -91,12 +91,14 @@ def tokenize(cfg: ConfigDict, out: str | os.PathLike) -> str:
   work = out.with_name(f".{out.name}.chunks")
   _begin(work, meta)
   splits = meta["splits"].items()
-  counts = {split: _encode_split(law, split, sources, work, tok, params, encoder) for split, sources in splits}
+  done = {split: _encode_split(law, split, sources, work, tok, params, encoder) for split, sources in splits}
+  counts = {split: count for split, (count, _) in done.items()}
+  classes = _classes([names for _, of_sources in done.values() for names in of_sources])
   _await()
   if jax.process_index():
     return f"this host's part is in {work}."
   with whole_directory(out, meta) as directory:
-    write_tokens(directory, {split: lambda s=split: _examples(work, s, counts[s]) for split in counts}, meta)
+    write_tokens(directory, {split: lambda s=split: _examples(work, s, counts[s]) for split in counts}, meta, classes)
   written = {split: sum(_length(path) for path in work.glob(f"{split}-*.npz")) for split in counts}
   shutil.rmtree(work)
   size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
@@ -123,8 +125,10 @@ def _begin(work: Path, meta: dict) -> None:
     path.write_text(json.dumps(meta))
 
 
-def _encode_split(law, split: str, sources: dict, work: Path, tok, params, encoder) -> int:
-  """Encodes this host's chunks of a split that are not there yet. Returns how many clips the split has."""
+def _encode_split(
+  law, split: str, sources: dict, work: Path, tok, params, encoder
+) -> tuple[int, list[tuple[str, ...]]]:
+  """Encodes this host's chunks of a split that are not there yet. Returns its clips, and each source's label names."""
   import jax
 
   spec = ClipSpec(frames=law.frames, size=(law.size, law.size), fps=law.fps or None)
@@ -145,6 +149,7 @@ def _encode_split(law, split: str, sources: dict, work: Path, tok, params, encod
 
   with open_at(0) as loader:
     total, batches, names = loader.examples, len(loader), loader.names
+    label_names = [tuple(of_source) for of_source in loader.label_names.values()]
   chunks = [c for c in range(-(-batches // per_chunk)) if c % jax.process_count() == jax.process_index()]
   missing = [c for c in chunks if not _chunk(work, split, c).exists()]
   with progress(f"tokenizing {split}", len(missing) * per_chunk * law.batch_size, "clips") as done:
@@ -156,7 +161,13 @@ def _encode_split(law, split: str, sources: dict, work: Path, tok, params, encod
           done(law.batch_size)
       with whole_file(_chunk(work, split, c)) as path, open(path, "wb") as file:
         np.savez(file, **{key: np.concatenate([row[key] for row in rows]) for key in rows[0]})
-  return total
+  return total, label_names
+
+
+def _classes(label_names) -> tuple[str, ...]:
+  """The names that all sources agree on; numbers stay numbers where they do not."""
+  known = {names for names in label_names if names}
+  return known.pop() if len(known) == 1 else ()
 
 
 def _encode(batch, names, tok, params, encoder) -> dict[str, np.ndarray]:
