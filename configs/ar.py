@@ -17,7 +17,7 @@ LOSS = dict(
   null=0.1,  # share of clips without condition
   given_probs=(1.0,),  # P(0, 1, 2, ... time steps given at the start)
   slot_weights=(),  # of the loss, slot after slot; the last one stands for those after it
-  show_steps=20,
+  show_steps=12,
   show_guidance=2.0,  # of the tokenizer's decoder
   show_scale=2.0,  # of the generator
 )

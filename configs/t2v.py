@@ -38,14 +38,14 @@ def mini():
   return common.base(
     task="ar",
     title="vftok-mini-t2v",
-    steps=4_000,
+    steps=1_700,
     batch_size=32,
     model=ar.model(4, text=True, width=192),
     loss={**ar.LOSS, "given_probs": (0.8, 0.1, 0.1)},
     data=dict(sources=ar.tokens("tokens_mini"), workers=0, size=32),
     eval=dict(
       sets=dict(val=ar.tokens("tokens_mini", split="val")),
-      generation={**ar.GENERATION, "prompts": PROMPTS},
+      generation={**ar.GENERATION, "clips": 32, "steps": 12, "prompts": PROMPTS},
     ),
     optim=dict(lr=1e-3, warmup=100, b2=0.95, weight_decay=0.05, final=0.02),
     ema=0.998,

@@ -28,7 +28,8 @@ sim="$PWD/$run/sim"
 # What the config reads, pointed at the demo's own folders.
 demo=("$config" "--config.data.sources.tokens.directory=$PWD/$run/tokens" "--config.eval.sets.val.tokens.directory=$PWD/$run/tokens"
   "--config.tokenize.splits.train.sim.directory=$sim" "--config.tokenize.splits.val.sim.directory=$sim"
-  "--config.steps=$steps" "--config.eval.generation.clips=$clips" "--config.eval.generation.pool=$scenes")
+  "--config.steps=$steps" "--config.eval.generation.clips=$clips" "--config.eval.generation.pool=$scenes"
+  --config.eval.generation.classifier_steps=600)
 
 stage "tokens of all clips by vftok-mini"
 "$python" -m vftok.tools.tokenize_dataset "${demo[@]}"

@@ -11,6 +11,8 @@ from vftok import config as model_config
 from vftok import hub, shipped
 from vftok.convert.load import load_vae, save_vae
 from vftok.data.sim import SimSource
+from vftok.generator import GeneratorConfig
+from vftok.models.ar import ARConfig
 from vftok.tools import ship
 
 
@@ -46,6 +48,24 @@ def test_the_mini_tokens_say_what_is_in_the_clip():
   assert psnr(out, clips) > psnr(out[::-1], clips) + 3
 
 
+def test_the_mini_generator_belongs_to_the_mini_tokenizer_and_knows_scenes():
+  tok, params = vftok.Tokenizer.load("vftok-mini")
+  gen, gen_params = vftok.Generator.load("vftok-mini-t2v")
+  assert gen.cfg.tokenizer == "vftok-mini" and gen.cfg.text == "minilm"
+  gen.check_tokenizer(tok.fingerprint(params))
+  source = SimSource("val", 8, size=32)
+  scenes = [source[i] for i in (2, 5)]
+  ids = tok.encode(params, np.stack([scene["frames"] for scene in scenes])).ids[:, :, 0]  # slot 0 comes first
+  logp = jax.nn.log_softmax(gen.logits(gen_params, ids))
+  nll = -jnp.take_along_axis(logp, ids[..., None], 2).mean()
+  assert nll < np.log(tok.codebook_size) - 2  # it knows what scenes look like
+  # Texts as the encoder gives them need its weights; that other features give other tokens needs none.
+  text = np.random.default_rng(0).normal(size=(1, gen.cfg.text_tokens, gen.cfg.ar.ctx_dim)).astype(np.float32)
+  mask = np.ones(text.shape[:2], bool)
+  one, other = (gen.logits(gen_params, ids[:1], {"text_emb": t, "text_mask": mask}) for t in (text, -text))
+  assert np.abs(np.asarray(one - other)).max() > 0.1
+
+
 def test_ship_halves_and_load_widens(smoke, tmp_path):
   tok, params, path = smoke
   assert ship.main([str(path), str(tmp_path / "out")]) == 0
@@ -53,6 +73,19 @@ def test_ship_halves_and_load_widens(smoke, tmp_path):
   assert again == tok
   jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a, np.float16), b), params, loaded)
   assert {x.dtype for x in jax.tree.leaves(loaded)} == {jnp.dtype("float32")}
+
+
+def test_ship_takes_generators_as_they_are(tmp_path, capsys):
+  gen = vftok.Generator(GeneratorConfig(ARConfig(vocab=7, steps=1, slots=2, depth=1), tokenizer="some"))
+  params = gen.init(jax.random.key(0))
+  gen.save(params, tmp_path / "model")
+  assert ship.main([str(tmp_path / "model"), str(tmp_path / "out")]) == 0
+  assert "for tokens of some" in capsys.readouterr().out
+  again, loaded = vftok.Generator.load(tmp_path / "out")
+  assert again == gen
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a, np.float16), b), params, loaded)
+  assert ship.main([str(tmp_path / "model"), str(tmp_path / "none"), "--scale", "2"]) == 2
+  assert "is a generator" in capsys.readouterr().err
 
 
 def test_ship_takes_a_better_decoder_but_no_other_encoder(smoke, tmp_path, capsys):

@@ -1,6 +1,7 @@
-"""Puts a trained tokenizer into the package, in float16: `python -m vftok.tools.ship RUN/model vftok/weights/NAME`.
+"""Puts a trained model into the package, in float16: `python -m vftok.tools.ship RUN/model vftok/weights/NAME`.
 
---vae takes the VAE's decoder from another run: one that went on training while its encoder, and so the latents, stayed.
+A tokenizer or a generator. --vae takes a tokenizer's VAE decoder from another run: one that went on training while its
+encoder, and so the latents, stayed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from vftok import hub
+from vftok.config import FORMAT_GENERATOR
 from vftok.convert.load import load_vae
+from vftok.generator import Generator
 from vftok.identity import fingerprint
 from vftok.models.flow import GUIDANCES
 from vftok.tokenizer import Tokenizer
@@ -24,7 +28,7 @@ from vftok.tools.command import exit_code
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the tool. Returns the exit code: 0, or 2 after a sentence on stderr."""
   parser = argparse.ArgumentParser(prog="python -m vftok.tools.ship", description=__doc__)
-  parser.add_argument("model", help="a tokenizer's directory")
+  parser.add_argument("model", help="a tokenizer's or a generator's directory")
   parser.add_argument("out", help="where to write model.safetensors and config.json")
   parser.add_argument("--vae", help="a VAE with the same encoder, whose decoder is taken")
   parser.add_argument("--guidance", choices=list(GUIDANCES), help="how it is decoded by default, with --scale")
@@ -37,16 +41,34 @@ def _run(args: argparse.Namespace) -> None:
   usual = {name: getattr(args, name) for name in ("guidance", "scale", "solver_steps")}
   ship(args.model, args.out, args.vae, **{k: v for k, v in usual.items() if v is not None})
   size = sum(path.stat().st_size for path in Path(args.out).iterdir())
-  tok, params = Tokenizer.load(args.out)
-  print(f"{args.out}: {size / 1e6:.1f} MB, fingerprint {fingerprint(tok.cfg, params)}")
+  print(f"{args.out}: {size / 1e6:.1f} MB, {_whose(args.out)}")
+
+
+def _whose(out) -> str:
+  if _is_generator(out):
+    cfg = Generator.load(out)[0].cfg
+    return f"for tokens of {cfg.tokenizer}, fingerprint {cfg.fingerprint}"
+  tok, params = Tokenizer.load(out)
+  return f"fingerprint {fingerprint(tok.cfg, params)}"
+
+
+def _is_generator(model) -> bool:
+  return hub.open_checkpoint(model).config.get("format") == FORMAT_GENERATOR
 
 
 def ship(model, out, vae=None, **usual) -> None:
-  """Writes the tokenizer at `model` to `out` in float16; `usual` replaces fields of its config.
+  """Writes the model at `model` to `out` in float16; `usual` replaces fields of a tokenizer's config.
 
   Raises:
-    ValueError: `vae` has another config or encoder than the tokenizer was trained on, or a value overflows float16.
+    ValueError: `vae` has another config or encoder than the tokenizer was trained on, a generator is given options of
+      tokenizers, or a value overflows float16.
   """
+  if _is_generator(model):
+    if vae is not None or usual:
+      raise ValueError(f"{model} is a generator, expected a tokenizer with --vae and sampling options: leave them out.")
+    gen, params = Generator.load(model)
+    gen.save(_halved(params, model), out)
+    return
   tok, params = Tokenizer.load(model)
   tok = Tokenizer(dataclasses.replace(tok.cfg, **usual))
   if vae is not None:
@@ -55,11 +77,15 @@ def ship(model, out, vae=None, **usual) -> None:
     if not same or not jax.tree.all(jax.tree.map(np.array_equal, newer["encoder"], params["vae"]["encoder"])):
       raise ValueError(f"{vae} has another encoder than {model} was trained on: train one of them again.")
     params = {**params, "vae": newer}
+  tok.save(_halved(params, model), out)
+
+
+def _halved(params, model):
   with np.errstate(over="ignore"):  # reported below
     half = jax.tree.map(lambda x: np.asarray(x, np.float16), params)
   if not all(np.isfinite(x).all() for x in jax.tree.leaves(half)):
     raise ValueError(f"{model} has values beyond float16's range: keep it in float32.")
-  tok.save(half, out)
+  return half
 
 
 if __name__ == "__main__":
