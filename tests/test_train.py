@@ -91,7 +91,7 @@ def test_evaluation_of_a_run(whole_runs, tmp_path):
   values = evaluate.run(config("tokenizer"), whole_runs["tokenizer"])
   assert np.isfinite(values["shapes/psnr/keep 4"]) and np.isfinite(values["shapes/psnr/VAE alone"])
   assert (whole_runs["tokenizer"] / "eval" / "shapes" / "report.html").exists()
-  with pytest.raises(ValueError, match="has no checkpoint to evaluate"):
+  with pytest.raises(ValueError, match="has no checkpoint: train first"):
     evaluate.run(config("tokenizer"), tmp_path)
 
 
