@@ -20,7 +20,7 @@ def write(
   """Makes `directory`: generation.json, table.md, generation.html, samples.mp4 and prompts.mp4. An earlier one goes.
 
   Args:
-    prompts: {column label: uint8 [n, F, H, W, 3]}: the same noise under other prompts, or empty.
+    prompts: {prompt: uint8 [n, F, H, W, 3]}: a column each, the same noise under other prompts, or empty.
 
   Raises:
     ValueError: `directory` is a file or holds anything that is no report.
@@ -29,13 +29,15 @@ def write(
   if evaluation.media:
     films["samples"] = video_rows(_columns(evaluation.media))
   if prompts:
-    films["prompts"] = video_rows(prompts)
+    films["prompts"] = video_rows({str(i): clips for i, clips in enumerate(prompts.values(), 1)})
   with page.whole_report(directory, "generation.json") as partial:
     (partial / "generation.json").write_text(json.dumps({"title": title, "rows": evaluation.rows}, indent=2) + "\n")
     (partial / "table.md").write_text(f"# {title}\n\n{facts(evaluation)}\n\n{page.markdown_table(cells(evaluation))}")
     for name, film in films.items():
       page.write_film(partial, name, film, fps)
-    (partial / "generation.html").write_text(_page(partial, list(films), evaluation, title), encoding="utf-8")
+    (partial / "generation.html").write_text(
+      _page(partial, list(films), evaluation, list(prompts), title), encoding="utf-8"
+    )
 
 
 def facts(evaluation: GenerationEvaluation) -> str:
@@ -73,13 +75,15 @@ def _columns(media: list[dict[str, Any]]) -> dict[str, np.ndarray]:
   return {name: np.stack([clip[name] for clip in media]) for name in sorted(names, key=order)}
 
 
-def _page(directory: Path, films: list[str], evaluation: GenerationEvaluation, title: str) -> str:
+def _page(directory: Path, films: list[str], evaluation, prompts: list[str], title: str) -> str:
   esc = html.escape
   out = [page.head(title), f"<p class=facts>{esc(facts(evaluation))}</p>", page.table(cells(evaluation))]
-  heads = {"samples": "Samples, one row per caption", "prompts": "The same noise under other prompts"}
+  heads = {
+    "samples": "Samples, one row per caption",
+    "prompts": "The same noise under other prompts, one column each, more tokens further down",
+  }
   for name in films:
     out.append(f"<h2>{esc(heads[name])}</h2>{page.film(directory, name)}")
-    if name == "samples":
-      captions = "".join(f"<li>{esc(clip['caption'])}</li>" for clip in evaluation.media)
-      out.append(f"<ol>{captions}</ol>")
+    said = [clip["caption"] for clip in evaluation.media] if name == "samples" else prompts
+    out.append("<ol>" + "".join(f"<li>{esc(text)}</li>" for text in said) + "</ol>")
   return "\n".join(out) + "</html>\n"
