@@ -322,3 +322,14 @@ def test_stopped_by_hand(run, clip, tok, monkeypatch, capsys):
   assert cli.main(["decode", "model7", "a.vft", "a.mp4"]) == 130
   assert capsys.readouterr().err == "vftok: stopped.\n"
   assert os.listdir() == ["a.vft"]
+
+
+def test_progress_in_a_log_is_a_line_now_and_then(monkeypatch, capsys):
+  from vftok import progress
+
+  clock = iter([0.0, 30.0, 90.0, 100.0, 160.0])
+  monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+  with progress.progress("evaluating", 8, "clips") as done:
+    for _ in range(4):
+      done(1)
+  assert capsys.readouterr().err == "evaluating: 2/8 clips, 4.5 min left\nevaluating: 4/8 clips, 2.7 min left\n"
