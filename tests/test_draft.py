@@ -16,6 +16,7 @@ from vftok.models.encoder import Encoder
 from vftok.tasks import make_task
 from vftok.tasks.linear_codes import step_code
 
+pytestmark = pytest.mark.usefixtures("compile_cache")
 CFG = model_config.from_dict(importlib.import_module("configs.tokenizer").get_config("smoke").model.to_dict())
 T, K, C = 3, CFG.decoder.registers, CFG.decoder.code_dim
 
@@ -113,7 +114,7 @@ def test_a_net_joins_a_linear_encoder_without_changing_its_codes(tmp_path):
   task = make_task(first)
   rng = np.random.default_rng(0)
   batches = [{"video": rng.integers(0, 256, (4, 17, 16, 16, 3), dtype=np.uint8)} for _ in range(3)]
-  params = task.start(nn.unbox(task.init(jax.random.key(0))), batches)
+  params = task.start(jax.jit(lambda key: nn.unbox(task.init(key)))(jax.random.key(0)), batches)
   assert set(params["encoder"]) == {"linear_kernel", "linear_bias"}
   loss, metrics = jax.jit(task.loss)(params, task.frozen(), batches[0], jax.random.split(jax.random.key(1), 4), 0)
   assert np.isfinite(loss) and "draft" in metrics and "flow" not in metrics
@@ -122,7 +123,7 @@ def test_a_net_joins_a_linear_encoder_without_changing_its_codes(tmp_path):
   second = module.get_config("smoke")
   second.init_from = str(tmp_path / "model")
   grown = make_task(second)
-  more = grown.start(nn.unbox(grown.init(jax.random.key(2))), [])
+  more = grown.start(jax.jit(lambda key: nn.unbox(grown.init(key)))(jax.random.key(2)), [])
   latents = jnp.asarray(rng.normal(size=(1, 5, 4, 4, CFG.encoder.channels)), jnp.float32)
   small = Encoder(dataclasses.replace(CFG.encoder, net=False)).apply({"params": params["encoder"]}, latents)
   large = jax.jit(Encoder(CFG.encoder).apply)({"params": more["encoder"]}, latents)
