@@ -257,7 +257,7 @@ def test_a_video_without_end_is_whole_when_stopped(whole_run, tmp_path, capsys, 
 
 def test_a_file_of_prompts_becomes_films_and_a_page(tokens, whole_run, tmp_path):
   (tmp_path / "prompts.jsonl").write_text('{"label": 1}\n\n{"label": 0}\n{"label": 2}\n')
-  options = {"sample.prompts": str(tmp_path / "prompts.jsonl"), "sample.keeps": (1,), "sample.steps": 1}
+  options = {"sample.prompts": str(tmp_path / "prompts.jsonl"), "sample.keeps": (1, 4), "sample.steps": 1}
   cfg = class_config(tokens, **options, **{"sample.batch_size": 2})
   workdir = tmp_path / "run"
   with pytest.raises(ValueError, match="has no checkpoint"):

@@ -149,3 +149,22 @@ def test_impossible_drafts_are_named():
       message = r"encoder\.net = False, expected True, or encoder\.linear"
     with pytest.raises(ValueError, match=message):
       model_config.from_dict(changed)
+
+
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    ({"model.decoder.draft": None}, r"loss\.draft is 0\.5, but the decoder has no draft"),
+    ({"loss.flow": 0.0, "loss.repa": 1.0}, r"loss\.repa is 1\.0, but without loss\.flow no decoder runs"),
+  ],
+)
+def test_losses_that_have_nothing_to_read_are_refused(changes, message):
+  cfg = importlib.import_module("configs.tokenizer").get_config("smoke")
+  for key, value in changes.items():
+    *path, last = key.split(".")
+    part = cfg
+    for name in path:
+      part = part[name]
+    part[last] = value
+  with pytest.raises(ValueError, match=message):
+    make_task(cfg)

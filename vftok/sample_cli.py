@@ -87,16 +87,14 @@ def _endless(args, title: str, keeps, made) -> None:
   """Writes pieces as they come until Ctrl-C, which ends the file and not the program's success."""
   if len(keeps) != 1:
     raise ValueError(f"--keep is {keeps} for a video without end, expected one budget.")
-  out, frames, began = args.words[-1], 0, time.monotonic()
-  print(f"{out}: until Ctrl-C", flush=True)
-  with video_writer(out, args.fps) as writer:
-    pieces = made(keep=keeps[0])
+  out, frames = args.words[-1], 0
+  with video_writer(out, args.fps) as writer, progress("until Ctrl-C", None, first=COMPILING) as advance:
     try:
-      for piece in pieces:
+      for piece in made(keep=keeps[0]):
         rows = np.concatenate(list(piece.video), axis=1)
         writer.write(labelled_grid([rows], [f"{title}\nk = {keeps[0]}"]))
         frames += piece.video.shape[1]
-        print(f"{frames} frames, {frames / (time.monotonic() - began):.3g} frames/s", flush=True)
+        advance(piece.video.shape[1])
     except KeyboardInterrupt:
       if not frames:
         raise

@@ -44,6 +44,10 @@ class TokenizerTask:
       model = dataclasses.replace(model, vae=vae)
       model_config.check(model)
     self.tok = Tokenizer(model)
+    if self.law.draft and model.decoder.draft is None:
+      raise ValueError(f"loss.draft is {self.law.draft}, but the decoder has no draft: set it to 0.")
+    if self.law.repa and not self.law.flow:
+      raise ValueError(f"loss.repa is {self.law.repa}, but without loss.flow no decoder runs: set repa to 0 too.")
     self.features = None
     if self.law.repa or self.law.prefix_features:
       from vftok import features
@@ -90,12 +94,15 @@ class TokenizerTask:
     return params
 
   def frozen(self) -> Any:
-    vae = self.vae_params
-    if vae is None:  # a config without weights: smoke runs, or training on stored latents
-      stride = self.tok.spatial_factor
-      start = functools.partial(VAE(self.tok.cfg.vae).init, jax.random.key(0))
-      vae = nn.unbox(jax.jit(start)(jnp.zeros((1, 1, stride, stride, 3))))["params"]
+    vae = self.vae_params or self._random_vae
     return {"vae": vae, "features": self.feature_params} if self.features else {"vae": vae}
+
+  @functools.cached_property
+  def _random_vae(self):
+    """For a config without weights: smoke runs, or training on stored latents."""
+    stride = self.tok.spatial_factor
+    start = functools.partial(VAE(self.tok.cfg.vae).init, jax.random.key(0))
+    return nn.unbox(jax.jit(start)(jnp.zeros((1, 1, stride, stride, 3))))["params"]
 
   def start(self, params, batches) -> Any:
     if not self.cfg.init_from:
@@ -208,9 +215,7 @@ class TokenizerTask:
     block = h * w + self.tok.registers
     pairs = perf.attended_pairs(t, block)  # both masks see about the same: own and earlier steps
     dense = (t * block) ** 2
-    stacks = 0.0
-    if cfg.encoder.net:
-      stacks += perf.stack_flops(cfg.encoder.stack, t * block, pairs)
+    stacks = perf.stack_flops(cfg.encoder.stack, t * block, pairs) if cfg.encoder.net else 0.0
     if self.law.flow:
       stacks += perf.stack_flops(cfg.decoder.stack, t * block, dense if cfg.decoder.mask == "full" else pairs)
     encode, _ = perf.vae_flops(cfg.vae, self.tok.chunk_frames, *self.tok.frame_size)
