@@ -44,13 +44,20 @@ def small(small_dir):
   return tok, params, golden
 
 
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory) -> str:
+  """One for all workers of this run, gone with its other temporary files."""
+  base = tmp_path_factory.getbasetemp()
+  return str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled")
+
+
 @pytest.fixture(scope="module")
-def compile_cache(tmp_path_factory):
-  """Each program is compiled once for all runs of a module."""
+def compile_cache(cache_dir):
+  """Each program is compiled once for all modules that ask for this."""
   import jax
 
   old = jax.config.jax_compilation_cache_dir
-  jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
+  jax.config.update("jax_compilation_cache_dir", cache_dir)
   yield
   jax.config.update("jax_compilation_cache_dir", old)
 

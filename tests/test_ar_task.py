@@ -256,17 +256,17 @@ def test_a_video_without_end_is_whole_when_stopped(whole_run, tmp_path, capsys, 
 
 
 def test_a_file_of_prompts_becomes_films_and_a_page(tokens, whole_run, tmp_path):
-  (tmp_path / "prompts.jsonl").write_text('{"label": 1}\n\n{"label": 0}\n{"label": 2}\n')
+  (tmp_path / "prompts.jsonl").write_text('{"label": 1}\n\n{"label": 0}\n{"label": 2}\n{"label": 1}\n')
   options = {"sample.prompts": str(tmp_path / "prompts.jsonl"), "sample.keeps": (1, 4), "sample.steps": 1}
   cfg = class_config(tokens, **options, **{"sample.batch_size": 2})
   workdir = tmp_path / "run"
   with pytest.raises(ValueError, match="has no checkpoint"):
     sample_run.run(cfg, workdir)
-  assert sample_run.run(cfg, whole_run) == {"videos": 3}
+  assert sample_run.run(cfg, whole_run) == {"videos": 4}
   written = json.loads((whole_run / "samples" / "samples.json").read_text())
-  assert [video["label"] for video in written["videos"]] == [1, 0, 2]
+  assert [video["label"] for video in written["videos"]] == [1, 0, 2, 1]
   assert all((whole_run / "samples" / video["file"]).stat().st_size for video in written["videos"])
-  assert (whole_run / "samples" / "samples.html").read_text().count("<video") == 3
+  assert (whole_run / "samples" / "samples.html").read_text().count("<video") == 4
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_a_run_leaves_something_to_see(whole_runs):
 
 
 def test_nan_stops_the_run_and_names_the_last_good_step(tmp_path):
-  cfg = config("tokenizer", steps=40, save_every=2)
+  cfg = config("vae", steps=40, save_every=2)
   cfg.optim.lr, cfg.optim.warmup, cfg.optim.clip = 1e30, 2, 0.0
   with pytest.raises(train.NotFinite, match=r"at step \d+, .*(no step was saved|last good checkpoint is step \d+)"):
     train.run(cfg, tmp_path)
