@@ -51,15 +51,14 @@ def cache_dir(tmp_path_factory) -> str:
   return str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session", autouse=True)
 def compile_cache(cache_dir):
-  """Each program is compiled once for all modules that ask for this."""
+  """Each program is compiled once for all modules and both workers of a run."""
   import jax
 
-  old = jax.config.jax_compilation_cache_dir
   jax.config.update("jax_compilation_cache_dir", cache_dir)
-  yield
-  jax.config.update("jax_compilation_cache_dir", old)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+  jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
 LONGEST = tuple(

@@ -20,7 +20,6 @@ from vftok.tasks import make_task
 from vftok.tools import tokenize_dataset
 from vftok.writer import read_metrics
 
-pytestmark = pytest.mark.usefixtures("compile_cache")
 S, C = 6, 12
 
 

@@ -16,7 +16,6 @@ from vftok.models.encoder import Encoder
 from vftok.tasks import make_task
 from vftok.tasks.linear_codes import step_code
 
-pytestmark = pytest.mark.usefixtures("compile_cache")
 CFG = model_config.from_dict(importlib.import_module("configs.tokenizer").get_config("smoke").model.to_dict())
 T, K, C = 3, CFG.decoder.registers, CFG.decoder.code_dim
 

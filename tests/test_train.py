@@ -18,7 +18,6 @@ from vftok.state import init_state, logical_axes, merge, split
 from vftok.tasks import make_task
 from vftok.writer import keep_until, read_metrics
 
-pytestmark = pytest.mark.usefixtures("compile_cache")
 ROOT = Path(__file__).parents[1]
 CASES = ("tokenizer", "vae")
 
