@@ -95,6 +95,7 @@ def tokenize(tokenizer: str, sources: dict, val: dict | None = None, **own) -> d
   return (
     dict(
       tokenizer=tokenizer,
+      dino="",  # DINOv2 weights, where the tokenizer's encoder reads them
       splits=dict(train=sources, val=val),
       text="",  # a text encoder, "minilm" or "t5"
       text_path="",

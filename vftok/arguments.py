@@ -86,6 +86,7 @@ def parser(runs: Sequence[Callable]) -> argparse.ArgumentParser:
   sub.add_argument("-n", "--samples", type=int, default=1, metavar="N", help="videos of the prompt (default 1)")
   sub.add_argument("--text-encoder", metavar="DIR", help="where its text encoder's weights are (T5)")
   sub.add_argument("--tokenizer", metavar="MODEL", help="default: the one the generator names")
+  _dino(sub)
   sub.add_argument("--fps", type=float, default=8.0, help="of the video written (default 8)")
   sub.add_argument("--gen-guidance", type=float, metavar="W", help="of the generator (default: its own, by budget)")
   sub.add_argument("--temperature", type=float, default=1.0, help="of the generator; 0 is greedy (default 1)")
@@ -105,7 +106,12 @@ def parse(top: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.
   return args
 
 
+def _dino(sub):
+  sub.add_argument("--dino", metavar="WEIGHTS", help="DINOv2 weights, folder or Hub id, for encoders that read them")
+
+
 def _reading(sub):
+  _dino(sub)
   sub.add_argument("--fps", type=float, help="frames per second to sample the video at (default: its own)")
   sub.add_argument("--start", type=float, default=0.0, metavar="SECONDS", help="skip this much of the video")
   sub.add_argument("--max-frames", type=int, metavar="N", help="stop after N frames")

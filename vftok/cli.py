@@ -37,14 +37,14 @@ def main(argv=None) -> int:
   return 0
 
 
-def load_tokenizer(path):
-  """(tokenizer, params) of a folder, a safetensors file or a Hub id."""
+def load_tokenizer(path, dino=None):
+  """(tokenizer, params) of a folder, a safetensors file or a Hub id; `dino`: weights of the net its encoder reads."""
   from vftok import Tokenizer
   from vftok.perf import keep_memory, use_compile_cache
 
   keep_memory()
   use_compile_cache()
-  return Tokenizer.load(path)
+  return Tokenizer.load(path, dino=dino)
 
 
 def info(args):
@@ -92,7 +92,7 @@ def encode(args):
   if Path(args.out).suffix.lower() != ".vft":
     raise ValueError(f"{args.out} is no name for a token file, expected one that ends in .vft: rename it.")
   check_target(args.out)
-  tok, params = load_tokenizer(args.model)
+  tok, params = load_tokenizer(args.model, args.dino)
   keep = tok.registers if args.keep is None else args.keep
   _check_keep(keep, tok)
   tokens, fps, seconds = _encode(tok, params, args)
@@ -154,7 +154,7 @@ def reconstruct(args):
   if Path(args.out).exists() and Path(args.out).samefile(args.video):
     raise ValueError(f"{args.out} is the input itself, expected another file to write: choose another name.")
   keeps = sorted(set(args.keep))
-  tok, params = load_tokenizer(args.model)
+  tok, params = load_tokenizer(args.model, args.dino)
   for keep in keeps:
     _check_keep(keep, tok)
   options = _sampler(args, tok)

@@ -32,6 +32,7 @@ class TokenizerConfig:
   chunk_frames, overlap_frames: geometry of long video; chunks advance by chunk_frames - overlap_frames.
   latent_size: (h, w) of the VAE grid the model was made for; pixels are `vae.space_stride` times that.
   dino_frames: "" or how DINO features of a frame group are made ("first", "avg"), where the encoder reads them.
+  dino_class: whose class vector register 0 of a step gets, where it gets one: its own ("per_frame") or frame 0's.
   guidance, scale, solver_steps: how it is decoded unless asked otherwise: "apg", "cfg" or "none", and so many steps.
   """
 
@@ -43,6 +44,7 @@ class TokenizerConfig:
   overlap_frames: int = 1
   latent_size: tuple[int, int] = (32, 32)
   dino_frames: str = ""
+  dino_class: str = "per_frame"
   guidance: str = "apg"  # these three: as the released pipeline has them
   scale: float = 20.0
   solver_steps: int = 30
@@ -138,6 +140,7 @@ def check(cfg: TokenizerConfig) -> None:
   _expect(math.isfinite(cfg.scale), "scale", cfg.scale, "a number")
   _counts("config", solver_steps=cfg.solver_steps)
   _expect(cfg.dino_frames in ("", "first", "avg"), "dino_frames", cfg.dino_frames, "'', 'first' or 'avg'")
+  _expect(cfg.dino_class in ("per_frame", "frame0"), "dino_class", cfg.dino_class, "'per_frame' or 'frame0'")
   latents = (cfg.chunk_frames - 1) // 4 + 1
   grid = (latents, *cfg.latent_size)
   for name, part in (("encoder", enc), ("decoder", dec)):

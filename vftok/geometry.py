@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from vftok.config import TokenizerConfig
 from vftok.models import fsq
+from vftok.types import is_concrete
 
 TIME_FACTOR = 4  # frames per latent after the first one
 
@@ -11,6 +14,13 @@ TIME_FACTOR = 4  # frames per latent after the first one
 def latents_for(frames: int) -> int:
   """Latent time steps of 1 + 4m frames."""
   return (frames - 1) // TIME_FACTOR + 1 if frames else 0
+
+
+def check_whole_latents(frames: int) -> None:
+  """Raises ValueError where frames are not 1 + 4m."""
+  if frames % TIME_FACTOR != 1:
+    low = frames - (frames - 1) % TIME_FACTOR
+    raise ValueError(f"the video has {frames} frames, expected 1 + a multiple of 4 such as {low} or {low + 4}.")
 
 
 class Geometry:
@@ -88,3 +98,17 @@ class Geometry:
     return (
       f"the video has {frames} frames, expected a count that fits chunks such as {fitting}: cut it, or pass fit='pad'."
     )
+
+  def slots(self, keep, collapse: bool = True) -> int | None:
+    """How many registers a program must compute one by one for these counts: a power of two, or None for all.
+
+    Programs are compiled per bucket, not per count: all counts inside a bucket share one.
+    """
+    if "mask" not in self.cfg.decoder.replacements:
+      if is_concrete(keep) and int(np.min(keep)) < self.registers:
+        raise ValueError("this model has no mask vector for dropped tokens: keep all of them.")
+      return self.registers if self.cfg.decoder.collapsible else None
+    if not collapse or not self.cfg.decoder.collapsible:
+      return None
+    largest = int(np.max(keep)) if is_concrete(keep) else self.registers
+    return min(1 << max(largest - 1, 0).bit_length(), self.registers)

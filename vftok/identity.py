@@ -25,6 +25,8 @@ def fingerprint(cfg: TokenizerConfig, params) -> str:
   decides = [encoder, cfg.levels, cfg.chunk_frames, cfg.overlap_frames, cfg.latent_size, cfg.dino_frames]
   if cfg.vae.latent_std:  # part of the encoder where a model has them; none of the released ones does
     decides += [cfg.vae.latent_mean, cfg.vae.latent_std]
+  if cfg.dino_class != "per_frame":
+    decides.append(cfg.dino_class)
   digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode())
   tensors = nn.unbox({"vae": params["vae"]["encoder"], "encoder": params["encoder"]})
   for path, value in jax.tree_util.tree_flatten_with_path(tensors)[0]:

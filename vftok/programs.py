@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from vftok.config import TokenizerConfig
+from vftok.features.dino_inputs import dino_inputs
+from vftok.features.dinov2 import DINOv2
 from vftok.models import flow, fsq
 from vftok.models.decoder import Decoder
 from vftok.models.encoder import Encoder
@@ -34,9 +36,15 @@ def vae_decode(cfg: TokenizerConfig, params, latents_BxTxhxwxC):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def features(cfg: TokenizerConfig, params, latents_BxTxhxwxC):
-  """z float32 [B, T, K, c] of latents: what FSQ rounds."""
-  return Encoder(cfg.encoder).apply({"params": params["encoder"]}, latents_BxTxhxwxC)
+def features(cfg: TokenizerConfig, params, latents_BxTxhxwxC, class_BxTxG=None):
+  """z float32 [B, T, K, c] of what the encoder reads: what FSQ rounds."""
+  return Encoder(cfg.encoder).apply({"params": params["encoder"]}, latents_BxTxhxwxC, class_BxTxG)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def with_dino(cfg: TokenizerConfig, dino: DINOv2, params, video_BxFxHxWx3, latents_BxTxhxwxC):
+  """What an encoder with DINOv2 features reads: see `dino_inputs`."""
+  return dino_inputs(cfg, dino, params["dino"], to_float(video_BxFxHxWx3), latents_BxTxhxwxC)
 
 
 def ids_of(cfg: TokenizerConfig, z_BxTxKxc) -> jax.Array:
@@ -44,9 +52,12 @@ def ids_of(cfg: TokenizerConfig, z_BxTxKxc) -> jax.Array:
   return fsq.codes_to_ids(fsq.quantize(z_BxTxKxc, cfg.levels), cfg.levels)
 
 
-def encode_chunk(cfg: TokenizerConfig, params, video_BxFxHxWx3) -> jax.Array:
-  """ids int32 [B, T, K] of one chunk, from the posterior mean."""
-  return ids_of(cfg, features(cfg, params, vae_encode(cfg, params, video_BxFxHxWx3)[0]))
+def encode_chunk(cfg: TokenizerConfig, params, video_BxFxHxWx3, dino: DINOv2 | None = None) -> jax.Array:
+  """ids int32 [B, T, K] of one chunk, from the posterior mean and, where the encoder reads it, the net `dino`."""
+  latents, vector = vae_encode(cfg, params, video_BxFxHxWx3)[0], None
+  if dino is not None:
+    latents, vector = with_dino(cfg, dino, params, video_BxFxHxWx3, latents)
+  return ids_of(cfg, features(cfg, params, latents, vector))
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("slots", "null"))

@@ -34,7 +34,7 @@ def run(args, load_tokenizer, sampler) -> None:
   name = args.tokenizer or gen.cfg.tokenizer
   if not name:
     raise ValueError("the generator names no tokenizer: pass --tokenizer.")
-  tok, params = load_tokenizer(name)
+  tok, params = load_tokenizer(name, args.dino)
   keeps = sorted(set(args.keep or [gen.cfg.ar.slots]))
   if not 1 <= keeps[0] <= keeps[-1] <= gen.cfg.ar.slots:
     raise ValueError(f"--keep is {args.keep}, expected 1 to {gen.cfg.ar.slots}, the generator's tokens per time step.")

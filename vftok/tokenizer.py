@@ -11,7 +11,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vftok import identity, programs, stream
 from vftok.checks import (
@@ -24,28 +23,37 @@ from vftok.checks import (
   check_video,
 )
 from vftok.config import TokenizerConfig
-from vftok.geometry import TIME_FACTOR, Geometry
+from vftok.features.dino_inputs import check_dino, load_dino, reads_dino
+from vftok.features.dinov2 import DINOv2
+from vftok.geometry import Geometry, check_whole_latents
 from vftok.models.decoder import Decoder
 from vftok.models.encoder import Encoder
 from vftok.models.vae import VAE
-from vftok.types import VideoTokens, is_concrete
+from vftok.types import VideoTokens
 
 Params = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer(Geometry):
-  """A tokenizer's configuration and its functions; it owns no arrays.
+  """A tokenizer's configuration and its functions; it owns no arrays. `dino`: the net its encoder reads, if any.
 
   Letters: B videos, F frames, T time steps of tokens, K registers per step, h w the VAE's grid.
   """
 
   cfg: TokenizerConfig
+  dino: DINOv2 | None = None
 
   # ---- loading and saving
 
   @staticmethod
-  def load(name: str | os.PathLike, *, dtype: str | None = None, vae: str | os.PathLike | None = None):
+  def load(
+    name: str | os.PathLike,
+    *,
+    dtype: str | None = None,
+    vae: str | os.PathLike | None = None,
+    dino: str | os.PathLike | None = None,
+  ):
     """(tokenizer, params) of a directory, a safetensors file with its config inside, a shipped name, or a Hub id.
 
     Reads vftok's own layout, VideoFlexTok's and SemanTok's. Tensors keep the dtype they are stored in, but float16 in
@@ -54,6 +62,7 @@ class Tokenizer(Geometry):
     Args:
       dtype: compute dtype, "float32" (default) or "bfloat16"; norms, softmax, FSQ and flow time stay float32.
       vae: where to take `vae.*` from if the file has none; default the source its config names.
+      dino: DINOv2 weights (a path or Hub id), which SemanTok's encoders read; without them such a model only decodes.
 
     Raises:
       FileNotFoundError, ValueError: one sentence that names the file and what is wrong with it.
@@ -61,13 +70,16 @@ class Tokenizer(Geometry):
     from vftok.convert.load import load
 
     cfg, params = load(name, vae)
-    return Tokenizer(cfg if dtype is None else cfg.with_dtype(dtype)), params
+    net = None
+    if dino is not None:
+      net, params["dino"] = load_dino(cfg, dino)
+    return Tokenizer(cfg if dtype is None else cfg.with_dtype(dtype), net), params
 
   def save(self, params: Params, directory: str | os.PathLike) -> None:
-    """Writes vftok's own layout: config.json and model.safetensors, whole or not at all."""
+    """Writes vftok's own layout, whole or not at all: config.json and model.safetensors, without the net `dino`."""
     from vftok.convert.load import save
 
-    save(self.cfg, params, directory)
+    save(self.cfg, {name: tree for name, tree in params.items() if name != "dino"}, directory)
 
   def export(self, params: Params, directory: str | os.PathLike) -> None:
     """Writes the layout of released VideoFlexTok models, which the PyTorch package reads."""
@@ -114,26 +126,21 @@ class Tokenizer(Geometry):
     """
     if fit not in ("error", "pad"):
       raise ValueError(f"fit is {fit!r}, expected 'error' or 'pad'.")
-    self._refuse_dino()
-    return stream.encode_chunks(self, lambda chunk: programs.encode_chunk(self.cfg, params, chunk), pieces, fit)
-
-  def _refuse_dino(self) -> None:
-    if self.cfg.dino_frames or self.cfg.encoder.global_token:
-      raise ValueError("this model's encoder reads DINOv2 features beside the video: it can decode but not yet encode.")
+    check_dino(self.cfg, self.dino)
+    run = lambda chunk: programs.encode_chunk(self.cfg, params, chunk, self.dino)
+    return stream.encode_chunks(self, run, pieces, fit)
 
   def encode_latents(self, params: Params, video, key: jax.Array | None = None) -> jax.Array:
     """VAE latents float32 [B, T, h, w, C] of F = 1 + 4m frames: the posterior mean, or a sample of it given a key."""
     video = check_video(video, self.frame_size)
-    frames = video.shape[1]
-    if frames % TIME_FACTOR != 1:
-      low = frames - (frames - 1) % TIME_FACTOR
-      raise ValueError(f"the video has {frames} frames, expected 1 + a multiple of 4 such as {low} or {low + 4}.")
+    check_whole_latents(video.shape[1])
     mean, logvar = programs.vae_encode(self.cfg, params, video)
     return mean if key is None else mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
 
   def features(self, params: Params, latents) -> jax.Array:
     """z float32 [B, T, K, c] of VAE latents [B, T, h, w, C]: the register outputs that FSQ rounds, for probing."""
-    self._refuse_dino()
+    if reads_dino(self.cfg):
+      raise ValueError("this model's encoder reads DINOv2 features beside latents, which have none: use encode.")
     return programs.features(self.cfg, params, check_latents(latents, self._latent_shape(1, 1)[2:]))
 
   # ---- decoding
@@ -197,20 +204,6 @@ class Tokenizer(Geometry):
 
   def _latent_shape(self, batch: int, steps: int) -> tuple[int, ...]:
     return (batch, steps * self.cfg.decoder.patch[0], *self.cfg.latent_size, self.cfg.decoder.channels)
-
-  def slots(self, keep, collapse: bool = True) -> int | None:
-    """How many registers a program must compute one by one for these counts: a power of two, or None for all.
-
-    Programs are compiled per bucket, not per count: all counts inside a bucket share one.
-    """
-    if "mask" not in self.cfg.decoder.replacements:
-      if is_concrete(keep) and int(np.min(keep)) < self.registers:
-        raise ValueError("this model has no mask vector for dropped tokens: keep all of them.")
-      return self.registers if self.cfg.decoder.collapsible else None
-    if not collapse or not self.cfg.decoder.collapsible:
-      return None
-    largest = int(np.max(keep)) if is_concrete(keep) else self.registers
-    return min(1 << max(largest - 1, 0).bit_length(), self.registers)
 
   def decode_latents(
     self,

@@ -93,7 +93,7 @@ def reference_config(cfg: TokenizerConfig) -> dict[str, Any]:
     "dino_input": bool(cfg.dino_frames),
     "global_token": bool(cfg.encoder.global_token),
     "dino_frame_agg": cfg.dino_frames or "avg",
-    "global_token_mode": "per_frame",
+    "global_token_mode": cfg.dino_class,
   }
   return {"videoflextok": wrapper, "semantok": semantok}
 

@@ -97,6 +97,7 @@ def parse(config: Mapping[str, Any], vae: VAEConfig) -> tuple[TokenizerConfig, N
     overlap_frames=int(wrapper["overlap_size_frames"] if wrapper.get("overlap_size_frames") is not None else 1),
     latent_size=(int(sizes[1]), int(sizes[2])),
     dino_frames=str(semantok.get("dino_frame_agg") or "avg") if dino else "",
+    dino_class=str(semantok.get("global_token_mode") or "per_frame"),
   )
   check(cfg)
   return cfg, Names(encoder.names, decoder.names, decoder.registers_first)

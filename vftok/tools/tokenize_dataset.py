@@ -66,7 +66,7 @@ def tokenize(cfg: ConfigDict, out: str | os.PathLike) -> str:
   if "tokenize" not in cfg:
     raise ValueError("this config has no `tokenize` part: pass one for generators, such as configs/t2v.py:mini.")
   law, out = cfg.tokenize, Path(out)
-  tok, params = Tokenizer.load(law.tokenizer)
+  tok, params = Tokenizer.load(law.tokenizer, dino=law.dino or None)
   if tok.frame_size != (law.size, law.size):
     raise ValueError(f"tokenize.size is {law.size}, expected {tok.frame_size[0]}: the tokenizer's frame size.")
   steps = tok.steps_for(law.frames)
