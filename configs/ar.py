@@ -74,6 +74,7 @@ GENERATION = dict(  # of `--mode=eval`: generated clips against held-out ones
   classifier_steps=1500,  # of the attribute classifier, where there are rendered scenes; 0: none
   pool=2000,  # training clips that samples are compared with
   prompts=(),  # shown side by side under one noise
+  beside="",  # another generator over the same tokens, shown under the same prompts
 )
 
 

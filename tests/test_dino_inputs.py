@@ -1,4 +1,4 @@
-"""Encoders that read DINOv2 features beside the latents (SemanTok): against NumPy, and all the way from files to ids."""
+"""Encoders that read DINOv2 features beside the latents (SemanTok): against NumPy, and from files to ids."""
 
 import dataclasses
 
@@ -82,7 +82,7 @@ def test_from_files_to_ids_and_what_is_refused(small, clip, dino, tmp_path):
 
   plain, plain_params = Tokenizer.load(tmp_path / "model")
   for run in (plain.encode, plain.encode_stream):
-    with pytest.raises(ValueError, match="pass dino='facebook/dinov2-large'.* to Tokenizer.load .--dino"):
+    with pytest.raises(ValueError, match=r"pass dino='facebook/dinov2-large'.* to Tokenizer.load .--dino"):
       run(plain_params, clip)
   reader, all_params = Tokenizer.load(tmp_path / "model", dino=dino[0])
   ids = reader.encode(all_params, clip).ids

@@ -11,7 +11,10 @@ import jax
 import numpy as np
 
 from vftok import programs
+from vftok.checks import check_video
 from vftok.data.video_writer import to_uint8
+from vftok.features.dino_inputs import check_dino
+from vftok.geometry import check_whole_latents
 from vftok.types import VideoTokens
 
 
@@ -144,5 +147,7 @@ def _rows(gen, cond, batch, first_frames):
 
 def _encode(tok, params, frames) -> VideoTokens:
   """Tokens of 1 + 4j first frames, fewer than a chunk holds."""
-  z = tok.features(params, tok.encode_latents(params, frames))
-  return VideoTokens.full(programs.ids_of(tok.cfg, z))
+  check_dino(tok.cfg, tok.dino)
+  frames = check_video(frames, tok.frame_size)
+  check_whole_latents(frames.shape[1])
+  return VideoTokens.full(programs.encode_chunk(tok.cfg, params, frames, tok.dino))

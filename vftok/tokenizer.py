@@ -94,7 +94,7 @@ class Tokenizer(Geometry):
     video = jnp.zeros((1, 1, self.spatial_factor, self.spatial_factor, 3))
     latents = jnp.zeros((1, steps * enc.patch[0], h, w, enc.channels))
     codes, keep = jnp.zeros((1, steps, self.registers, dec.code_dim)), jnp.zeros((1, steps), jnp.int32)
-    noisy = jnp.zeros(self._latent_shape(1, steps))
+    noisy = jnp.zeros(self.latent_shape(1, steps))
     keys = jax.random.split(key, 3)
     params = {
       "vae": VAE(self.cfg.vae).init(keys[0], video)["params"],
@@ -141,7 +141,7 @@ class Tokenizer(Geometry):
     """z float32 [B, T, K, c] of VAE latents [B, T, h, w, C]: the register outputs that FSQ rounds, for probing."""
     if reads_dino(self.cfg):
       raise ValueError("this model's encoder reads DINOv2 features beside latents, which have none: use encode.")
-    return programs.features(self.cfg, params, check_latents(latents, self._latent_shape(1, 1)[2:]))
+    return programs.features(self.cfg, params, check_latents(latents, self.latent_shape(1, 1)[2:]))
 
   # ---- decoding
 
@@ -196,13 +196,14 @@ class Tokenizer(Geometry):
     run = functools.partial(
       programs.decode_chunk, self.cfg, params, guidance=how.guidance, steps=how.steps, solver=how.solver
     )
-    noise_of = stream.chunk_noise(key, noise, lambda batch: self._latent_shape(batch, self.chunk_steps))
+    noise_of = stream.chunk_noise(key, noise, lambda batch: self.latent_shape(batch, self.chunk_steps))
     pieces = [tokens] if isinstance(tokens, VideoTokens) else tokens
     slots_of = functools.partial(self.slots, collapse=how.collapse)
     chunks = stream.decode_chunks(self, run, pieces, noise_of, slots_of, first_frames)
     return (jnp.clip(frames, -1.0, 1.0) if clip else frames for frames in chunks)
 
-  def _latent_shape(self, batch: int, steps: int) -> tuple[int, ...]:
+  def latent_shape(self, batch: int, steps: int) -> tuple[int, ...]:
+    """[B, T, h, w, C] of the latents, and of the noise, of so many time steps of tokens."""
     return (batch, steps * self.cfg.decoder.patch[0], *self.cfg.latent_size, self.cfg.decoder.channels)
 
   def decode_latents(
@@ -232,7 +233,7 @@ class Tokenizer(Geometry):
       raise ValueError(f"the tokens have {t} time steps, expected one chunk of at most {self.chunk_steps}: use decode.")
     if first_mode not in ("clean", "sdedit"):
       raise ValueError(f"first_mode is {first_mode!r}, expected 'clean' or 'sdedit'.")
-    shape = self._latent_shape(b, t)
+    shape = self.latent_shape(b, t)
     if noise is not None:
       noise = check_array(noise, shape, "noise")
     else:
@@ -262,7 +263,7 @@ class Tokenizer(Geometry):
 
   def decode_pixels(self, params: Params, latents) -> jax.Array:
     """Frames float32 [B, F, H, W, 3] of VAE latents [B, T, h, w, C]; not clipped."""
-    return programs.vae_decode(self.cfg, params, check_latents(latents, self._latent_shape(1, 1)[2:]))
+    return programs.vae_decode(self.cfg, params, check_latents(latents, self.latent_shape(1, 1)[2:]))
 
   def velocity(
     self, params: Params, tokens: VideoTokens, latents, t, *, null=False, prefix=0, collapse=True
@@ -271,7 +272,7 @@ class Tokenizer(Geometry):
     check_tokens(tokens, self.registers, self.codebook_size)
     if null and "null" not in self.cfg.decoder.replacements:
       raise ValueError("this model has no null vector, so it has no null velocity: pass null=False.")
-    latents = check_latents(latents, self._latent_shape(1, 1)[2:])
+    latents = check_latents(latents, self.latent_shape(1, 1)[2:])
     given = jnp.broadcast_to(jnp.arange(tokens.ids.shape[1]) < prefix, tokens.keep.shape) if prefix else None
     slots = self.slots(tokens.keep, collapse)
     return programs.velocity(self.cfg, params, tokens.ids, tokens.keep, latents, t, given, slots=slots, null=null)

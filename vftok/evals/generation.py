@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -34,8 +35,9 @@ REAL, VAE = "real", "VAE alone"
 @dataclasses.dataclass(frozen=True)
 class GenerationEvaluation:
   """Attributes:
-  rows: one dict per kind of clip and budget: `name`, `keep` (None for real and VAE), `gfvd`, `gfvd_vae`, `alignment`
-    ({attribute: accuracy} or None), `distance` (median to the nearest training clip), and what the numbers depend on.
+  rows: one dict per kind of clip and budget: `name`, `keep` and `bits` (None for real and VAE), `gfvd`, `gfvd_vae`,
+    `alignment` ({attribute: accuracy} or None), `distance` (median to the nearest training clip), and what the numbers
+    depend on.
   media: per chosen clip {"caption": str, row name: uint8 [F, H, W, 3], "nearest training clip": ...}.
   """
 
@@ -119,12 +121,13 @@ def evaluate(
   facts = dict(clips=clips, frames=shape[0], size=list(shape[1:3]), split=split, seed=seed, steps=steps)
   facts |= dict(temperature=temperature, i3d_net=weights.SOURCES["i3d"].short if fvd else None)
   facts |= dict(indicative=clips < frechet.INDICATIVE_BELOW)
-  rows = []
+  rows, time_steps = [], tok.steps_for(shape[0])
   for name, own in statistics.items():
     distance = lambda other: frechet.distance(own, statistics[other]) if fvd and clips > 1 else None  # noqa: B023
     near = np.concatenate(distances[name]) if neighbours is not None else None
     keep = int(name.rsplit(" ", 1)[1]) if " keep " in name else None
     row = dict(name=name, keep=keep, gfvd=distance(REAL), gfvd_vae=distance(VAE))
+    row |= dict(bits=None if keep is None else keep * time_steps * math.log2(tok.codebook_size))
     row |= dict(alignment=agreement[name].summary() if agreement else None)
     rows.append(row | dict(distance=None if near is None else float(np.median(near)), **facts))
   return GenerationEvaluation(rows, kept)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +12,47 @@ import numpy as np
 
 from vftok.evals import page
 from vftok.evals.generation import REAL, VAE, GenerationEvaluation
-from vftok.picture import video_rows
+from vftok.picture import curves_png, video_rows
 
 
 def write(
-  directory, evaluation: GenerationEvaluation, prompts: dict[str, np.ndarray], *, title: str, fps: float
+  directory,
+  evaluation: GenerationEvaluation,
+  prompts: dict[str, dict[str, np.ndarray]],
+  *,
+  title: str,
+  fps: float,
+  training: Path | None = None,
 ) -> None:
-  """Makes `directory`: generation.json, table.md, generation.html, samples.mp4 and prompts.mp4. An earlier one goes.
+  """Makes `directory`: generation.json, table.md, generation.html, curves.png, samples.mp4, prompts.mp4.
+
+  An earlier report at the same place is replaced.
 
   Args:
-    prompts: {prompt: uint8 [n, F, H, W, 3]}: a column each, the same noise under other prompts, or empty.
+    prompts: {generator: {prompt: uint8 [n, F, H, W, 3]}}: a column per prompt, all from the same noise. The first
+      generator is the one evaluated; of every further one there is a film prompts-2.mp4, ...
+    training: a picture of the run's curves, shown where there is one.
 
   Raises:
     ValueError: `directory` is a file or holds anything that is no report.
   """
-  films = {}
+  films, said = {}, {}  # said: (heading, captions)
   if evaluation.media:
     films["samples"] = video_rows(_columns(evaluation.media))
-  if prompts:
-    films["prompts"] = video_rows({str(i): clips for i, clips in enumerate(prompts.values(), 1)})
+    said["samples"] = ("Samples, one row per caption", [clip["caption"] for clip in evaluation.media])
+  for number, (generator, columns) in enumerate(prompts.items(), 1):
+    if columns:
+      name = "prompts" if number == 1 else f"prompts-{number}"
+      films[name] = video_rows({str(i): clips for i, clips in enumerate(columns.values(), 1)})
+      heading = "The same noise under other prompts, one column each, more tokens further down"
+      said[name] = (heading if number == 1 else f"The same noise and prompts in {generator}", list(columns))
   with page.whole_report(directory, "generation.json") as partial:
     (partial / "generation.json").write_text(json.dumps({"title": title, "rows": evaluation.rows}, indent=2) + "\n")
     (partial / "table.md").write_text(f"# {title}\n\n{facts(evaluation)}\n\n{page.markdown_table(cells(evaluation))}")
+    _curves(partial / "curves.png", evaluation, title)
     for name, film in films.items():
       page.write_film(partial, name, film, fps)
-    (partial / "generation.html").write_text(
-      _page(partial, list(films), evaluation, list(prompts), title), encoding="utf-8"
-    )
+    (partial / "generation.html").write_text(_page(partial, said, evaluation, title, training), encoding="utf-8")
 
 
 def facts(evaluation: GenerationEvaluation) -> str:
@@ -75,15 +90,31 @@ def _columns(media: list[dict[str, Any]]) -> dict[str, np.ndarray]:
   return {name: np.stack([clip[name] for clip in media]) for name in sorted(names, key=order)}
 
 
-def _page(directory: Path, films: list[str], evaluation, prompts: list[str], title: str) -> str:
+def _curves(path: Path, evaluation: GenerationEvaluation, title: str) -> None:
+  """What was measured of generated clips, over tokens kept; reconstructions at full budget and real clips as lines."""
+  made = sorted((row for row in evaluation.rows if row["name"].startswith("generated")), key=lambda row: row["keep"])
+  by_name = {row["name"]: row for row in evaluation.rows}
+  ceiling = by_name[f"reconstructed keep {made[-1]['keep']}"]
+  agreement = lambda row: 100 * row["alignment"]["all"]
+  scores = {"agreement with the caption (%)": agreement} if made[0]["alignment"] else {}
+  scores |= {"gFVD": lambda row: row["gfvd"]} if made[0]["gfvd"] is not None else {}
+  if not scores:
+    scores = {"distance": lambda row: row["distance"] if row["distance"] is not None else math.nan}
+  levels = {name: {"reconstructed at full budget": of(ceiling)} for name, of in scores.items()}
+  for name in levels.keys() & {"agreement with the caption (%)"}:
+    levels[name] |= {"real clips": agreement(by_name[REAL]), "chance": 100 * made[0]["alignment"]["all/chance"]}
+  keeps, bits = [row["keep"] for row in made], [row["bits"] for row in made]
+  curves_png(path, keeps, bits, {k: [of(row) for row in made] for k, of in scores.items()}, title, levels=levels)
+
+
+def _page(directory: Path, said, evaluation, title: str, training: Path | None) -> str:
   esc = html.escape
-  out = [page.head(title), f"<p class=facts>{esc(facts(evaluation))}</p>", page.table(cells(evaluation))]
-  heads = {
-    "samples": "Samples, one row per caption",
-    "prompts": "The same noise under other prompts, one column each, more tokens further down",
-  }
-  for name in films:
-    out.append(f"<h2>{esc(heads[name])}</h2>{page.film(directory, name)}")
-    said = [clip["caption"] for clip in evaluation.media] if name == "samples" else prompts
-    out.append("<ol>" + "".join(f"<li>{esc(text)}</li>" for text in said) + "</ol>")
+  out = [page.head(title), f"<p class=facts>{esc(facts(evaluation))}</p>"]
+  for name, (heading, captions) in said.items():
+    out.append(f"<h2>{esc(heading)}</h2>{page.film(directory, name)}")
+    out.append("<ol>" + "".join(f"<li>{esc(text)}</li>" for text in captions) + "</ol>")
+  picture = lambda path: f'<p><img src="{page.data(path, "image/png")}"></p>'
+  out += ["<h2>In numbers</h2>", page.table(cells(evaluation)), picture(directory / "curves.png")]
+  if training is not None and training.is_file():
+    out += ["<h2>Training</h2>", picture(training)]
   return "\n".join(out) + "</html>\n"

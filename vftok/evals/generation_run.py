@@ -14,13 +14,19 @@ from vftok.data.loader import make_loader
 from vftok.data.video_writer import to_uint8
 from vftok.evals import alignment, generation, generation_report
 from vftok.evaluate import first_clips
+from vftok.generator import Generator
+from vftok.sample import check_pair
+from vftok.types import VideoTokens
 
 BATCH = 16
 
 
 def evaluate(cfg, gen, params, tok, tok_params, guidance, out) -> dict[str, float]:
   """Scalars; writes a report to OUT/generation. `guidance` is the decoder's."""
-  law, data = cfg.eval.generation, cfg.tokenize
+  law, data, out = cfg.eval.generation, cfg.tokenize, Path(out)
+  if law.get("beside"):  # read first: a wrong name must not cost an evaluation
+    other = Generator.load(law.beside)
+    check_pair(other[0], tok, tok_params)
   splits = data.splits.to_dict()
   spec = ClipSpec(frames=data.frames, size=(data.size, data.size), fps=data.fps or None)
   where = dict(process_index=0, process_count=1, seed=cfg.seed)
@@ -49,22 +55,32 @@ def evaluate(cfg, gen, params, tok, tok_params, guidance, out) -> dict[str, floa
       fvd=law.fvd,
       total=min(law.clips, loader.examples),
     )
-  prompts = _prompts(gen, params, tok, tok_params, law, guidance)
-  generation_report.write(Path(out) / "generation", evaluation, prompts, title=cfg.title, fps=data.fps or 8.0)
+  prompts = {cfg.title: _prompts(gen, params, tok, tok_params, law, guidance)}
+  if law.get("beside"):
+    prompts[str(law.beside)] = _prompts(*other, tok, tok_params, law, guidance)
+  generation_report.write(
+    out / "generation", evaluation, prompts, title=cfg.title, fps=data.fps or 8.0, training=out.parent / "curves.png"
+  )
   return {f"generation/{k}": v for k, v in evaluation.scalars().items()}
 
 
 def _prompts(gen, params, tok, tok_params, law, guidance) -> dict[str, np.ndarray]:
-  """{prompt: uint8 [budgets, F, H, W, 3]}: one noise, one row per budget, other prompts."""
+  """{prompt: uint8 [budgets, F, H, W, 3]}: one noise, one row per budget, other prompts; one program paints all."""
   if not law.prompts or not gen.cfg.ar.ctx_dim:
     return {}
-  out = {}
+  out, key, rows = {}, jax.random.key(law.seed), len(law.keeps)
   for prompt in law.prompts:
-    made = gen.generate(params, jax.random.key(law.seed), {"text": [prompt]}, guidance=law.guidance or None)
-    made = made.widen(tok.registers)
-    rows = [
-      to_uint8(tok.decode(tok_params, made.truncate(k), jax.random.key(law.seed), steps=law.steps, guidance=guidance))
-      for k in law.keeps
-    ]
-    out[prompt] = np.concatenate(rows)
+    made = gen.generate(params, key, {"text": [prompt]}, guidance=law.guidance or None).widen(tok.registers)
+    ids = np.repeat(made.ids, rows, axis=0)
+    keep = np.minimum(np.asarray(law.keeps)[:, None], made.keep)
+    noise = [np.repeat(chunk, rows, axis=0) for chunk in _noise(tok, key, ids.shape[1])]
+    tokens = VideoTokens.full(ids).truncate(keep)
+    out[prompt] = to_uint8(tok.decode(tok_params, tokens, noise=noise, steps=law.steps, guidance=guidance))
   return out
+
+
+def _noise(tok, key, steps: int) -> list[np.ndarray]:
+  """What `tok.decode` draws for one video of so many time steps from `key`, chunk after chunk."""
+  chunks = 1 + (steps - tok.chunk_steps) // (tok.chunk_steps - tok.overlap_steps)
+  shape = tok.latent_shape(1, tok.chunk_steps)
+  return [np.asarray(jax.random.normal(jax.random.fold_in(key, i), shape)) for i in range(chunks)]

@@ -1,9 +1,9 @@
 """DINOv2 features as an input of the encoder: what SemanTok's tokenizers read beside the latents.
 
 Per time step a grid of patch features as large as the latents', which goes before the latents' channels, and a class
-vector for register 0. Frames come to the net as a plain bicubic gives them (a = -0.75, not antialiased), cut
-to [0, 1]; features are those after the final norm. Patch features are of a step's first frame or the mean of all its
-frames; the class vector is of the first frame of each step, or of frame 0 for all steps. Latents are rounded to float16.
+vector for register 0. Frames come to the net by plain bicubic (a = -0.75, not antialiased), cut to [0, 1]; features are
+those after the final norm. Patch features are of a step's first frame or the mean of all its frames; the class vector
+is of the first frame of each step, or of frame 0 for all steps. Latents are rounded to float16.
 Source: arXiv 2610.00686 and its public inference code.
 """
 

@@ -168,18 +168,18 @@ class ARTask:
 
   def tokenizer(self) -> tuple[Any, Any]:
     """(tokenizer, params) that the stored tokens are of."""
-    return tokenizer(self.gen.cfg.tokenizer)
+    return tokenizer(self.gen.cfg.tokenizer, self.cfg.get("tokenize", {}).get("dino") or None)
 
   def save(self, params, frozen, directory) -> None:
     self.gen.save(params, directory)
 
 
 @functools.cache
-def tokenizer(name: str):
+def tokenizer(name: str, dino: str | None = None):
   """(tokenizer, params), read once per process and never inside a train step."""
   from vftok.tokenizer import Tokenizer
 
-  return Tokenizer.load(name)
+  return Tokenizer.load(name, dino=dino)
 
 
 def _guidance(tok, law):
