@@ -15,6 +15,8 @@ from vftok.models.draft import draft_velocity
 from vftok.models.encoder import Encoder
 from vftok.tasks import make_task
 from vftok.tasks.linear_codes import step_code
+from vftok.tokenizer import Tokenizer
+from vftok.tools import linear_limit
 
 CFG = model_config.from_dict(importlib.import_module("configs.tokenizer").get_config("smoke").model.to_dict())
 T, K, C = 3, CFG.decoder.registers, CFG.decoder.code_dim
@@ -167,3 +169,16 @@ def test_losses_that_have_nothing_to_read_are_refused(changes, message):
     part[last] = value
   with pytest.raises(ValueError, match=message):
     make_task(cfg)
+
+
+def test_a_linear_code_of_all_numbers_loses_nothing_and_fewer_lose_more():
+  tok = Tokenizer(CFG)
+  params = jax.jit(tok.init)(jax.random.key(0))
+  clips = np.random.default_rng(0).integers(0, 255, (40, 17, 16, 16, 3), np.uint8)
+  patches = linear_limit._patches(tok, tok.encode_latents(params, clips))
+  maps = linear_limit.step_maps(patches, patches.shape[-1])
+  head, *rows = linear_limit.scores(tok, params, [{"video": clips[:4]}], maps, [2, 16, 64], "train", None)
+  assert head[1:3] == ["latent error", "PSNR (dB)"] and patches.shape == (40, 5, 64)
+  errors = {row[0]: float(row[1]) for row in rows}
+  assert list(errors) == ["linear 2", "linear 16", "linear 64", "draft", "VAE alone"]
+  assert errors["linear 2"] > errors["linear 16"] > errors["linear 64"] == 0

@@ -107,7 +107,9 @@ def evaluate(
         yield name, s, tok.decode(params, tokens.truncate(k), noise=noise, **options)
 
   context = dict(seeds=list(seeds), steps=steps, solver=solver, guidance=_text(guidance))
-  evaluation = _run(reconstruct, batches, split, context, lpips_net, rfvd, media, total, 1 + len(seeds) * len(keeps))
+  evaluation = score_rows(
+    reconstruct, batches, split, context, lpips_net, rfvd, media, total, 1 + len(seeds) * len(keeps)
+  )
   for row in evaluation.rows:
     if row["name"] in names:
       k = keeps[names.index(row["name"])]
@@ -130,10 +132,14 @@ def evaluate_vae(
   def once(video, ids, mask):
     yield VAE, 0, reconstruct(video)
 
-  return _run(once, batches, split, {}, lpips_net, rfvd, media, total, 1)
+  return score_rows(once, batches, split, {}, lpips_net, rfvd, media, total, 1)
 
 
-def _run(reconstruct, batches, split, context, lpips_net, rfvd, media, total, count) -> Evaluation:
+def score_rows(reconstruct, batches, split, context, lpips_net, rfvd, media, total, count) -> Evaluation:
+  """A table of `count` rows per clip: reconstruct(video, ids, mask) yields (row name, seed number, frames) of a batch.
+
+  The baselines that need no model are added; `context` stands beside every number.
+  """
   perceptual = weights.load_lpips(lpips_net) if lpips_net else None
   inception = weights.load_i3d() if rfvd else None
   score = Scores(perceptual, inception)

@@ -27,7 +27,7 @@ def patch_code(clips: list[np.ndarray], patch, channels: int, whiten: float) -> 
     patches = np.asarray(patchify(video, patch), np.float64).reshape(-1, size)
     count, total, second = count + len(patches), total + patches.sum(0), second + patches.T @ patches
   middle = total / count
-  values, vectors = _principal(second / count - np.outer(middle, middle), channels)
+  values, vectors = principal(second / count - np.outer(middle, middle), channels)
   scale = values ** (-whiten / 2)
   scale /= np.sqrt(np.mean(values * scale**2))
   encode, decode = vectors * scale, (vectors / scale).T
@@ -50,7 +50,7 @@ def step_code(latents_NxTxP: np.ndarray, size: int) -> dict[str, Any]:
   for some in (latents_NxTxP[:, :1], latents_NxTxP[:, 1:] if steps > 1 else latents_NxTxP):
     x = some.reshape(-1, some.shape[-1]).astype(np.float32)
     middle = x.mean(0)
-    values, vectors = _principal(np.cov(x - middle, rowvar=False), size)
+    values, vectors = principal(np.cov(x - middle, rowvar=False), size)
     kernel = vectors / np.sqrt(values)
     kernels.append(kernel)
     biases.append(-middle @ kernel)
@@ -58,7 +58,7 @@ def step_code(latents_NxTxP: np.ndarray, size: int) -> dict[str, Any]:
   return {"linear_kernel": as_array(kernels), "linear_bias": as_array(biases)}
 
 
-def _principal(covariance: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def principal(covariance: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
   """(variances [count], components [D, count]), the largest first; no variance is zero, so all can be divided by."""
   values, vectors = np.linalg.eigh(covariance)
   return np.maximum(values[::-1][:count], 1e-8), vectors[:, ::-1][:, :count]
