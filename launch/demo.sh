@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The main job in one command, from a fresh clone with nothing installed, on two CPU cores: install, real clips and rendered
 # scenes, their tokens by the shipped vftok-mini, a text-to-video model trained from scratch, samples, numbers, one page.
-# The page shows the same prompts in vftok-mini-t2v too: what some ten times as much training gives.
+# The page shows the same prompts in vftok-mini-t2v too, the same model trained for longer.
 # Run it again after an interruption: finished stages are skipped, unfinished ones go on.
 # RUN=path is where everything goes (default runs/demo); STEPS, CLIPS and SCENES make it shorter or longer.
 set -euo pipefail
@@ -27,7 +27,7 @@ sim="$PWD/$run/sim"
 "$python" -m vftok.tools.prepare_sim --out "$sim" --count "$scenes" --val 128 --test 32 --size 32 --workers 2
 
 # What the config reads, pointed at the demo's own folders.
-demo=("$config" "--config.data.sources.tokens.directory=$PWD/$run/tokens" "--config.eval.sets.val.tokens.directory=$PWD/$run/tokens"
+demo=("$config" "--config.title=Text to video, trained here for $steps steps" "--config.data.sources.tokens.directory=$PWD/$run/tokens" "--config.eval.sets.val.tokens.directory=$PWD/$run/tokens"
   "--config.tokenize.splits.train.sim.directory=$sim" "--config.tokenize.splits.val.sim.directory=$sim"
   "--config.steps=$steps" "--config.eval.generation.clips=$clips" "--config.eval.generation.pool=$scenes"
   --config.eval.generation.classifier_steps=600 --config.eval.generation.beside=vftok-mini-t2v)

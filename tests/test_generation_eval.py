@@ -104,7 +104,7 @@ def test_a_generator_is_scored_at_every_budget(tmp_path):
   assert rows["real"]["distance"] < 1e-3 < rows["generated keep 4"]["distance"]
   assert evaluation.media[0]["nearest training clip"].shape == (17, 16, 16, 3) and len(evaluation.media) == 2
   generation_report.write(
-    tmp_path / "report", evaluation, {"t": {"a": clips[:2]}, "u": {"a": clips[2:]}}, title="t", fps=8.0
+    tmp_path / "report", evaluation, [("t", {"a": clips[:2]}), ("t", {"a": clips[2:]})], title="t", fps=8.0
   )
   names = {p.name for p in (tmp_path / "report").iterdir()}
   assert {
@@ -118,7 +118,7 @@ def test_a_generator_is_scored_at_every_budget(tmp_path):
   } <= names
   page = (tmp_path / "report" / "generation.html").read_text()
   assert (
-    page.count("<video") == 3 and "in u</h2>" in page and "indicative" not in page
+    page.count("<video") == 3 and "in t</h2>" in page and "indicative" not in page
   )  # no FVD, so nothing is indicative
   assert len(json.loads((tmp_path / "report" / "generation.json").read_text())["rows"]) == 6
   assert "generated keep 4/chance" not in evaluation.scalars() and "distance/real" in evaluation.scalars()

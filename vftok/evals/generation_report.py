@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from vftok.picture import curves_png, video_rows
 def write(
   directory,
   evaluation: GenerationEvaluation,
-  prompts: dict[str, dict[str, np.ndarray]],
+  prompts: Sequence[tuple[str, dict[str, np.ndarray]]],
   *,
   title: str,
   fps: float,
@@ -29,7 +30,7 @@ def write(
   An earlier report at the same place is replaced.
 
   Args:
-    prompts: {generator: {prompt: uint8 [n, F, H, W, 3]}}: a column per prompt, all from the same noise. The first
+    prompts: (generator, {prompt: uint8 [n, F, H, W, 3]}), ...: a column per prompt, all from the same noise. The first
       generator is the one evaluated; of every further one there is a film prompts-2.mp4, ...
     training: a picture of the run's curves, shown where there is one.
 
@@ -40,7 +41,7 @@ def write(
   if evaluation.media:
     films["samples"] = video_rows(_columns(evaluation.media))
     said["samples"] = ("Samples, one row per caption", [clip["caption"] for clip in evaluation.media])
-  for number, (generator, columns) in enumerate(prompts.items(), 1):
+  for number, (generator, columns) in enumerate(prompts, 1):
     if columns:
       name = "prompts" if number == 1 else f"prompts-{number}"
       films[name] = video_rows({str(i): clips for i, clips in enumerate(columns.values(), 1)})

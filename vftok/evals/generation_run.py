@@ -55,9 +55,9 @@ def evaluate(cfg, gen, params, tok, tok_params, guidance, out) -> dict[str, floa
       fvd=law.fvd,
       total=min(law.clips, loader.examples),
     )
-  prompts = {cfg.title: _prompts(gen, params, tok, tok_params, law, guidance)}
+  prompts = [(cfg.title, _prompts(gen, params, tok, tok_params, law, guidance))]
   if law.get("beside"):
-    prompts[str(law.beside)] = _prompts(*other, tok, tok_params, law, guidance)
+    prompts.append((str(law.beside), _prompts(*other, tok, tok_params, law, guidance)))
   generation_report.write(
     out / "generation", evaluation, prompts, title=cfg.title, fps=data.fps or 8.0, training=out.parent / "curves.png"
   )
