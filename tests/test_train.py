@@ -244,17 +244,17 @@ def test_half_written_metrics_are_cut(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sigterm"])
-def test_sigterm_saves_and_exits_0(name, tmp_path):
+@pytest.mark.parametrize("name, code", [("SIGTERM", 0), ("SIGINT", 130)])
+def test_signals_save_and_end_the_run(name, code, tmp_path):
   environment = {**os.environ, "VFTOK_CACHE": str(tmp_path / "cache")}
   command = [sys.executable, "-m", "vftok.main", "--config=configs/vae.py:smoke", f"--workdir={tmp_path / 'run'}"]
   command.append("--config.steps=100000")
   process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
   for line in process.stdout:
     if line.startswith("step 3/"):
-      process.send_signal(signal.SIGTERM)
+      process.send_signal(getattr(signal, name))
       break
   rest = process.stdout.read()
-  assert process.wait(120) == 0, rest
+  assert process.wait(120) == code, rest
   assert "stopped at step" in rest
   assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]

@@ -8,7 +8,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from vftok.process import begin
+from vftok.process import INTERRUPTED, begin
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file, e.g. configs/tokenizer.py:mini.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics, videos and the model go.")
@@ -32,6 +32,9 @@ def main(argv: list[str]) -> None:
     if os.environ.get("VFTOK_TRACEBACK"):
       raise
     sys.exit(f"error: {error}")
+  except KeyboardInterrupt:
+    print(INTERRUPTED, file=sys.stderr)
+    sys.exit(130)
   if _MODE.value == "sample":
     print(f"{result['videos']} videos: {_WORKDIR.value}/samples/samples.html")
   elif _MODE.value == "eval":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from absl import app, logging
 
+INTERRUPTED = "stopped: the same command goes on from what was finished."
+
 
 def begin(argv: list[str], *, distributed: bool) -> None:
   """Refuses stray words, joins the other processes if asked to, keeps memory and compiled programs.

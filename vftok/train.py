@@ -41,7 +41,7 @@ class NotFinite(RuntimeError):
 def run(cfg: ConfigDict, workdir) -> TrainState:
   """Trains until `cfg.steps` (or `cfg.minutes`), from the newest checkpoint of `workdir` if there is one.
 
-  Returns the last state. SIGTERM saves and returns early.
+  Returns the last state. SIGTERM saves and returns early; Ctrl-C saves and raises KeyboardInterrupt.
 
   Raises:
     ValueError: a config that cannot be run, or a checkpoint of another config.
@@ -126,7 +126,7 @@ class _Loop:
     cfg, began, pending = self.cfg, time.monotonic(), None
     gc.collect()
     gc.freeze()  # what is alive now stays: collections between steps stay short
-    with _sigterm() as stopping:
+    with _stop_signals() as stopping:
       for host in self.loader if step < cfg.steps else ():
         shown = None if not cfg.media_every or step % cfg.media_every else host
         with self._profiled(step):
@@ -151,6 +151,8 @@ class _Loop:
           break
     self.checkpoints.wait()
     self._finish(step, state, frozen, stopped=stopping.is_set())
+    if stopping.interrupted:
+      raise KeyboardInterrupt
     return state
 
   def _arrays(self, host) -> dict[str, jax.Array]:
@@ -237,15 +239,28 @@ def _check(cfg, mesh) -> None:
     raise ValueError(f"steps is {cfg.steps}, expected 1 or more.")
 
 
+class _Stop(threading.Event):
+  """Set by SIGTERM, or by a first Ctrl-C (`interrupted`): the loop saves and leaves. A second Ctrl-C ends at once."""
+
+  interrupted = False
+
+  def by_signal(self, number, _) -> None:
+    if number == signal.SIGINT:
+      self.interrupted = True
+      signal.signal(signal.SIGINT, signal.default_int_handler)
+      print("stopping after this step; once more ends at once, without saving", flush=True)
+    self.set()
+
+
 @contextlib.contextmanager
-def _sigterm():
-  """An event that SIGTERM sets: the loop then saves and leaves."""
-  event = threading.Event()
+def _stop_signals():
+  stop = _Stop()
   if threading.current_thread() is not threading.main_thread():
-    yield event
+    yield stop
     return
-  before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+  before = {number: signal.signal(number, stop.by_signal) for number in (signal.SIGTERM, signal.SIGINT)}
   try:
-    yield event
+    yield stop
   finally:
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+      signal.signal(number, handler)

@@ -6,6 +6,8 @@ import argparse
 import sys
 from collections.abc import Callable
 
+from vftok.process import INTERRUPTED
+
 
 def exit_code(name: str, run: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
   """Calls run(args). Returns 0, or 2 after a sentence on stderr about what is wrong with them or not to be had."""
@@ -14,4 +16,7 @@ def exit_code(name: str, run: Callable[[argparse.Namespace], None], args: argpar
   except (ValueError, RuntimeError, OSError, ModuleNotFoundError) as error:
     print(f"{name}: error: {error}", file=sys.stderr)
     return 2
+  except KeyboardInterrupt:
+    print(f"{name}: {INTERRUPTED}", file=sys.stderr)
+    return 130
   return 0

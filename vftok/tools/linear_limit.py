@@ -39,7 +39,7 @@ _SIZES = flags.DEFINE_list("sizes", ["16", "32", "64", "128", "256", "512", "102
 
 
 def main(argv: list[str]) -> None:
-  begin(argv)
+  begin(argv, distributed=False)
   cfg, (tok, params) = _CONFIG.value, Tokenizer.load(_MODEL.value)
   sources = cfg.eval.sets.to_dict()[_SET.value]
   train = {name: {**source, "split": "train"} for name, source in sources.items()}

@@ -13,6 +13,7 @@ import argparse
 import json
 import multiprocessing
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,13 +78,18 @@ def _render_all(sources: dict[str, SimSource], work: Path, recipe: dict, workers
       for job in jobs:
         done(_render_chunk(job))
       return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+    with multiprocessing.get_context("spawn").Pool(workers, _leave_ctrl_c) as pool:
       for count in pool.imap_unordered(_render_chunk, jobs):
         done(count)
 
 
 def _chunk(work: Path, split: str, start: int, stop: int) -> Path:
   return work / f"{split}-{start:08d}-{stop:08d}.npz"
+
+
+def _leave_ctrl_c():
+  """In each worker: Ctrl-C is the main process's to handle."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _render_chunk(job) -> int:

@@ -25,7 +25,7 @@ from vftok.data.dataset_writer import is_made, whole_directory
 from vftok.data.loader import make_loader
 from vftok.data.tokens import write_tokens
 from vftok.data.video_writer import whole_file
-from vftok.process import begin
+from vftok.process import INTERRUPTED, begin
 from vftok.progress import progress
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -44,6 +44,9 @@ def main(argv: list[str]) -> None:
     print(tokenize(cfg, _OUT.value or _directory(cfg)))
   except (ValueError, FileNotFoundError, RuntimeError, ModuleNotFoundError) as error:
     sys.exit(f"error: {error}")
+  except KeyboardInterrupt:
+    print(INTERRUPTED, file=sys.stderr)
+    sys.exit(130)
 
 
 def _directory(cfg: ConfigDict) -> str:
