@@ -72,6 +72,7 @@ GENERATION = dict(  # of `--mode=eval`: generated clips against held-out ones
   guidance=0.0,  # of the generator; 0: its own, by budget
   fvd=True,
   classifier_steps=1500,  # of the attribute classifier, where there are rendered scenes; 0: none
+  clip="",  # a directory with a CLIP of yours (openai/clip-vit-base-patch32): its score beside the others
   pool=2000,  # training clips that samples are compared with
   prompts=(),  # shown side by side under one noise
   beside="",  # another generator over the same tokens, shown under the same prompts

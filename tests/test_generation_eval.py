@@ -94,6 +94,7 @@ def test_a_generator_is_scored_at_every_budget(tmp_path):
     keeps=(1, 4),
     steps=1,
     classifier=classifier,
+    clip=lambda video, captions: np.arange(len(video), dtype=np.float32),
     neighbours=generation.Neighbours(clips),
     fvd=False,
     media=2,
@@ -102,6 +103,7 @@ def test_a_generator_is_scored_at_every_budget(tmp_path):
   assert list(rows) == ["real", "VAE alone"] + [f"{k} keep {n}" for n in (1, 4) for k in ("generated", "reconstructed")]
   assert all(row["clips"] == 6 and row["indicative"] for row in evaluation.rows)
   assert rows["real"]["distance"] < 1e-3 < rows["generated keep 4"]["distance"]
+  assert rows["real"]["clip"] == 1.0 and evaluation.scalars()["clip/generated keep 4"] == 1.0  # of 0, 1 and 2
   assert evaluation.media[0]["nearest training clip"].shape == (17, 16, 16, 3) and len(evaluation.media) == 2
   generation_report.write(
     tmp_path / "report", evaluation, [("t", {"a": clips[:2]}), ("t", {"a": clips[2:]})], title="t", fps=8.0

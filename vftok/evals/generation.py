@@ -5,6 +5,7 @@ Protocol, the same for every row of a table:
     the largest budget and under its guidance; smaller budgets are prefixes of them.
   gFVD (lower is better): `frechet` between generated clips and real ones on I3D logits, all frames. `gfvd_vae` has the
     VAE's reconstructions of the same real clips as reference (SemanTok's protocol); the two are not comparable.
+  CLIP: `CLIPScore`, with the caption, of the user's own weights.
   alignment: `vftok.evals.alignment`, beside the tokenizer's own reconstructions at that budget and real clips.
   distance: root mean square over pixels (8x8, five frames, 0..1) to the nearest training clip: held-out clips have one
     too, and generated clips much nearer than these would be copies.
@@ -36,8 +37,8 @@ REAL, VAE = "real", "VAE alone"
 class GenerationEvaluation:
   """Attributes:
   rows: one dict per kind of clip and budget: `name`, `keep` and `bits` (None for real and VAE), `gfvd`, `gfvd_vae`,
-    `alignment` ({attribute: accuracy} or None), `distance` (median to the nearest training clip), and what the numbers
-    depend on.
+    `clip`, `alignment` ({attribute: accuracy} or None), `distance` (median to the nearest training clip), and what the
+    numbers depend on.
   media: per chosen clip {"caption": str, row name: uint8 [F, H, W, 3], "nearest training clip": ...}.
   """
 
@@ -47,7 +48,7 @@ class GenerationEvaluation:
   def scalars(self) -> dict[str, float]:
     flat = {}
     for row in self.rows:
-      flat |= {f"{m}/{row['name']}": row[m] for m in ("gfvd", "gfvd_vae", "distance") if row[m] is not None}
+      flat |= {f"{m}/{row['name']}": row[m] for m in ("gfvd", "gfvd_vae", "clip", "distance") if row[m] is not None}
       flat |= {f"alignment/{k}/{row['name']}": v for k, v in (row["alignment"] or {}).items()}
     return flat
 
@@ -67,6 +68,7 @@ def evaluate(
   guidance=None,
   temperature: float = 1.0,
   classifier=None,
+  clip=None,
   neighbours: Neighbours | None = None,
   fvd: bool = True,
   media: int = 8,
@@ -77,7 +79,7 @@ def evaluate(
   Args:
     batches: "video" uint8 [b, F, H, W, 3], "caption", "label", "_mask"; all of one b.
     steps, decode_guidance: of the tokenizer's decoder; guidance, temperature: of the generator.
-    classifier: parameters of `alignment.train`, or None.
+    classifier: parameters of `alignment.train`, or None. clip: a `CLIPScore`, or None.
 
   Raises:
     ValueError: no clips.
@@ -87,6 +89,7 @@ def evaluate(
   statistics = {name: frechet.Statistics() for name in (REAL, VAE, *names)}
   agreement = {name: Agreement(classifier) for name in statistics} if classifier is not None else {}
   distances: dict[str, list] = {name: [] for name in statistics}
+  clip_scores: dict[str, list] = {name: [] for name in statistics}
   kept, clips, shape = [], 0, None
   key = jax.random.key(seed)
   with progress(f"evaluating {split}", total and total * len(keeps), "clips", first="compiling") as done:
@@ -108,6 +111,8 @@ def evaluate(
           statistics[name].update(video_logits(inception, frames), mask)
         if agreement:
           agreement[name].update(frames[mask], batch["caption"][mask])
+        if clip is not None:
+          clip_scores[name].append(clip(frames, batch["caption"])[mask])
         if neighbours is not None:
           distances[name].append(neighbours.nearest(frames[mask])[0])
       for i in np.flatnonzero(mask)[: media - len(kept)]:
@@ -128,6 +133,7 @@ def evaluate(
     keep = int(name.rsplit(" ", 1)[1]) if " keep " in name else None
     row = dict(name=name, keep=keep, gfvd=distance(REAL), gfvd_vae=distance(VAE))
     row |= dict(bits=None if keep is None else keep * time_steps * math.log2(tok.codebook_size))
+    row |= dict(clip=float(np.nanmean(np.concatenate(clip_scores[name]))) if clip is not None else None)
     row |= dict(alignment=agreement[name].summary() if agreement else None)
     rows.append(row | dict(distance=None if near is None else float(np.median(near)), **facts))
   return GenerationEvaluation(rows, kept)

@@ -74,14 +74,18 @@ def cells(evaluation: GenerationEvaluation) -> list[list[str]]:
   known = next((row["alignment"] for row in evaluation.rows if row["alignment"]), None) or {}
   names = [name for name in known if not name.endswith("/chance")]
   number = lambda value, digits: "-" if value is None else f"{value:.{digits}f}"
-  out = [["", "gFVD", "gFVD to VAE", *(f"{name} %" for name in names), "distance"]]
+  clip = ["CLIP"] if evaluation.rows[0]["clip"] is not None else []
+  out = [["", "gFVD", "gFVD to VAE", *clip, *(f"{name} %" for name in names), "distance"]]
   kind = lambda row: (row["keep"] is None, row["name"].split(" ")[0], row["keep"] or 0)
   for row in sorted(evaluation.rows, key=kind):
     line = [row["name"], number(row["gfvd"], 1), number(row["gfvd_vae"], 1)]
+    line += [number(row["clip"], 4) for _ in clip]
     line += [number(100 * row["alignment"][name], 0) if row["alignment"] else "-" for name in names]
     out.append([*line, number(row["distance"], 3)])
   if names:
-    out.append(["chance", "", "", *(number(100 * known[f"{name}/chance"], 0) for name in names), ""])
+    out.append(
+      ["chance", "", "", *("" for _ in clip), *(number(100 * known[f"{name}/chance"], 0) for name in names), ""]
+    )
   return out
 
 

@@ -13,6 +13,7 @@ from vftok.data.clip import ClipSpec
 from vftok.data.loader import make_loader
 from vftok.data.video_writer import to_uint8
 from vftok.evals import alignment, generation, generation_report
+from vftok.evals.nets.clip import CLIPScore
 from vftok.evaluate import first_clips
 from vftok.generator import Generator
 from vftok.sample import check_pair
@@ -31,6 +32,7 @@ def evaluate(cfg, gen, params, tok, tok_params, guidance, out) -> dict[str, floa
   spec = ClipSpec(frames=data.frames, size=(data.size, data.size), fps=data.fps or None)
   where = dict(process_index=0, process_count=1, seed=cfg.seed)
   scenes = {name: source for name, source in splits["train"].items() if name == "sim"}
+  clip = CLIPScore(law.clip) if law.get("clip") else None
   classifier = None
   if law.classifier_steps and scenes:
     with contextlib.closing(make_loader(scenes, spec, 64, workers=0, **where)) as loader:
@@ -51,6 +53,7 @@ def evaluate(cfg, gen, params, tok, tok_params, guidance, out) -> dict[str, floa
       decode_guidance=guidance,
       guidance=law.guidance or None,
       classifier=classifier,
+      clip=clip,
       neighbours=generation.Neighbours(np.concatenate(pool)),
       fvd=law.fvd,
       total=min(law.clips, loader.examples),
