@@ -7,7 +7,7 @@ costs nothing, and a dimension that its mesh axis does not divide stays whole.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -33,13 +33,13 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 
 
-def make_mesh(sizes: Mapping[str, int]) -> Mesh:
-  """A mesh over all devices of all processes; one axis may be -1, which takes what is left.
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """A mesh over all devices of all processes, or over `devices`; one axis may be -1, which takes what is left.
 
   Raises:
     ValueError: an unknown axis, or sizes whose product is not the number of devices.
   """
-  devices = jax.device_count()
+  available = jax.device_count() if devices is None else len(devices)
   unknown = sorted(set(sizes) - set(MESH_AXES))
   if unknown:
     raise ValueError(f"the mesh has an axis {unknown[0]!r}, expected some of {', '.join(MESH_AXES)}.")
@@ -47,11 +47,11 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
   if shape.count(-1) > 1 or any(n == 0 or n < -1 for n in shape):
     raise ValueError(f"the mesh has sizes {dict(sizes)}, expected whole numbers of 1 or more and at most one -1.")
   known = math.prod(n for n in shape if n > 0)
-  shape = [devices // known if n == -1 else n for n in shape]
-  if math.prod(shape) != devices:
-    raise ValueError(f"the mesh {dict(sizes)} does not fill the {devices} devices here: set one axis to -1.")
+  shape = [available // known if n == -1 else n for n in shape]
+  if math.prod(shape) != available:
+    raise ValueError(f"the mesh {dict(sizes)} does not fill the {available} devices here: set one axis to -1.")
   # Auto: the compiler places what is not pinned. Explicit, JAX's default, would type-check every operation.
-  return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+  return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
 
 
 def spec_for(names, shape: tuple[int, ...], mesh) -> P:

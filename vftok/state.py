@@ -77,6 +77,22 @@ def init_state(
 
   The key of the parameters and the key of the noise are both made from `seed`.
   """
+  make, key = _maker(init, tx, ema, freeze), jax.random.key(seed)
+  shardings = state_shardings(init, tx, mesh, jax.eval_shape(make, key), freeze)
+  return jax.jit(make, out_shardings=shardings)(key), shardings
+
+
+def planned_state(
+  init, tx: optax.GradientTransformation, mesh: Mesh, *, ema: bool, freeze: Sequence[str] = ()
+) -> tuple[TrainState, TrainState]:
+  """(shapes, dtypes and places of the state that `init_state` makes, its shardings); the mesh need not be at hand."""
+  shapes = jax.eval_shape(_maker(init, tx, ema, freeze), jax.random.key(0))
+  shardings = state_shardings(init, tx, mesh, shapes, freeze)
+  return abstract_state(shapes, shardings), shardings
+
+
+def _maker(init, tx, ema: bool, freeze: Sequence[str]):
+  """key -> TrainState."""
 
   def make(key) -> TrainState:
     init_key, noise_key = jax.random.split(key)
@@ -90,8 +106,7 @@ def init_state(
       rng=jax.random.key_data(noise_key),
     )
 
-  shardings = state_shardings(init, tx, mesh, jax.eval_shape(make, jax.random.key(seed)), freeze)
-  return jax.jit(make, out_shardings=shardings)(jax.random.key(seed)), shardings
+  return make
 
 
 def state_shardings(init, tx, mesh: Mesh, abstract: TrainState, freeze: Sequence[str]) -> TrainState:

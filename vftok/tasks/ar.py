@@ -26,10 +26,11 @@ from vftok.tasks import Metrics, mean
 class ARTask:
   """Parameters are the generator's own tree; nothing is frozen, texts are embedded when clips are tokenized."""
 
-  def __init__(self, cfg: ConfigDict):
+  def __init__(self, cfg: ConfigDict, metas: list[dict] | None = None):
+    """`metas`: what the stored tokens are, where none are at hand yet (`vftok.tools.aot`)."""
     self.cfg, self.law = cfg, cfg.loss
     # Facts about the tokens travel with them: shape, codebook, whose they are.
-    metas = [read_meta(source["directory"]) for source in cfg.data.sources.to_dict().values()]
+    metas = metas or [read_meta(source["directory"]) for source in cfg.data.sources.to_dict().values()]
     model = generator_from_dict(_of_tokens(cfg.model.to_dict(), metas))
     self.gen = Generator(model)
 

@@ -50,10 +50,13 @@ class TokenizerTask:
       raise ValueError(f"loss.repa is {self.law.repa}, but without loss.flow no decoder runs: set repa to 0 too.")
     self.features = None
     if self.law.repa or self.law.prefix_features:
-      from vftok import features
-
-      self.features, self.feature_params = features.load(self.law.features, self.law.features_path or None)
+      self.features, self.feature_params = self._load_features()
     self.heads = self._heads()
+
+  def _load_features(self):
+    from vftok import features
+
+    return features.load(self.law.features, self.law.features_path or None)
 
   def _heads(self):
     if not (self.law.prefix_latents or self.law.prefix_features):

@@ -1,0 +1,172 @@
+"""Compiles a config's own train step for a TPU slice that is not here.
+
+`python -m vftok.tools.aot --config=configs/t2v.py:1.1b --topology=v5p:4x4x4 [--mesh data=1,fsdp=64] [--out F]`
+
+The real TPU compiler (libtpu, which pip installs) does it on any machine, so bytes per chip and collectives are those of
+the real program. It cannot run: times below are lower bounds by published rates, never measurements.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported: the machine that compiles needs no TPU
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+
+import jax
+from absl import app, flags
+from jax.experimental import topologies
+from ml_collections import config_flags
+
+from vftok import optim, sharding
+from vftok.data.video_writer import whole_file
+from vftok.models import conv
+from vftok.state import logical_axes, planned_state
+from vftok.tools import hlo
+from vftok.tools.aot_tasks import placed, planned_batch, planned_task
+from vftok.train import train_step
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file: configs/t2v.py:1.1b.")
+_TOPOLOGY = flags.DEFINE_string("topology", "v5p:4x4x4", "Chip and slice: v5e:4x4, v5p:2x2x2, v6e:8x8, ...")
+_MESH = flags.DEFINE_string("mesh", None, "Axes over the config's own: data=1,fsdp=64.")
+_OUT = flags.DEFINE_string("out", None, "JSON file to write; default: only printed.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """Published numbers of one chip: bf16 FLOP/s, bytes of HBM, HBM bytes/s, ICI bytes/s over all its links, one way."""
+
+  flops: float
+  hbm: float
+  hbm_rate: float
+  ici_rate: float
+
+
+# cloud.google.com/tpu/docs: v5e, v5p, v6e.
+CHIPS = {
+  "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9),
+  "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9),
+  "v6e": Chip(918e12, 32 * 2**30, 1640e9, 448e9),
+}
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected argument {argv[1]!r}: options start with --, config values with --config.")
+  try:
+    report = compile_step(_CONFIG.value, _TOPOLOGY.value, _MESH.value)
+  except (ValueError, ModuleNotFoundError) as error:
+    sys.exit(f"error: {error}")
+  text = json.dumps(report, indent=2) + "\n"
+  if _OUT.value:
+    with whole_file(_OUT.value) as path:
+      path.write_text(text)
+  print(text, end="")
+
+
+def compile_step(cfg, topology: str, axes: str | None = None) -> dict:
+  """The train step of `cfg` for a slice, as facts: bytes per chip, collectives, FLOPs, bounds.
+
+  Raises:
+    ModuleNotFoundError: libtpu is not installed.
+    ValueError: an unknown chip, slice or mesh axis, or a batch that the mesh does not divide.
+  """
+  chip, devices = devices_of(topology)
+  if axes:
+    cfg.mesh.update(dict(dict(data=1, fsdp=1, tensor=1, seq=1), **_axes(axes)))
+  mesh = sharding.make_mesh(cfg.mesh.to_dict(), devices)
+  multiple = sharding.batch_size_multiple(mesh) * cfg.accumulate
+  if cfg.batch_size % multiple:
+    raise ValueError(f"batch_size is {cfg.batch_size}, expected a multiple of {multiple} on this mesh.")
+  conv.COMPILE_FOR = "tpu"
+  task = planned_task(cfg)
+  tx, _ = optim.make_optimizer(cfg.optim, cfg.steps, *logical_axes(task.init, cfg.freeze))
+  whole = sharding.replicated(mesh)
+  state, places = planned_state(task.init, tx, mesh, ema=bool(cfg.ema), freeze=cfg.freeze)
+  frozen, batch = placed(task.frozen(), whole), planned_batch(cfg, task, mesh)
+  step = functools.partial(train_step, task=task, tx=tx, cfg=cfg)
+  began = time.monotonic()
+  # The mesh's abstract twin: arrays made while tracing must not go to chips that are not here.
+  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    lowered = jax.jit(step, donate_argnums=0, out_shardings=(places, whole)).lower(state, frozen, batch)
+  traced = time.monotonic()
+  compiled, text = _compiled(lowered)
+  seconds = dict(lower=round(traced - began, 1), compile=round(time.monotonic() - traced, 1))
+  parameters = sum(x.size for x in jax.tree.leaves(state.params))
+  facts = dict(program="train", title=cfg.title, topology=topology, chips=len(devices), mesh=dict(mesh.shape))
+  facts |= dict(batch_size=cfg.batch_size, accumulate=cfg.accumulate, parameters=parameters, seconds=seconds)
+  collectives = hlo.by_kind(hlo.collectives(text))
+  return facts | bounds(chip, len(devices), task.flops() * cfg.batch_size, compiled.memory_analysis(), collectives)
+
+
+def _compiled(lowered):
+  """(executable, text of the optimised program). The compiler writes the text itself: jaxlib cannot read all of it."""
+  with tempfile.TemporaryDirectory() as dump:
+    compiled = lowered.compile(compiler_options={"xla_dump_to": dump, "xla_dump_hlo_as_text": True})
+    (path,) = Path(dump).glob("*.after_optimizations.txt")
+    return compiled, path.read_text()
+
+
+def devices_of(topology: str) -> tuple[Chip, list]:
+  """(published numbers, devices) of "v5p:4x4x4"."""
+  name, _, shape = topology.partition(":")
+  if name not in CHIPS or not shape:
+    raise ValueError(f"topology is {topology!r}, expected one of {', '.join(CHIPS)} and a slice: v5e:4x4, v5p:4x4x4.")
+  os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{name}-8")
+  try:
+    devices = topologies.get_topology_desc(topology_name=topology, platform="tpu").devices
+  except Exception as error:  # the plug-in raises what it likes
+    if "not installed" in str(error) or "libtpu" in str(error):
+      raise ModuleNotFoundError("compiling for TPU needs libtpu: pip install libtpu.") from None
+    raise ValueError(f"topology {topology!r} is refused: {str(error).splitlines()[0]}") from None
+  return CHIPS[name], list(devices)
+
+
+def _axes(text: str) -> dict[str, int]:
+  try:
+    return {name.strip(): int(size) for name, size in (part.split("=") for part in text.split(","))}
+  except ValueError:
+    raise ValueError(f"--mesh is {text!r}, expected axes and sizes such as data=1,fsdp=64.") from None
+
+
+def bounds(chip: Chip, chips: int, flops: float, memory, collectives: dict) -> dict:
+  """What a chip holds and what the step cannot be faster than. The three times are not added: they may overlap."""
+  held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+  held += memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+  moved = memory.argument_size_in_bytes + memory.output_size_in_bytes + 2 * memory.temp_size_in_bytes
+  sent = sum(kind["bytes"] for kind in collectives.values())
+  seconds = dict(compute=flops / chips / chip.flops, hbm=moved / chip.hbm_rate, ici=sent / chip.ici_rate)
+  longest = max(seconds, key=seconds.get)
+  return dict(
+    bytes_per_chip=dict(
+      arguments=memory.argument_size_in_bytes,
+      outputs=memory.output_size_in_bytes,
+      aliased=memory.alias_size_in_bytes,
+      temporary=memory.temp_size_in_bytes,
+      code=memory.generated_code_size_in_bytes,
+      held=held,
+      hbm=round(chip.hbm),
+    ),
+    fits=held <= chip.hbm,
+    spare=round(1 - held / chip.hbm, 3),
+    analytic_flops=flops,
+    collectives=collectives,
+    bound_seconds={name: round(value, 5) for name, value in seconds.items()},
+    bound_by=longest,
+    bound_mfu=round(seconds["compute"] / seconds[longest], 3),
+    note="bounds by published rates, not measured: compute = analytic FLOPs / peak; hbm = arguments and outputs once, "
+    "temporaries twice; ici = bytes each chip receives",
+  )
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["config"])
+  app.run(main)
