@@ -77,7 +77,7 @@ class Fake:
 @pytest.fixture
 def tok(monkeypatch):
   fake = Fake()
-  monkeypatch.setattr(cli, "load_tokenizer", lambda path: (fake, int(str(path).removeprefix("model"))))
+  monkeypatch.setattr(cli, "load_tokenizer", lambda path, dino=None: (fake, int(str(path).removeprefix("model"))))
   return fake
 
 

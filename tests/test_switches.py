@@ -541,11 +541,11 @@ def test_semantok_layout(loaded, base, tmp_path):
   tokens = VideoTokens.full(ids).truncate(MIXED)
   v = tok.velocity(params, tokens, last(noise), TIMES, collapse=False)
   assert relative(v, last(oracle.velocity(ids, noise, TIMES, MIXED))) < TOLERANCE
-  for refused in (
-    lambda: tok.encode(params, np.zeros((1, 17, 32, 32, 3), np.float32)),
-    lambda: tok.features(params, last(inputs(8)[0])),
+  for refused, words in (
+    (lambda: tok.encode(params, np.zeros((1, 17, 32, 32, 3), np.float32)), "pass dino='facebook/dinov2-large'"),
+    (lambda: tok.features(params, last(inputs(8)[0])), "beside latents, which have none: use encode"),
   ):
-    with pytest.raises(ValueError, match=r"reads DINOv2 features .* cannot|can decode but not yet encode"):
+    with pytest.raises(ValueError, match=f"reads DINOv2 features.*{words}"):
       refused()
   tok.export(params, tmp_path / "exported")
   exported = load_file(tmp_path / "exported" / "model.safetensors")
@@ -567,8 +567,10 @@ def test_global_token_alone_refuses_to_encode(base, tmp_path):
   }
   config = {"videoflextok": config, "semantok": {"dino_input": False, "global_token": True}}
   tok, params = Tokenizer.load(write(tmp_path / "released", config, tensors | golden()[1], prefix=""))
-  with pytest.raises(ValueError, match="can decode but not yet encode"):
+  with pytest.raises(ValueError, match="beside latents, which have none: use encode"):
     tok.features(params, last(inputs(8)[0]))
+  with pytest.raises(ValueError, match="reads DINOv2 features beside the video: pass dino="):
+    tok.encode(params, np.zeros((1, 17, 32, 32, 3), np.float32))
 
 
 @pytest.mark.slow

@@ -1,8 +1,8 @@
 """Compiles a config's own train step for a TPU slice that is not here.
 
-`python -m vftok.tools.aot --config=configs/t2v.py:1.1b --topology=v5p:4x4x4 [--mesh data=1,fsdp=64] [--out F]`
+`python -m vftok.tools.aot --config=configs/t2v.py:1.1b --topology=v5p:4x4x4 [--mesh data=1,fsdp=64]`
 
-The real TPU compiler (libtpu, which pip installs) does it on any machine, so bytes per chip and collectives are those of
+The real TPU compiler (libtpu, which pip installs) does it on any machine: bytes per chip and collectives are those of
 the real program. It cannot run: times below are lower bounds by published rates, never measurements.
 """
 
@@ -34,11 +34,6 @@ from vftok.tools import hlo
 from vftok.tools.aot_tasks import placed, planned_batch, planned_task
 from vftok.train import train_step
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file: configs/t2v.py:1.1b.")
-_TOPOLOGY = flags.DEFINE_string("topology", "v5p:4x4x4", "Chip and slice: v5e:4x4, v5p:2x2x2, v6e:8x8, ...")
-_MESH = flags.DEFINE_string("mesh", None, "Axes over the config's own: data=1,fsdp=64.")
-_OUT = flags.DEFINE_string("out", None, "JSON file to write; default: only printed.")
-
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
@@ -62,12 +57,12 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected argument {argv[1]!r}: options start with --, config values with --config.")
   try:
-    report = compile_step(_CONFIG.value, _TOPOLOGY.value, _MESH.value)
+    report = compile_step(flags.FLAGS.config, flags.FLAGS.topology, flags.FLAGS.mesh)
   except (ValueError, ModuleNotFoundError) as error:
     sys.exit(f"error: {error}")
   text = json.dumps(report, indent=2) + "\n"
-  if _OUT.value:
-    with whole_file(_OUT.value) as path:
+  if flags.FLAGS.out:
+    with whole_file(flags.FLAGS.out) as path:
       path.write_text(text)
   print(text, end="")
 
@@ -167,6 +162,15 @@ def bounds(chip: Chip, chips: int, flops: float, memory, collectives: dict) -> d
   )
 
 
-if __name__ == "__main__":
+def define_flags() -> None:
+  """Not at import: tests and other tools import this module beside others that take --config."""
+  config_flags.DEFINE_config_file("config", None, "Experiment file: configs/t2v.py:1.1b.")
+  flags.DEFINE_string("topology", "v5p:4x4x4", "Chip and slice: v5e:4x4, v5p:2x2x2, v6e:8x8, ...")
+  flags.DEFINE_string("mesh", None, "Axes over the config's own: data=1,fsdp=64.")
+  flags.DEFINE_string("out", None, "JSON file to write; default: only printed.")
   flags.mark_flags_as_required(["config"])
+
+
+if __name__ == "__main__":
+  define_flags()
   app.run(main)

@@ -30,24 +30,17 @@ from vftok.process import begin
 from vftok.tasks.linear_codes import principal
 from vftok.tokenizer import Tokenizer
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file: configs/tokenizer.py:mini.")
-_MODEL = flags.DEFINE_string("model", "vftok-mini", "Tokenizer.")
-_SET = flags.DEFINE_string("set", "sim_val", "Which of config.eval.sets is scored; its train split is fitted to.")
-_CLIPS = flags.DEFINE_integer("clips", 32, "How many clips are scored.")
-_FIT = flags.DEFINE_integer("fit", 2400, "How many training clips the maps are fitted to.")
-_SIZES = flags.DEFINE_list("sizes", ["16", "32", "64", "128", "256", "512", "1024"], "Numbers per time step.")
-
 
 def main(argv: list[str]) -> None:
   begin(argv, distributed=False)
-  cfg, (tok, params) = _CONFIG.value, Tokenizer.load(_MODEL.value)
-  sources = cfg.eval.sets.to_dict()[_SET.value]
+  cfg, (tok, params) = flags.FLAGS.config, Tokenizer.load(flags.FLAGS.model)
+  sources, sizes = cfg.eval.sets.to_dict()[flags.FLAGS.set], [int(n) for n in flags.FLAGS.sizes]
   train = {name: {**source, "split": "train"} for name, source in sources.items()}
   with contextlib.closing(eval_loader(cfg, train)) as loader:
-    latents = [tok.encode_latents(params, batch["video"]) for batch in first_clips(loader, _FIT.value)]
-  maps = step_maps(_patches(tok, np.concatenate(latents)), max(map(int, _SIZES.value)))
+    latents = [tok.encode_latents(params, batch["video"]) for batch in first_clips(loader, flags.FLAGS.fit)]
+  maps = step_maps(_patches(tok, np.concatenate(latents)), max(sizes))
   with contextlib.closing(eval_loader(cfg, sources)) as loader:
-    table = scores(tok, params, first_clips(loader, _CLIPS.value), maps, [int(n) for n in _SIZES.value], _SET.value)
+    table = scores(tok, params, first_clips(loader, flags.FLAGS.clips), maps, sizes, flags.FLAGS.set)
   print(page.markdown_table(table))
 
 
@@ -105,6 +98,17 @@ def scores(tok, params, batches, maps, sizes, split: str, lpips_net: str | None 
   return cells
 
 
-if __name__ == "__main__":
+def define_flags() -> None:
+  """Not at import: tests and other tools import this module beside others that take --config."""
+  config_flags.DEFINE_config_file("config", None, "Experiment file: configs/tokenizer.py:mini.")
+  flags.DEFINE_string("model", "vftok-mini", "Tokenizer.")
+  flags.DEFINE_string("set", "sim_val", "Which of config.eval.sets is scored; its train split is fitted to.")
+  flags.DEFINE_integer("clips", 32, "How many clips are scored.")
+  flags.DEFINE_integer("fit", 2400, "How many training clips the maps are fitted to.")
+  flags.DEFINE_list("sizes", ["16", "32", "64", "128", "256", "512", "1024"], "Numbers per time step.")
   flags.mark_flags_as_required(["config"])
+
+
+if __name__ == "__main__":
+  define_flags()
   app.run(main)

@@ -28,20 +28,14 @@ from vftok.data.video_writer import whole_file
 from vftok.process import INTERRUPTED, begin
 from vftok.progress import progress
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Experiment file with a `tokenize` part: configs/t2v.py:mini."
-)
-_OUT = flags.DEFINE_string("out", None, "Where the set goes; default: where the config looks for it.")
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of a pod or SLURM job first.")
-
 CHUNK = 256  # clips per file of the unfinished work
 
 
 def main(argv: list[str]) -> None:
-  begin(argv, distributed=_DISTRIBUTED.value)
-  cfg = _CONFIG.value
+  begin(argv, distributed=flags.FLAGS.distributed)
+  cfg = flags.FLAGS.config
   try:
-    print(tokenize(cfg, _OUT.value or _directory(cfg)))
+    print(tokenize(cfg, flags.FLAGS.out or _directory(cfg)))
   except (ValueError, FileNotFoundError, RuntimeError, ModuleNotFoundError) as error:
     sys.exit(f"error: {error}")
   except KeyboardInterrupt:
@@ -223,6 +217,14 @@ def _examples(work: Path, split: str, total: int) -> Iterator[dict]:
     raise ValueError(f"split {split!r} has none of {total} clips that could be read: {work}/bad_clips.jsonl says why.")
 
 
-if __name__ == "__main__":
+def define_flags() -> None:
+  """Not at import: tests and other tools import this module beside others that take --config."""
+  config_flags.DEFINE_config_file("config", None, "Experiment file with a `tokenize` part: configs/t2v.py:mini.")
+  flags.DEFINE_string("out", None, "Where the set goes; default: where the config looks for it.")
+  flags.DEFINE_bool("distributed", False, "Join the other processes of a pod or SLURM job first.")
   flags.mark_flags_as_required(["config"])
+
+
+if __name__ == "__main__":
+  define_flags()
   app.run(main)
