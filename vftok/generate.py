@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from vftok.models.ar import AR, ARConfig, Block
 from vftok.models.ar_inputs import Condition, Context, Places
+from vftok.sharding import constrain
 
 
 class Plan(NamedTuple):
@@ -73,7 +74,7 @@ def start(cfg: ARConfig, params, plan: Plan, cond: Condition, keys_B, *, guided:
     text_kv = [Block(cfg).apply({"params": layer}, context, method=Block.text_keys) for layer in layers]
     seen = context.seen_BxLxM
   memo = Memo(layers, cond, text_kv, seen)
-  empty = jnp.zeros((rows, cfg.heads, length, cfg.head_dim), cfg.dtype)
+  empty = constrain(jnp.zeros((rows, cfg.heads, length, cfg.head_dim), cfg.dtype), "batch", "heads", None, None)
   cache = [(empty, empty)] * cfg.depth
   ids = jnp.maximum(plan.forced_BxL, 0)
   if prefill:
@@ -137,7 +138,8 @@ def _forward(cfg: ARConfig, params, memo: Memo, plan: Plan, last_BxN, cache, pos
   for i, layer in enumerate(memo.layers):
     text = {} if memo.text_kv is None else {"text_kv": memo.text_kv[i]}
     context = None if memo.text_kv is None else Context(None, memo.text_seen_Rx1xM)
-    (x, kept), _ = Block(cfg).apply({"params": layer}, (x, cache[i]), context, seen, position=position, **text)
+    where = dict(seen_BxLxM=seen, position=position, **text)
+    (x, kept), _ = Block(cfg).apply({"params": layer}, (x, cache[i]), context, **where)
     filled.append(kept)
   return model(x, method=AR.logits), filled
 

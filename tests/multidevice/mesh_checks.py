@@ -1,5 +1,6 @@
 """One step on eight simulated devices equals one step on one device, whatever the mesh."""
 
+import functools
 import os
 
 import jax
@@ -7,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import tokenizer as experiment
+from configs import t2v, tokenizer, vae
 from vftok import optim, sharding, train
+from vftok.models import attention, splash
 from vftok.state import init_state, logical_axes
 from vftok.tasks import make_task
+from vftok.tasks.ar import ARTask
 
 MESHES = {
   "data": dict(data=8),
@@ -21,30 +24,42 @@ MESHES = {
 }
 
 
+META = dict(shape=[5, 4], codebook_size=32, tokenizer="", fingerprint="", label_names=[], text="minilm")
+META |= dict(text_path="", text_shape=[6, 384])
+
+
 def make(cfg):
-  task = make_task(cfg)
+  task = ARTask(cfg, [META]) if cfg.task == "ar" else make_task(cfg)
   tx, _ = optim.make_optimizer(cfg.optim, cfg.steps, *logical_axes(task.init, cfg.freeze))
   return task, tx
 
 
-def config():
-  cfg = experiment.get_config("smoke")
-  cfg.model.encoder.stack.dim = cfg.model.decoder.stack.dim = 128  # two heads, so that tensor=2 cuts them
+def config(task):
+  cfg = {"tokenizer": tokenizer, "vae": vae, "ar": t2v}[task].get_config("smoke")
+  if task == "tokenizer":
+    cfg.model.encoder.stack.dim = cfg.model.decoder.stack.dim = 128  # two heads, so that tensor=2 cuts them
+  if task == "ar":
+    cfg.model.ar.width, cfg.model.ar.depth, cfg.model.ar.remat = 128, 2, "nothing_saveable"
   cfg.batch_size, cfg.optim.warmup = 8, 0
   cfg.optim.eps = 1e-2  # or Adam's first step is a sign, and rounding near zero gradients decides it
   return cfg
 
 
-@pytest.fixture(scope="module")
-def batch():
+def make_batch(task):
   rng = np.random.default_rng(0)
-  return {"video": rng.integers(0, 255, (8, 17, 16, 16, 3), np.uint8), "_mask": np.ones(8, bool)}
+  batch = {"_mask": np.ones(8, bool), "label": np.zeros(8, np.int32)}
+  if task == "ar":
+    batch["ids"] = rng.integers(0, 32, (8, 5, 4), np.uint16)
+    batch["text_emb"] = rng.standard_normal((8, 6, 384)).astype(np.float16)
+    return batch | {"text_mask": rng.random((8, 6)) < 0.7}
+  frames = {"tokenizer": 17, "vae": 9}[task]
+  return batch | {"video": rng.integers(0, 255, (8, frames, 16, 16, 3), np.uint8)}
 
 
-@pytest.fixture(scope="module")
-def alone(batch):
+@functools.cache
+def alone(name):
   """(loss, new parameters, starting state) by one device, without a mesh."""
-  cfg = config()
+  cfg, batch = config(name), make_batch(name)
   task, tx = make(cfg)
   state, _ = init_state(task.init, tx, sharding.make_mesh({"data": -1}), seed=0, ema=True)
   state = jax.device_put(jax.device_get(state), jax.devices()[0])
@@ -54,9 +69,10 @@ def alone(batch):
 
 
 @pytest.mark.parametrize("name", os.environ.get("VFTOK_MESHES", " ".join(MESHES)).split())
-def test_step_equals_one_device(name, batch, alone):
-  loss, params, start = alone
-  cfg = config()
+@pytest.mark.parametrize("of", ["tokenizer", "vae", "ar"])
+def test_step_equals_one_device(of, name):
+  (loss, params, start), batch = alone(of), make_batch(of)
+  cfg = config(of)
   task, tx = make(cfg)
   mesh = sharding.make_mesh(MESHES[name])
   with jax.set_mesh(mesh):
@@ -78,8 +94,25 @@ def test_step_equals_one_device(name, batch, alone):
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["mixed", "seq"])
+def test_the_tpu_kernel_under_a_mesh(name):
+  """Interpreted: batch, heads and rows cut up, packed rows and multiplicities with them."""
+  layout = attention.Layout(5, 60, 50, "time_block_causal", (), 7)
+  rng = np.random.default_rng(0)
+  q, k, v = (jnp.asarray(rng.standard_normal((4, 2, layout.length, 64)), jnp.float32) for _ in range(3))
+  segment = jnp.asarray(np.sort(rng.integers(0, 3, (4, layout.length))), jnp.int32)
+  options = dict(scale=1 / 8, bias_M=layout.log_multiplicity(), segment_BxN=segment, interpret=True)
+  run = lambda q, k, v: splash.attend_up_to(q, k, v, layout.last_visible(), **options)
+  both = jax.jit(jax.value_and_grad(lambda *a: jnp.sin(run(*a)).sum(), (0, 1, 2)))
+  one = both(q, k, v)
+  with jax.set_mesh(sharding.make_mesh(MESHES[name])):
+    many = both(q, k, v)
+  for a, b in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-6, rtol=1e-5)
+
+
 def test_parameters_are_cut_as_the_table_says():
-  cfg = config()
+  cfg = config("tokenizer")
   task, _ = make(cfg)
   mesh = sharding.make_mesh(MESHES["mixed"])
   axes, shapes = logical_axes(task.init, ())

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from vftok.models.ar_inputs import Condition, Context, Places, of_segment, shifted, visible
+from vftok.models.ar_inputs import Condition, Context, Places, of_segment, shifted
+from vftok.models.attention import attend_causal, attend_seen
 from vftok.models.layers import repeated, trunc_normal, xavier
 from vftok.order import ORDERS
 from vftok.sharding import constrain
@@ -116,7 +117,7 @@ class AR(nn.Module):
   def __call__(self, ids_BxL, places: Places, cond: Condition) -> jax.Array:
     x = self.embed(shifted(ids_BxL, places), places, cond)
     context = self.context(cond, places, ids_BxL.shape)
-    (x, _), _ = self.blocks((x, None), context, visible(places, ids_BxL.shape[1]))
+    (x, _), _ = self.blocks((x, None), context, places.segment_BxL)
     return self.logits(x)
 
   def embed(self, last_BxL, places: Places, cond: Condition) -> jax.Array:
@@ -185,7 +186,8 @@ class RMSNorm(nn.Module):
 class Block(nn.Module):
   """x += attn(n1 x); x += xattn(nx x, text) if there is text; x += swiglu(n2 x).
 
-  The carry is (x, cache): with a cache (k, v) [B, n, M, d] new keys are written at `position` and M keys are seen.
+  The carry is (x, cache): with a cache (k, v) [B, n, M, d] new keys are written at `position` and those of
+  `seen_BxLxM` are seen; without one, own and earlier positions of the same segment.
   """
 
   cfg: ARConfig
@@ -205,20 +207,22 @@ class Block(nn.Module):
     self.up = mlp("up", (d, 2, h), ("embed", None, "mlp"))
     self.down = mlp("down", (h, d), ("mlp", "embed"))
 
-  def __call__(self, carry, context: Context | None, seen_BxLxM, text_kv=None, position=0):
+  def __call__(self, carry, context: Context | None, segment_BxL=None, seen_BxLxM=None, text_kv=None, position=0):
     (x, cache), cast = carry, lambda a: a.astype(self.cfg.dtype)
     qkv = jnp.einsum("BLD,DxnE->xBnLE", cast(self.n1(x)), cast(self.qkv))
     q, k, v = qkv[0], qkv[1], qkv[2]
-    if cache is not None:
+    if cache is None:
+      y = attend_causal(q, k, v, segment_BxL)
+    else:
       k, v = cache = tuple(
         jax.lax.dynamic_update_slice(old, new, (0, 0, position, 0)) for old, new in zip(cache, (k, v), strict=True)
       )
-    y = checkpoint_name(attend(q, k, v, seen_BxLxM), "attn_out")
-    x = x + jnp.einsum("BnLE,nED->BLD", y, cast(self.proj)).astype(jnp.float32)
+      y = attend_seen(q, k, v, seen_BxLxM)
+    x = x + jnp.einsum("BnLE,nED->BLD", checkpoint_name(y, "attn_out"), cast(self.proj)).astype(jnp.float32)
     if context is not None:
       q = jnp.einsum("BLD,DnE->BnLE", cast(self.nx(x)), cast(self.text_q))
       k, v = self.text_keys(context) if text_kv is None else text_kv
-      y = attend(q, k, v, context.seen_BxLxM)
+      y = attend_seen(q, k, v, context.seen_BxLxM)
       x = x + jnp.einsum("BnLE,nED->BLD", y, cast(self.text_proj)).astype(jnp.float32)
     up = jnp.einsum("BLD,DxH->xBLH", cast(self.n2(x)), cast(self.up))
     x = x + (checkpoint_name(nn.silu(up[0]) * up[1], "mlp_up") @ cast(self.down)).astype(jnp.float32)
@@ -230,11 +234,3 @@ class Block(nn.Module):
       "BMD,DxnE->xBnME", context.vectors_BxMxD.astype(self.cfg.dtype), self.text_kv.astype(self.cfg.dtype)
     )
     return kv[0], kv[1]
-
-
-def attend(q_BxnxLxd, k_BxnxMxd, v_BxnxMxd, seen_BxLxM) -> jax.Array:
-  """Softmax attention in float32 under a mask [B or 1, L or 1, M]."""
-  logits = jnp.einsum("Bnld,Bnmd->Bnlm", q_BxnxLxd, k_BxnxMxd, preferred_element_type=jnp.float32)
-  logits = jnp.where(seen_BxLxM[:, None], logits * q_BxnxLxd.shape[-1] ** -0.5, -1e30)
-  weights = jax.nn.softmax(logits, axis=-1).astype(v_BxnxMxd.dtype)
-  return jnp.einsum("Bnlm,Bnmd->Bnld", weights, v_BxnxMxd)

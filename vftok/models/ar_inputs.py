@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 
 
 class Places(NamedTuple):
@@ -58,13 +57,6 @@ def shifted(ids_BxL, places: Places):
     return last
   same = jnp.pad(places.segment_BxL, ((0, 0), (1, 0)), constant_values=-1)[:, :-1] == places.segment_BxL
   return jnp.where(same, last, -1)
-
-
-def visible(places: Places, length: int):
-  """bool [B or 1, L, L]: own and earlier positions of the same sequence."""
-  causal = jnp.asarray(np.tri(length, dtype=bool))[None]
-  segment = places.segment_BxL
-  return causal if segment is None else causal & (segment[:, :, None] == segment[:, None])
 
 
 def of_segment(value_BxG, places: Places, shape):

@@ -1,7 +1,9 @@
-"""One attention for encoder and decoder: only the visible part of the mask is computed.
+"""One attention for all networks: only the visible part of the mask is computed.
 
 q and k are LayerNorms without affine (QK-norm) and logits are scaled by 8 / head_dim, so |logit| <= 8: the softmax
 needs no pass for the maximum. Where QK-norm is off, `bounded=False` brings that pass back.
+
+On TPU the splash kernel does it, on GPU cuDNN in half precision (see `target.attention`); the rest is plain XLA.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vftok.models import masks
+from vftok import target
+from vftok.models import masks, splash
 
 LOGIT_BOUND = 8.0
 QUERY_CHUNK = 512  # rows of the score matrix alive at once: 6 heads x 2560 keys stay near the cache of a CPU
@@ -61,6 +64,14 @@ class Layout:
       return [group for pair in pairs for group in pair if group[1]]
     raise ValueError(f"mask mode {self.mode!r} has no row groups, use the dense mask.")
 
+  def last_visible(self) -> np.ndarray:
+    """int32 [N]: the last key that each row sees; it sees all before it."""
+    last = np.empty(self.length, np.int32)
+    for first, count, visible, causal in self.row_groups():
+      rows = slice(first, first + count)
+      last[rows] = np.arange(first, first + count) if causal else visible - 1
+    return last
+
   def dense_mask(self) -> np.ndarray:
     return masks.dense(self.mode, self.steps, self.patches, self.registers, self.cross)
 
@@ -80,8 +91,14 @@ def attend(q_BxnxNxd, k_BxnxNxd, v_BxnxNxd, layout: Layout, *, bounded: bool = T
   """
   if layout.mode == "flexible":
     return attend_dense(q_BxnxNxd, k_BxnxNxd, v_BxnxNxd, layout)
-  k_BxnxdxN = k_BxnxNxd.swapaxes(2, 3) * (8.0 / k_BxnxNxd.shape[-1])  # 8/d, the muP form of 1/sqrt(64)
-  bias_N = layout.log_multiplicity()
+  scale = 8.0 / k_BxnxNxd.shape[-1]  # the muP form of 1/sqrt(64)
+  bias_N, kernel = layout.log_multiplicity(), target.attention(q_BxnxNxd.dtype)
+  if kernel == "splash":
+    last_N = layout.last_visible()
+    return splash.attend_up_to(q_BxnxNxd, k_BxnxNxd, v_BxnxNxd, last_N, scale=scale, bias_M=bias_N).swapaxes(1, 2)
+  if kernel == "cudnn":
+    return _attend_cudnn(q_BxnxNxd, k_BxnxNxd, v_BxnxNxd, layout, scale)
+  k_BxnxdxN = k_BxnxNxd.swapaxes(2, 3) * scale
   rows = functools.partial(_attend_rows, bounded=bounded)
   out = [
     rows(
@@ -103,6 +120,49 @@ def attend_dense(q, k, v, layout: Layout) -> jax.Array:
   logits = logits if bias_N is None else logits + bias_N
   weights = jax.nn.softmax(jnp.where(layout.dense_mask(), logits, -jnp.inf), axis=-1)
   return jnp.einsum("bnqk,bnkd->bqnd", weights.astype(v.dtype), v)
+
+
+def attend_causal(q_BxnxLxd, k_BxnxLxd, v_BxnxLxd, segment_BxL=None) -> jax.Array:
+  """Softmax attention of the generator, logits scaled by 1 / sqrt(d): own and earlier positions of the same segment.
+
+  Returns [B, n, L, d] in v's dtype; softmax runs in float32.
+  """
+  length, scale = q_BxnxLxd.shape[2], q_BxnxLxd.shape[3] ** -0.5
+  kernel = target.attention(q_BxnxLxd.dtype)
+  if kernel == "splash":
+    last_L = np.arange(length)
+    return splash.attend_up_to(q_BxnxLxd, k_BxnxLxd, v_BxnxLxd, last_L, scale=scale, segment_BxN=segment_BxL)
+  if kernel == "cudnn":
+    same = None if segment_BxL is None else (segment_BxL[:, :, None] == segment_BxL[:, None])[:, None]
+    return _cudnn(q_BxnxLxd, k_BxnxLxd, v_BxnxLxd, scale, causal=True, mask=same)
+  seen_BxLxL = jnp.asarray(np.tri(length, dtype=bool))[None]
+  if segment_BxL is not None:
+    seen_BxLxL = seen_BxLxL & (segment_BxL[:, :, None] == segment_BxL[:, None])
+  return attend_seen(q_BxnxLxd, k_BxnxLxd, v_BxnxLxd, seen_BxLxL)
+
+
+def attend_seen(q_BxnxLxd, k_BxnxMxd, v_BxnxMxd, seen_BxLxM) -> jax.Array:
+  """As `attend_causal`, under a mask [B or 1, L or 1, M] of its own."""
+  logits = jnp.einsum("Bnld,Bnmd->Bnlm", q_BxnxLxd, k_BxnxMxd, preferred_element_type=jnp.float32)
+  logits = jnp.where(seen_BxLxM[:, None], logits * q_BxnxLxd.shape[-1] ** -0.5, -1e30)
+  weights = jax.nn.softmax(logits, axis=-1).astype(v_BxnxMxd.dtype)
+  return jnp.einsum("Bnlm,Bnmd->Bnld", weights, v_BxnxMxd)
+
+
+def _attend_cudnn(q, k, v, layout: Layout, scale: float):
+  """[B, N, n, d]. The mask is one [N, N] for batch and heads; full attention has none."""
+  bias_N, mask = layout.log_multiplicity(), None
+  if layout.mode != "full":
+    mask = jnp.arange(layout.length)[None] <= jnp.asarray(layout.last_visible())[:, None]
+    mask = mask[None, None]
+  bias = None if bias_N is None else jnp.asarray(bias_N, q.dtype)[None, None, None]
+  return _cudnn(q, k, v, scale, mask=mask, bias=bias).swapaxes(1, 2)
+
+
+def _cudnn(q, k, v, scale: float, *, causal: bool = False, mask=None, bias=None, implementation: str = "cudnn"):
+  q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+  call = functools.partial(jax.nn.dot_product_attention, implementation=implementation)
+  return call(q, k, v, bias, mask, scale=scale, is_causal=causal).swapaxes(1, 2)
 
 
 def _attend_rows(q_BxnxQxd, k_BxnxdxM, v_BxnxMxd, bias_M, *, first_row: int | None, bounded: bool) -> jax.Array:

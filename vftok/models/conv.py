@@ -10,16 +10,15 @@ What is done here and not left to the compiler:
   * on CPU every convolution is a 2-D one of the kind that XLA hands to its fastest routine, see `_conv`.
 """
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
-COMPILE_FOR: str | None = None  # set where programs are compiled for another platform than the one that compiles
+from vftok import target
 
 
 def on_cpu() -> bool:
   """The one switch between lowerings; every branch on it computes the same numbers."""
-  return (COMPILE_FOR or jax.default_backend()) == "cpu"
+  return target.platform() == "cpu"
 
 
 def _conv(x_NxHxWxC, kernel_hxwxCxD, stride, padding):

@@ -1,6 +1,6 @@
-"""Compiles a config's own train step for a TPU slice that is not here.
+"""Compiles a config's own programs for a TPU slice that is not here.
 
-`python -m vftok.tools.aot --config=configs/t2v.py:1.1b --topology=v5p:4x4x4 [--mesh data=1,fsdp=64]`
+`python -m vftok.tools.aot --config=configs/t2v.py:1.1b --topology=v5p:4x4x4 [--mesh data=1,fsdp=64] [--program sample]`
 
 The real TPU compiler (libtpu, which pip installs) does it on any machine: bytes per chip and collectives are those of
 the real program. It cannot run: times below are lower bounds by published rates, never measurements.
@@ -9,7 +9,6 @@ the real program. It cannot run: times below are lower bounds by published rates
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
 import sys
@@ -21,18 +20,14 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported: the machine that 
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 
-import jax
 from absl import app, flags
 from jax.experimental import topologies
 from ml_collections import config_flags
 
-from vftok import optim, sharding
+from vftok import sharding, target
 from vftok.data.video_writer import whole_file
-from vftok.models import conv
-from vftok.state import logical_axes, planned_state
 from vftok.tools import hlo
-from vftok.tools.aot_tasks import placed, planned_batch, planned_task
-from vftok.train import train_step
+from vftok.tools.aot_programs import plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +52,8 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected argument {argv[1]!r}: options start with --, config values with --config.")
   try:
-    report = compile_step(flags.FLAGS.config, flags.FLAGS.topology, flags.FLAGS.mesh)
+    options = flags.FLAGS
+    report = compile_program(options.config, options.topology, options.mesh, options.program, options.batch)
   except (ValueError, ModuleNotFoundError) as error:
     sys.exit(f"error: {error}")
   text = json.dumps(report, indent=2) + "\n"
@@ -67,39 +63,28 @@ def main(argv: list[str]) -> None:
   print(text, end="")
 
 
-def compile_step(cfg, topology: str, axes: str | None = None) -> dict:
-  """The train step of `cfg` for a slice, as facts: bytes per chip, collectives, FLOPs, bounds.
+def compile_program(cfg, topology: str, axes: str | None = None, program: str = "train", batch: int = 0) -> dict:
+  """A program of `cfg` for a slice, as facts: bytes per chip, collectives, FLOPs, bounds.
 
   Raises:
     ModuleNotFoundError: libtpu is not installed.
-    ValueError: an unknown chip, slice or mesh axis, or a batch that the mesh does not divide.
+    ValueError: an unknown chip, slice, mesh axis or program, or a batch that the mesh does not divide.
   """
   chip, devices = devices_of(topology)
   if axes:
     cfg.mesh.update(dict(dict(data=1, fsdp=1, tensor=1, seq=1), **_axes(axes)))
   mesh = sharding.make_mesh(cfg.mesh.to_dict(), devices)
-  multiple = sharding.batch_size_multiple(mesh) * cfg.accumulate
-  if cfg.batch_size % multiple:
-    raise ValueError(f"batch_size is {cfg.batch_size}, expected a multiple of {multiple} on this mesh.")
-  conv.COMPILE_FOR = "tpu"
-  task = planned_task(cfg)
-  tx, _ = optim.make_optimizer(cfg.optim, cfg.steps, *logical_axes(task.init, cfg.freeze))
-  whole = sharding.replicated(mesh)
-  state, places = planned_state(task.init, tx, mesh, ema=bool(cfg.ema), freeze=cfg.freeze)
-  frozen, batch = placed(task.frozen(), whole), planned_batch(cfg, task, mesh)
-  step = functools.partial(train_step, task=task, tx=tx, cfg=cfg)
+  target.COMPILE_FOR = "tpu"
   began = time.monotonic()
-  # The mesh's abstract twin: arrays made while tracing must not go to chips that are not here.
-  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-    lowered = jax.jit(step, donate_argnums=0, out_shardings=(places, whole)).lower(state, frozen, batch)
+  planned = plan(program, cfg, mesh, batch)
   traced = time.monotonic()
-  compiled, text = _compiled(lowered)
+  compiled, text = _compiled(planned.lowered)
   seconds = dict(lower=round(traced - began, 1), compile=round(time.monotonic() - traced, 1))
-  parameters = sum(x.size for x in jax.tree.leaves(state.params))
-  facts = dict(program="train", title=cfg.title, topology=topology, chips=len(devices), mesh=dict(mesh.shape))
-  facts |= dict(batch_size=cfg.batch_size, accumulate=cfg.accumulate, parameters=parameters, seconds=seconds)
-  collectives = hlo.by_kind(hlo.collectives(text))
-  return facts | bounds(chip, len(devices), task.flops() * cfg.batch_size, compiled.memory_analysis(), collectives)
+  facts = dict(program=program, title=cfg.title, topology=topology, chips=len(devices), mesh=dict(mesh.shape))
+  facts |= dict(batch_size=planned.batch, accumulate=cfg.accumulate, parameters=planned.parameters, seconds=seconds)
+  collectives = hlo.by_kind(hlo.collectives(text, planned.rounds))
+  memory = compiled.memory_analysis()
+  return facts | bounds(chip, len(devices), planned.flops, memory, collectives, max(1, planned.rounds))
 
 
 def _compiled(lowered):
@@ -132,11 +117,14 @@ def _axes(text: str) -> dict[str, int]:
     raise ValueError(f"--mesh is {text!r}, expected axes and sizes such as data=1,fsdp=64.") from None
 
 
-def bounds(chip: Chip, chips: int, flops: float, memory, collectives: dict) -> dict:
-  """What a chip holds and what the step cannot be faster than. The three times are not added: they may overlap."""
+def bounds(chip: Chip, chips: int, flops: float, memory, collectives: dict, rounds: int = 1) -> dict:
+  """What a chip holds and what a run cannot be faster than. The three times are not added: they may overlap.
+
+  A loop of `rounds` reads the arguments in each of them.
+  """
   held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
   held += memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
-  moved = memory.argument_size_in_bytes + memory.output_size_in_bytes + 2 * memory.temp_size_in_bytes
+  moved = rounds * memory.argument_size_in_bytes + memory.output_size_in_bytes + 2 * memory.temp_size_in_bytes
   sent = sum(kind["bytes"] for kind in collectives.values())
   seconds = dict(compute=flops / chips / chip.flops, hbm=moved / chip.hbm_rate, ici=sent / chip.ici_rate)
   longest = max(seconds, key=seconds.get)
@@ -157,8 +145,8 @@ def bounds(chip: Chip, chips: int, flops: float, memory, collectives: dict) -> d
     bound_seconds={name: round(value, 5) for name, value in seconds.items()},
     bound_by=longest,
     bound_mfu=round(seconds["compute"] / seconds[longest], 3),
-    note="bounds by published rates, not measured: compute = analytic FLOPs / peak; hbm = arguments and outputs once, "
-    "temporaries twice; ici = bytes each chip receives",
+    note="bounds by published rates, not measured: compute = analytic FLOPs / peak; hbm = arguments (in every "
+    "round of sampling) and outputs once, temporaries twice; ici = bytes each chip receives",
   )
 
 
@@ -167,6 +155,8 @@ def define_flags() -> None:
   config_flags.DEFINE_config_file("config", None, "Experiment file: configs/t2v.py:1.1b.")
   flags.DEFINE_string("topology", "v5p:4x4x4", "Chip and slice: v5e:4x4, v5p:2x2x2, v6e:8x8, ...")
   flags.DEFINE_string("mesh", None, "Axes over the config's own: data=1,fsdp=64.")
+  flags.DEFINE_string("program", "train", "train; a tokenizer's encode or decode; a generator's sample.")
+  flags.DEFINE_integer("batch", 0, "Examples of a run, over all chips; 0: the config's batch_size.")
   flags.DEFINE_string("out", None, "JSON file to write; default: only printed.")
   flags.mark_flags_as_required(["config"])
 

@@ -33,8 +33,8 @@ class Collective:
     return self.times * self.size * factor
 
 
-def collectives(text: str) -> list[Collective]:
-  """All collectives of a program text as `compiled.as_text()` gives it.
+def collectives(text: str, rounds: int = 0) -> list[Collective]:
+  """All collectives of a program text as `compiled.as_text()` gives it; `rounds`: of loops whose length is data.
 
   Raises:
     ValueError: a text without an entry, or a loop whose number of rounds it does not tell.
@@ -49,10 +49,10 @@ def collectives(text: str) -> list[Collective]:
         group = _group(rest)
         if kind == "collective-permute" or group > 1:
           found.append(Collective(kind, _bytes(kind, opcode, result, group), group, times))
-      rounds = _trips(bodies, rest) if opcode == "while" else 1
+      trips = _trips(bodies, rest, rounds) if opcode == "while" else 1
       for called in _CALLED.findall(rest) if kind not in KINDS else ():
         for other in re.findall(r"%([\w.-]+)", called):
-          walk(other, times * rounds)
+          walk(other, times * trips)
 
   walk(entry, 1)
   return found
@@ -121,7 +121,7 @@ def _group(rest: str) -> int:
   return 1
 
 
-def _trips(bodies, rest: str) -> int:
+def _trips(bodies, rest: str, otherwise: int) -> int:
   if known := re.search(r'known_trip_count[\\":{ ]+n[\\": ]+(\d+)', rest):
     return int(known[1])
   condition = re.search(r"condition=%?([\w.-]+)", rest)
@@ -129,6 +129,8 @@ def _trips(bodies, rest: str) -> int:
   compare = re.search(r"compare\(([^)]*)\), direction=(LT|GT|NE)", lines)
   constants = dict(re.findall(r"%([\w.-]+) = s32\[\]\S* constant\((\d+)\)", lines))
   found = [int(constants[n]) for n in re.findall(r"%([\w.-]+)", compare[1]) if n in constants] if compare else []
+  if len(found) != 1 and otherwise:
+    return otherwise
   if len(found) != 1:
     raise ValueError(f"the loop with condition {condition and condition[1]} does not tell how often it runs.")
   return found[0]

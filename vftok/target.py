@@ -1,0 +1,30 @@
+"""The platform that programs are compiled for: this process's own, unless a tool compiles for another."""
+
+from __future__ import annotations
+
+import os
+
+import jax
+
+COMPILE_FOR: str | None = None  # "tpu" where the chips are not here; "gpu" and "cpu" likewise
+ATTENTION = ("xla", "splash", "cudnn")
+
+
+def platform() -> str:
+  """ "cpu", "gpu" or "tpu"."""
+  return COMPILE_FOR or jax.default_backend()
+
+
+def attention(dtype) -> str:
+  """One of ATTENTION for arrays of this dtype: splash on TPU, cuDNN for half precision on GPU, XLA everywhere else.
+
+  The environment variable VFTOK_ATTENTION overrides it, for cards or versions where a kernel fails.
+
+  Raises:
+    ValueError: the variable names something else.
+  """
+  chosen = os.environ.get("VFTOK_ATTENTION")
+  if chosen is not None and chosen not in ATTENTION:
+    raise ValueError(f"VFTOK_ATTENTION is {chosen!r}, expected one of {', '.join(ATTENTION)}.")
+  half = str(jax.numpy.dtype(dtype)) in ("bfloat16", "float16")
+  return chosen or {"tpu": "splash", "gpu": "cudnn" if half else "xla"}.get(platform(), "xla")
