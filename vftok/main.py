@@ -8,7 +8,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from vftok.process import INTERRUPTED, begin
+from vftok.process import INTERRUPTED, begin, leave
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file, e.g. configs/tokenizer.py:mini.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics, videos and the model go.")
@@ -23,11 +23,21 @@ _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes
 
 def main(argv: list[str]) -> None:
   begin(argv, distributed=_DISTRIBUTED.value)
+  import jax
+
   from vftok import evaluate, sample_run, train
 
   run = {"train": train.run, "eval": evaluate.run, "sample": sample_run.run}[_MODE.value]
   try:
     result = run(_CONFIG.value, _WORKDIR.value)
+  except jax.errors.JaxRuntimeError as error:
+    if jax.process_count() == 1:
+      raise
+    reason = " ".join(str(error).split())[:200]
+    leave(
+      f"error: process {jax.process_index()} of {jax.process_count()} lost the others or its devices ({reason}): what "
+      "the newest checkpoint holds is safe, start all processes again with the same command."
+    )
   except (ValueError, FileNotFoundError, train.NotFinite) as error:
     if os.environ.get("VFTOK_TRACEBACK"):
       raise

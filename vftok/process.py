@@ -1,10 +1,16 @@
-"""How every program that runs from flags begins."""
+"""How every program that runs from flags begins, and what the processes of one job owe each other."""
 
 from __future__ import annotations
+
+import os
+import sys
+from typing import Any
 
 from absl import app, logging
 
 INTERRUPTED = "stopped: the same command goes on from what was finished."
+JOIN_SECONDS = 60
+VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 def begin(argv: list[str], *, distributed: bool) -> None:
@@ -12,18 +18,67 @@ def begin(argv: list[str], *, distributed: bool) -> None:
 
   Raises:
     absl.app.UsageError: words that are no options.
+    SystemExit: the other processes are not to be found; a sentence says which.
   """
   if len(argv) > 1:
     raise app.UsageError(f"unexpected argument {argv[1]!r}: options start with --, config values with --config.")
   logging.set_verbosity(logging.WARNING)  # every save of Orbax is twenty lines otherwise
-  import jax
-
   from vftok import perf
 
   if distributed:
-    jax.distributed.initialize()
-    print(
-      f"process {jax.process_index()} of {jax.process_count()}, {jax.local_device_count()} devices here", flush=True
-    )
+    _join()
   perf.keep_memory()
   perf.use_compile_cache()
+
+
+def _join() -> None:
+  """Meets the other processes: by the cluster's own facts (Cloud TPU, GKE, SLURM), or by three variables."""
+  import jax
+
+  address, count, index = (os.environ.get(name) for name in VARIABLES)
+  given = {} if count is None or index is None else dict(num_processes=int(count), process_id=int(index))
+  if given and address:
+    who = f"process {index} of {count}"
+    print(f"{who}: waiting for all of them at {address}, {JOIN_SECONDS} s at most", flush=True)
+  try:
+    jax.distributed.initialize(
+      address, **given, initialization_timeout=JOIN_SECONDS, heartbeat_timeout_seconds=JOIN_SECONDS
+    )
+  except (ValueError, RuntimeError) as error:
+    reason = str(error).strip().splitlines()[0][:200]
+    leave(
+      f"error: --distributed found no other processes within {JOIN_SECONDS} s ({reason}): start one process per host "
+      f"with the same command, and outside Cloud TPU, GKE and SLURM set {', '.join(VARIABLES)}."
+    )
+  here = jax.local_device_count()
+  print(f"process {jax.process_index()} of {jax.process_count()}, {here} of {jax.device_count()} devices", flush=True)
+
+
+def leave(sentence: str) -> None:
+  """Ends this process now, with exit code 1: waiting for others at exit would hang where one of them is gone."""
+  print(sentence, file=sys.stderr, flush=True)
+  sys.stdout.flush()
+  os._exit(1)
+
+
+def agreed(value: bool) -> bool:
+  """What the first process says, in all of them: a clock must not send two processes different ways."""
+  import jax
+
+  if jax.process_count() == 1:
+    return value
+  import numpy as np
+  from jax.experimental import multihost_utils
+
+  return bool(multihost_utils.broadcast_one_to_all(np.bool_(value)))
+
+
+def whole(tree: Any) -> Any:
+  """NumPy arrays of a tree whose parts may live in other processes; all of them must call it."""
+  import jax
+
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  from jax.experimental import multihost_utils
+
+  return multihost_utils.process_allgather(tree, tiled=True)

@@ -48,8 +48,11 @@ def starting_point(cfg, task, checkpoints: Checkpoints, state, places) -> tuple[
 
 
 def _fresh_batches(cfg) -> Iterator[dict]:
-  """The run's first batches, for tasks that fit something to data; opened only where one is asked for."""
-  with contextlib.closing(train_loader(cfg, 0)) as loader:
+  """The run's first batches, for tasks that fit something to data; opened only where one is asked for.
+
+  Whole ones: what is fitted must be the same in every process.
+  """
+  with contextlib.closing(train_loader(cfg, 0, whole=True)) as loader:
     yield from loader
 
 

@@ -37,7 +37,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
   """A mesh over all devices of all processes, or over `devices`; one axis may be -1, which takes what is left.
 
   Raises:
-    ValueError: an unknown axis, or sizes whose product is not the number of devices.
+    ValueError: an unknown axis, or sizes whose product is not the number of devices or that a TPU's torus cannot have.
   """
   available = jax.device_count() if devices is None else len(devices)
   unknown = sorted(set(sizes) - set(MESH_AXES))
@@ -51,7 +51,13 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
   if math.prod(shape) != available:
     raise ValueError(f"the mesh {dict(sizes)} does not fill the {available} devices here: set one axis to -1.")
   # Auto: the compiler places what is not pinned. Explicit, JAX's default, would type-check every operation.
-  return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+  try:
+    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+  except NotImplementedError as error:  # a TPU slice is a torus, and axes are made of whole sides of it
+    raise ValueError(
+      f"the mesh {dict(zip(MESH_AXES, shape, strict=True))} does not lie on the torus of these {available} chips: make "
+      "every axis a product of some of its sides (4x4x4: 4, 16 or 64)."
+    ) from error
 
 
 def spec_for(names, shape: tuple[int, ...], mesh) -> P:

@@ -28,6 +28,7 @@ from vftok.data.configured import BAD_CLIPS, train_loader
 from vftok.data.video_writer import whole_file
 from vftok.evaluate import evaluate_sets
 from vftok.meter import Meter
+from vftok.process import agreed, whole
 from vftok.resume import starting_point
 from vftok.state import TrainState, init_state, logical_axes, merge, update_ema
 from vftok.tasks import make_task
@@ -137,7 +138,7 @@ class _Loop:
         pending = (step, metrics, _ids(host))
         if shown is not None and step > 1:
           self._show(step - 1, state, frozen, shown)
-        over = cfg.minutes and time.monotonic() - began > 60 * cfg.minutes
+        over = cfg.minutes and step % cfg.log_every == 0 and agreed(time.monotonic() - began > 60 * cfg.minutes)
         stop = stopping.is_set() or over or step == cfg.steps or self.checkpoints.stop_requested(step)
         due = cfg.save_every and step % cfg.save_every == 0
         if stop or due or (cfg.eval_every and step % cfg.eval_every == 0):
@@ -200,6 +201,7 @@ class _Loop:
     self.meter.pause()
 
   def _finish(self, step: int, state: TrainState, frozen, stopped: bool) -> None:
+    model = whole(state.model) if step >= self.cfg.steps else None
     if jax.process_index():
       return
     self.writer.flush()
@@ -209,8 +211,8 @@ class _Loop:
     bad = len(bad_clips.read(self.workdir / BAD_CLIPS))
     if bad:
       print(f"{bad} clips could not be used: {self.workdir / BAD_CLIPS} names each and says why.", flush=True)
-    if step >= self.cfg.steps and jax.process_count() == 1:
-      self.task.save(jax.device_get(state.model), frozen, self.workdir / "model")
+    if model is not None:
+      self.task.save(model, jax.device_get(frozen), self.workdir / "model")
     print(f"{'stopped' if stopped else 'done'} at step {step}: {self.workdir}", flush=True)
 
   @contextlib.contextmanager
@@ -237,6 +239,8 @@ def _check(cfg, mesh) -> None:
     )
   if cfg.steps < 1:
     raise ValueError(f"steps is {cfg.steps}, expected 1 or more.")
+  if cfg.eval_every and jax.process_count() > 1:
+    raise ValueError("eval_every is set, expected 0 in a job of many processes: evaluate with --mode=eval in one.")
 
 
 class _Stop(threading.Event):
@@ -255,7 +259,8 @@ class _Stop(threading.Event):
 @contextlib.contextmanager
 def _stop_signals():
   stop = _Stop()
-  if threading.current_thread() is not threading.main_thread():
+  # With other processes a signal is JAX's to spread (`Checkpoints.stop_requested`): one that leaves alone hangs them.
+  if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
     yield stop
     return
   before = {number: signal.signal(number, stop.by_signal) for number in (signal.SIGTERM, signal.SIGINT)}

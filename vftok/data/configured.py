@@ -10,8 +10,8 @@ from vftok.data.loader import Loader, make_loader
 BAD_CLIPS = "bad_clips.jsonl"  # in a workdir
 
 
-def train_loader(cfg: ConfigDict, examples: int, *, workers: int = 0, log=None) -> Loader:
-  """The training mix of `cfg.data` from a number of examples on."""
+def train_loader(cfg: ConfigDict, examples: int, *, workers: int = 0, log=None, whole: bool = False) -> Loader:
+  """The training mix of `cfg.data` from a number of examples on: this process's part of each batch, or all of it."""
   return make_loader(
     cfg.data.sources.to_dict(),
     _spec(cfg, train=True),
@@ -20,6 +20,7 @@ def train_loader(cfg: ConfigDict, examples: int, *, workers: int = 0, log=None) 
     start=examples,
     workers=workers,
     bad_clips=log,
+    **(dict(process_index=0, process_count=1) if whole else {}),
   )
 
 

@@ -6,6 +6,7 @@ number per row and stores none of N x N. Memory is linear in N.
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 
 import jax
@@ -80,14 +81,20 @@ def _kernel(last: bytes, heads: int, head_shards: int, row_shards: int, interpre
   rows = np.frombuffer(last, np.int32)
   block = next(size for size in BLOCKS if len(rows) // row_shards % size == 0)
   sizes = {f"block_{name}": block for name in ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute")}
-  with jax.ensure_compile_time_eval():  # the kernel's tables are constants, also where this is first called in a trace
-    return kernels.make_splash_mha(
+
+  def make():
+    kernel = kernels.make_splash_mha(
       splash_masks.MultiHeadMask([_UpTo(rows)] * heads),
       block_sizes=kernels.BlockSizes(**sizes, block_q_dq=block, block_kv_dq=block),
       head_shards=head_shards,
       q_seq_shards=row_shards,
       interpret=interpret,
     )
+    return jax.tree.map(np.asarray, kernel)
+
+  # Its tables are constants, but made by JAX: in another thread no transformation turns them into tracers.
+  with concurrent.futures.ThreadPoolExecutor(1) as thread:
+    return thread.submit(make).result()
 
 
 def _with_bias(q, k, bias_M, scale: float):
