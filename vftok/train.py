@@ -151,7 +151,7 @@ class _Loop:
         if stop:
           break
     self.checkpoints.wait()
-    self._finish(step, state, frozen, stopped=stopping.is_set())
+    self._finish(step, state, frozen, stopped=step < cfg.steps)
     if stopping.interrupted:
       raise KeyboardInterrupt
     return state

@@ -81,10 +81,17 @@ def compile_program(cfg, topology: str, axes: str | None = None, program: str = 
   compiled, text = _compiled(planned.lowered)
   seconds = dict(lower=round(traced - began, 1), compile=round(time.monotonic() - traced, 1))
   facts = dict(program=program, title=cfg.title, topology=topology, chips=len(devices), mesh=dict(mesh.shape))
-  facts |= dict(batch_size=planned.batch, accumulate=cfg.accumulate, parameters=planned.parameters, seconds=seconds)
+  facts |= dict(batch_size=planned.batch, accumulate=cfg.accumulate, steps=cfg.steps, remat=_remat(cfg))
+  facts |= dict(parameters=planned.parameters, seconds=seconds)
   collectives = hlo.by_kind(hlo.collectives(text, planned.rounds))
   memory = compiled.memory_analysis()
   return facts | bounds(chip, len(devices), planned.flops, memory, collectives, max(1, planned.rounds))
+
+
+def _remat(cfg) -> str:
+  model = cfg.model
+  stack = model.ar if "ar" in model else model.decoder.stack if "decoder" in model else {}
+  return stack.get("remat", "none")
 
 
 def _compiled(lowered):
