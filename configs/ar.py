@@ -37,7 +37,10 @@ def tokens(name: str = "tokens", **own) -> dict:
 
 
 def paper(depth: int, *, text: bool, slots: int, tokens_seen: float, length: int):
-  """SemanTok's recipe, VideoFlexTok's sizes. `tokens_seen`: of the whole run; the batch is 512 sequences (unknown)."""
+  """SemanTok's recipe, VideoFlexTok's sizes. `tokens_seen`: of the whole run; the batch is 512 sequences (unknown).
+
+  Mesh and remat are chosen for v5p slices by `vftok.tools.sizing`, see launch/README.md.
+  """
   batch = 512
   steps = round(tokens_seen / batch / length)
   return common.base(
@@ -45,8 +48,9 @@ def paper(depth: int, *, text: bool, slots: int, tokens_seen: float, length: int
     title=f"{'t2v' if text else 'c2v'} d{depth}",
     steps=steps,
     batch_size=batch,
-    mesh=dict(data=1, fsdp=-1),
-    model=model(depth, text=text, slots=slots, dtype="bfloat16", remat="nothing_saveable"),
+    # A piece of a width that is no multiple of 8 is gathered as a sum, at twice the traffic: 64 * depth / 16 if odd.
+    mesh=dict(data=-1, fsdp=1 if depth <= 20 else 4 if depth <= 26 or depth % 2 else 16),
+    model=model(depth, text=text, slots=slots, dtype="bfloat16", remat="dots_with_no_batch_dims_saveable"),
     loss=LOSS,
     data=dict(sources=tokens(), workers=8),
     eval=dict(sets=dict(val=tokens(split="val"))),

@@ -193,13 +193,13 @@ def mini_draft():
   return cfg
 
 
-def _paper(encoder: int, decoder: int, *, size: int, patch, **own):
+def _paper(encoder: int, decoder: int, *, size: int, patch, fsdp: int, **own):
   """Stage 1 of the paper: encoder and decoder of 64 * depth, REPA to DINOv2-L on the first block, muP."""
   return common.base(
     task="tokenizer",
     title=f"VideoFlexTok d{encoder}-d{decoder}",
     vae="EPFL-VILAB/videoflextok_d18_d18_k600",  # any model that carries the VidTok VAE
-    mesh=dict(data=1, fsdp=-1),
+    mesh=dict(data=-1, fsdp=fsdp),  # by `vftok.tools.sizing`, see launch/README.md
     model=_model(
       64 * encoder,
       encoder,
@@ -232,19 +232,19 @@ def _paper(encoder: int, decoder: int, *, size: int, patch, **own):
 # One VAE token is one patch: 1280 a clip, so 512 clips are 655,360 tokens a step. Batch size is unknown.
 def d12_d12():
   """The paper's ablation model on Kinetics-600: 100 B VAE tokens."""
-  return _paper(12, 12, size=128, patch=(1, 1, 1), batch_size=512, steps=152_600)
+  return _paper(12, 12, size=128, patch=(1, 1, 1), fsdp=1, batch_size=512, steps=152_600)
 
 
 def d18_d18():
   """Kinetics-600 at 128x128: 400 B VAE tokens, 4 B of warm-up."""
-  cfg = _paper(18, 18, size=128, patch=(1, 1, 1), batch_size=512, steps=610_000)
+  cfg = _paper(18, 18, size=128, patch=(1, 1, 1), fsdp=8, batch_size=512, steps=610_000)
   cfg.optim.warmup = 6_100
   return cfg
 
 
 def d18_d28():
   """Panda-70M at 256x256: 400 B VAE tokens, 4 B of warm-up."""
-  cfg = _paper(18, 28, size=256, patch=(1, 2, 2), batch_size=512, steps=610_000)
+  cfg = _paper(18, 28, size=256, patch=(1, 2, 2), fsdp=4, batch_size=512, steps=610_000)
   cfg.optim.warmup = 6_100
   return cfg
 

@@ -2,11 +2,17 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from vftok import perf, target
+from vftok.features.dinov2 import DINOv2
+from vftok.features.vit import Blocks, ViTConfig
+from vftok.models.ar import AR, ARConfig
+from vftok.models.ar_inputs import Condition, Places
 from vftok.models.attention import Layout
 from vftok.models.transformer import Stack, StackConfig
-from vftok.models.vae import VAEConfig
+from vftok.models.vae import VAE, VAEConfig
 from vftok.perf import stack_flops, vae_flops
 
 
@@ -25,3 +31,53 @@ def test_stack_flops_agree_with_the_compiler_on_one_block():
   compiled = jax.jit(lambda p, x: Stack(cfg).apply(p, x, layout)).lower(params, x).compile()
   counted = compiled.cost_analysis()["flops"]
   assert stack_flops(cfg, layout.length) == pytest.approx(counted, rel=0.03)
+
+
+def counted(fn, *shapes) -> float:
+  """FLOPs by the compiler, which sees everything where nothing is scanned."""
+  return jax.jit(fn).lower(*shapes).compile().cost_analysis()["flops"]
+
+
+def test_generator_flops_agree_with_the_compiler_on_one_block():
+  """The dense program computes both halves of the causal mask, the formula counts one."""
+  cfg = ARConfig(vocab=512, steps=8, slots=16, depth=1, width=256, ctx_dim=64, n_ctx_null=1, scan=False)
+  length, text = cfg.length, 32
+  places = Places.of(*(jnp.asarray(a[None], jnp.int32) for a in np.divmod(np.arange(length), cfg.slots)))
+  ids, null = jnp.zeros((1, length), jnp.int32), jnp.zeros((1, 1), bool)
+  cond = Condition(text_BxSxC=jnp.zeros((1, text - 1, 64)), text_mask_BxS=jnp.ones((1, text - 1), bool), null_BxG=null)
+  params = jax.eval_shape(lambda: AR(cfg).init(jax.random.key(0), ids, places, cond))
+  found = counted(lambda p, i: AR(cfg).apply(p, i, places, cond), params, ids)
+  formula = perf.ar_flops(cfg.dim, 1, cfg.hidden, cfg.vocab, length, text)
+  assert formula + 2 * length**2 * cfg.dim == pytest.approx(found, rel=0.03)
+
+
+def test_vae_flops_agree_with_the_compiler(monkeypatch):
+  """Without the zeros of padding, which the compiler leaves out, and with what our upsampling saves."""
+  monkeypatch.setattr(target, "COMPILE_FOR", "tpu")  # plain convolutions: the spread ones of the CPU count zeros
+  cfg, frames, size = VAEConfig(ch=32, ch_mult=(1, 2, 2)), 65, 64
+  vae, video = VAE(cfg), jax.ShapeDtypeStruct((1, frames, size, size, 3), jnp.float32)
+  params = jax.eval_shape(lambda: vae.init(jax.random.key(0), jnp.zeros((1, 1, 16, 16, 3))))
+  encode, decode = (lambda p, x, m=m: vae.apply(p, x, method=m) for m in (VAE.encode, VAE.decode))
+  latents = jax.eval_shape(encode, params, video)[0]
+  for_encode, for_decode = vae_flops(cfg, frames, size, size)
+  saved, area, time = 0.0, (size // cfg.space_stride) ** 2, (frames + 3) // 4
+  for level in reversed(range(len(cfg.ch_mult))):
+    c = cfg.ch * cfg.ch_mult[level]
+    if level - 1 in cfg.halves_space:
+      area *= 4
+      saved += 5 / 9 * time * area * 18 * c * c
+    if level in cfg.time_levels:
+      time *= 2
+      saved += 1 / 3 * time * area * 54 * c * c
+  assert for_encode == pytest.approx(counted(encode, params, video), rel=0.03)
+  assert for_decode - saved == pytest.approx(counted(decode, params, latents), rel=0.03)
+
+
+def test_feature_net_flops_agree_with_the_compiler():
+  cfg, length = ViTConfig(dim=512, depth=1, heads=8, hidden=2048), 4 * 64 + 1
+  net, x = DINOv2(cfg, min_patches=8), jax.ShapeDtypeStruct((1, length, cfg.dim), jnp.float32)
+  params = jax.eval_shape(lambda: Blocks(cfg).init(jax.random.key(0), jnp.zeros(x.shape)))
+  found = counted(lambda p, x: Blocks(cfg).apply(p, x), params, x)
+  assert perf.vit_flops(cfg.dim, cfg.depth, cfg.hidden, length) == pytest.approx(found, rel=0.03)
+  one = perf.vit_flops(cfg.dim, cfg.depth, cfg.hidden, 8 * 8 + 1)
+  assert (net.flops((2, 4, 4), "mean"), net.flops((2, 4, 4), "first")) == (5 * one, 2 * one)

@@ -49,7 +49,9 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
   known = math.prod(n for n in shape if n > 0)
   shape = [available // known if n == -1 else n for n in shape]
   if math.prod(shape) != available:
-    raise ValueError(f"the mesh {dict(sizes)} does not fill the {available} devices here: set one axis to -1.")
+    raise ValueError(
+      f"the mesh {dict(sizes)} does not fill the {available} devices here: set one axis to -1, the others to divisors."
+    )
   # Auto: the compiler places what is not pinned. Explicit, JAX's default, would type-check every operation.
   try:
     return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)

@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vftok.features.frames import per_frame
+from vftok.features.frames import GROUP, per_frame
 from vftok.features.vit import Blocks, ViTConfig, ViTNet, partitioned
 from vftok.models.layers import Linear, patchify, trunc_normal
+from vftok.perf import vit_flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,12 @@ class DINOv2(ViTNet):
   registers: int = 0
   position_offset: float = 0.0
   min_patches: int = 16
+
+  def flops(self, grid, reduce):
+    steps, h, w = grid
+    m = self.multiple((h, w), None)
+    images = GROUP * (steps - 1) + 1 if reduce == "mean" else steps
+    return images * vit_flops(self.dim, self.vit.depth, self.vit.hidden, h * w * m * m + 1 + self.registers)
 
   def _steps(self, params, video_BxFxHxWx3, reduce):
     return per_frame(lambda x: self.apply(params, x)[0], video_BxFxHxWx3, reduce)

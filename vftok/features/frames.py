@@ -41,6 +41,11 @@ class FeatureNet:
     """m: cells of the net's own grid per side of a patch of `grid` (h, w), for frames of `size` (H, W)."""
     raise NotImplementedError
 
+  def flops(self, grid: tuple[int, int, int], reduce: str) -> float:
+    """Forward FLOPs of `targets` on one clip; 0 where nobody has written them out (VGG16)."""
+    del grid, reduce
+    return 0.0
+
   def _steps(self, params, video_BxFxHxWx3, reduce: str) -> jax.Array:
     """Normalised frames of the net's own input size -> [B, T, H / stride, W / stride, D]."""
     raise NotImplementedError

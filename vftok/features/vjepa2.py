@@ -22,6 +22,7 @@ import numpy as np
 from vftok.features.frames import GROUP, group_mean
 from vftok.features.vit import Blocks, ViTConfig, ViTNet
 from vftok.models.layers import Linear, patchify
+from vftok.perf import vit_flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,12 @@ class VJEPA2(ViTNet):
   @property
   def resize_method(self) -> str:
     return "linear"
+
+  def flops(self, grid, reduce):
+    steps, h, w = grid
+    m = self.multiple((h, w), None)
+    tubelets = 1 + (steps - 1) * GROUP // self.tubelet
+    return vit_flops(self.dim, self.vit.depth, self.vit.hidden, tubelets * h * w * m * m)
 
   def _steps(self, params, video_BxFxHxWx3, reduce):
     frames = jnp.concatenate([video_BxFxHxWx3[:, :1]] * (self.tubelet - 1) + [video_BxFxHxWx3], axis=1)

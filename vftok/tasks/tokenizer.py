@@ -222,7 +222,8 @@ class TokenizerTask:
     if self.law.flow:
       stacks += perf.stack_flops(cfg.decoder.stack, t * block, dense if cfg.decoder.mask == "full" else pairs)
     encode, _ = perf.vae_flops(cfg.vae, self.tok.chunk_frames, *self.tok.frame_size)
-    return 3 * stacks + encode
+    aligned = self.features.flops(self._grid(), self.law.features_reduce) if self.features else 0.0
+    return 3 * stacks + encode + aligned
 
   # ---- looking
 
