@@ -193,7 +193,7 @@ def mini_draft():
   return cfg
 
 
-def _paper(encoder: int, decoder: int, *, size: int, patch, fsdp: int, **own):
+def _paper(encoder: int, decoder: int, *, size: int, patch, fsdp: int, remat: str = "nothing_saveable", **own):
   """Stage 1 of the paper: encoder and decoder of 64 * depth, REPA to DINOv2-L on the first block, muP."""
   return common.base(
     task="tokenizer",
@@ -211,7 +211,7 @@ def _paper(encoder: int, decoder: int, *, size: int, patch, fsdp: int, **own):
       decoder_width=64 * decoder,
       readout=(2, 1024),
       dtype="bfloat16",
-      remat="nothing_saveable",
+      remat=remat,
     ),
     loss={**LOSS, "repa": 1.0, "features": "dinov2", "features_path": "facebook/dinov2-large"},
     data=dict(
@@ -244,7 +244,8 @@ def d18_d18():
 
 def d18_d28():
   """Panda-70M at 256x256: 400 B VAE tokens, 4 B of warm-up."""
-  cfg = _paper(18, 28, size=256, patch=(1, 2, 2), fsdp=4, batch_size=512, steps=610_000)
+  keep = dict(fsdp=4, remat="dots_with_no_batch_dims_saveable")
+  cfg = _paper(18, 28, size=256, patch=(1, 2, 2), **keep, batch_size=512, steps=610_000)
   cfg.optim.warmup = 6_100
   return cfg
 

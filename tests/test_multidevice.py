@@ -18,4 +18,4 @@ def test_eight_simulated_devices(meshes):
   environment = {**os.environ, "XLA_FLAGS": flags, "VFTOK_MESHES": meshes}
   done = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-  assert f"{3 * len(meshes.split()) + 4} passed" in done.stdout
+  assert f"{3 * len(meshes.split()) + 5} passed" in done.stdout

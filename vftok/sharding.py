@@ -102,6 +102,25 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
+def frozen_shardings(frozen, mesh: Mesh, least: int = 2**20):
+  """NamedSharding of weights that other models brought and that name no axes.
+
+  Of feature nets (under "features"), arrays of `least` numbers or more are cut along the longest dimension that the
+  parameters' axis divides; a VAE's kernels stay whole, for convolutions over cut channels send activations around.
+  """
+  cut = RULES["embed"]
+  pieces = math.prod(mesh.shape[a] for a in cut)
+
+  def place(path, leaf):
+    entries = [None] * len(leaf.shape)
+    fits = [n for n in leaf.shape if n % (8 * pieces) == 0]
+    if pieces > 1 and fits and math.prod(leaf.shape) >= least and getattr(path[0], "key", "") == "features":
+      entries[leaf.shape.index(max(fits))] = cut[0]
+    return NamedSharding(mesh, P(*entries))
+
+  return jax.tree_util.tree_map_with_path(place, frozen)
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   """Pins an activation by the logical names of its dimensions; does nothing where no mesh is set."""
   mesh = jax.sharding.get_abstract_mesh()

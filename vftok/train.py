@@ -64,7 +64,8 @@ def run(cfg: ConfigDict, workdir) -> TrainState:
   checkpoints = Checkpoints(workdir, keep=cfg.keep_checkpoints)
   with jax.set_mesh(mesh), contextlib.closing(checkpoints):
     state, places = init_state(task.init, tx, mesh, seed=cfg.seed, ema=bool(cfg.ema), freeze=cfg.freeze)
-    frozen = jax.device_put(task.frozen(), sharding.replicated(mesh))
+    frozen = task.frozen()
+    frozen = jax.device_put(frozen, sharding.frozen_shardings(frozen, mesh))
     state, examples = starting_point(cfg, task, checkpoints, state, places)
     step = int(state.step)
     loader = train_loader(cfg, examples, workers=cfg.data.workers, log=workdir / BAD_CLIPS)
@@ -212,7 +213,7 @@ class _Loop:
     if bad:
       print(f"{bad} clips could not be used: {self.workdir / BAD_CLIPS} names each and says why.", flush=True)
     if model is not None:
-      self.task.save(model, jax.device_get(frozen), self.workdir / "model")
+      self.task.save(model, {k: v for k, v in frozen.items() if k != "features"}, self.workdir / "model")
     print(f"{'stopped' if stopped else 'done'} at step {step}: {self.workdir}", flush=True)
 
   @contextlib.contextmanager

@@ -78,7 +78,8 @@ def test_step_equals_one_device(of, name):
   with jax.set_mesh(mesh):
     state, places = init_state(task.init, tx, mesh, seed=0, ema=True)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), start.params)
-    frozen = jax.device_put(task.frozen(), sharding.replicated(mesh))
+    frozen = task.frozen()
+    frozen = jax.device_put(frozen, sharding.frozen_shardings(frozen, mesh, least=64))
     step = jax.jit(
       lambda s, f, b: train.train_step(s, f, b, task=task, tx=tx, cfg=cfg),
       donate_argnums=0,
@@ -122,6 +123,15 @@ def test_parameters_are_cut_as_the_table_says():
   assert blocks["down_kernel"].spec[2] == "fsdp"
   assert places["encoder"]["registers"].spec == jax.P(None, None, "fsdp")
   assert sharding.spec_for(("heads",), (3,), mesh) == jax.P(None)  # three heads do not go on two devices
+
+
+def test_feature_nets_are_cut_too():
+  mesh = sharding.make_mesh(MESHES["fsdp"])
+  tree = {"features": {"up": np.zeros((2, 64, 128)), "odd": np.zeros((2, 36, 7))}, "vae": np.zeros((64, 64))}
+  places = sharding.frozen_shardings(tree, mesh, least=64)
+  assert places["features"]["up"].spec == jax.P(None, None, "fsdp")
+  assert not any(places["features"]["odd"].spec) and not any(places["vae"].spec)
+  assert not any(sharding.frozen_shardings(tree, mesh)["features"]["up"].spec)  # too small to be worth it
 
 
 def test_constrain_pins_activations():

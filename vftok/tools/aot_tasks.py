@@ -72,7 +72,7 @@ def planned_batch(cfg: ConfigDict, task: Task, mesh: Mesh) -> dict[str, jax.Shap
   return batch
 
 
-def placed(tree, place) -> Any:
-  """Shapes and dtypes of a tree, all at `place`."""
-  as_planned = lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype, sharding=place)
-  return jax.tree.map(as_planned, jax.eval_shape(functools.partial(jax.tree.map, jnp.asarray), tree))
+def placed(tree, places) -> Any:
+  """Shapes and dtypes of a tree, each at its place."""
+  as_planned = lambda x, place: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype, sharding=place)
+  return jax.tree.map(as_planned, jax.eval_shape(functools.partial(jax.tree.map, jnp.asarray), tree), places)

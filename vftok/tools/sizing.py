@@ -44,14 +44,18 @@ PROGRAMS = (
   Row("sample_1.1b", "t2v:1.1b", "v5p:2x2x1", ("--program=sample", "--batch=64", "--mesh=data=4")),
   Row("sample_long", "t2v:long", "v5p:2x2x1", ("--program=sample", "--batch=16", "--mesh=data=1,tensor=4")),
 )
-SCALING = tuple(
-  Row(f"scaling_{config.replace(':', '_')}_{chips}", config, topology)
-  for config in ("t2v:1.1b", "tokenizer:d18_d28")
-  for chips, topology in ((16, "v5p:2x2x4"), (64, "v5p:4x4x4"), (256, "v5p:4x8x8"))
+SCALING = (
+  Row("t2v_1.1b_on_16", "t2v:1.1b", "v5p:2x2x4"),
+  SIZES[3],
+  Row("t2v_1.1b_on_256", "t2v:1.1b", "v5p:4x8x8"),
+  Row("tokenizer_d18_d28_on_16", "tokenizer:d18_d28", "v5p:2x2x4"),
+  SIZES[1],
+  Row("tokenizer_d18_d28_on_256", "tokenizer:d18_d28", "v5p:4x8x8"),
 )
-LENGTHS = tuple(
-  Row(f"long_{frames}_frames", "t2v:long", "v5p:4x4x8", (f"--config.tokenize.frames={frames}",))
-  for frames in (81, 161, 321)
+LENGTHS = (
+  SIZES[5],
+  Row("t2v_long_161_frames", "t2v:long", "v5p:4x4x8", ("--config.tokenize.frames=161",)),
+  Row("t2v_long_321_frames", "t2v:long", "v5p:4x4x8", ("--config.tokenize.frames=321",)),
 )
 
 # What the cost table assumes: share of the chips' peak that training reaches (levanter and maxtext report 35-55 % at
@@ -66,7 +70,7 @@ def compile_rows(rows, folder: Path, again: bool) -> None:
   Raises:
     RuntimeError: the compiler refused a row; its last line says why.
   """
-  missing = [row for row in rows if again or not (folder / f"{row.name}.json").exists()]
+  missing = [row for row in dict.fromkeys(rows) if again or not (folder / f"{row.name}.json").exists()]
   with progress("compiling", len(missing), "programs") as advance:
     for row in missing:
       file, size = row.config.split(":")
@@ -110,7 +114,7 @@ def length_table(rows, folder: Path) -> list[list[str]]:
   """Temporary memory of the long config's step by length."""
   cells = [["frames", "tokens in a sequence", "temporary GiB per chip", "MiB per 1,000 tokens of a chip"]]
   for row, facts in _facts(rows, folder):
-    frames = int(row.options[0].rpartition("=")[2])
+    frames = int(row.options[0].rpartition("=")[2]) if row.options else 81
     tokens = ((frames - 1) // 4 + 1) * 32
     temporary = facts["bytes_per_chip"]["temporary"]
     per = temporary / 2**20 / (tokens * facts["batch_size"] / facts["chips"] / 1000)
