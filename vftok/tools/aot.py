@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import sys
 import tempfile
 import time
@@ -20,6 +21,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported: the machine that 
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 
+import jax
 from absl import app, flags
 from jax.experimental import topologies
 from ml_collections import config_flags
@@ -68,7 +70,8 @@ def compile_program(cfg, topology: str, axes: str | None = None, program: str = 
 
   Raises:
     ModuleNotFoundError: libtpu is not installed.
-    ValueError: an unknown chip, slice, mesh axis or program, or a batch that the mesh does not divide.
+    ValueError: an unknown chip, slice, mesh axis or program, a batch that the mesh does not divide, or a program that
+      does not fit.
   """
   chip, devices = devices_of(topology)
   if axes:
@@ -97,7 +100,14 @@ def _remat(cfg) -> str:
 def _compiled(lowered):
   """(executable, text of the optimised program). The compiler writes the text itself: jaxlib cannot read all of it."""
   with tempfile.TemporaryDirectory() as dump:
-    compiled = lowered.compile(compiler_options={"xla_dump_to": dump, "xla_dump_hlo_as_text": True})
+    try:
+      compiled = lowered.compile(compiler_options={"xla_dump_to": dump, "xla_dump_hlo_as_text": True})
+    except jax.errors.JaxRuntimeError as error:
+      if "RESOURCE_EXHAUSTED" not in str(error):
+        raise
+      sizes = re.search(r"\(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", str(error))
+      facts = f"temporaries of {sizes[1]} on {sizes[2]} of HBM" if sizes else str(error).splitlines()[0]
+      raise ValueError(f"it does not fit ({facts}): more chips or fsdp, a smaller batch, accumulate, remat.") from None
     (path,) = Path(dump).glob("*.after_optimizations.txt")
     return compiled, path.read_text()
 

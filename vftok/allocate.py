@@ -1,0 +1,103 @@
+"""From quality curves to tokens per time step: exactly, for any preference or any hard total.
+
+A curve gives the loss of a step for each level of tokens kept. Steps are taken as separable: what one step loses does
+not depend on what others get. `vftok/search.py` is for rewards of which that is not known.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vftok.reward import Reward, check_weight, lengths
+
+
+def at_every_count(curves_TxM, levels) -> np.ndarray:
+  """Losses [T, K] of 1..K tokens, K the largest level: linear in log2 of the count between levels, never rising.
+
+  Raises:
+    ValueError: levels that do not rise from 1, or curves that are not numbers of that shape.
+  """
+  levels, curves = np.asarray(levels), np.asarray(curves_TxM, np.float64)
+  if levels.ndim != 1 or len(levels) < 2 or levels[0] != 1 or (np.diff(levels) <= 0).any():
+    raise ValueError(f"levels are {levels.tolist()}, expected counts that rise from 1.")
+  if curves.ndim != 2 or curves.shape[1] != len(levels) or not np.isfinite(curves).all():
+    raise ValueError(f"curves have shape {curves.shape}, expected finite numbers [steps, {len(levels)}].")
+  falling = np.minimum.accumulate(curves, axis=1)
+  counts = np.log2(np.arange(1, levels[-1] + 1))
+  return np.stack([np.interp(counts, np.log2(levels), curve) for curve in falling])
+
+
+def for_total(losses_TxK, total: int) -> np.ndarray:
+  """Tokens per step, int32 [T], that add up to `total` exactly and lose least together (dynamic programming).
+
+  Raises:
+    ValueError: a total below one per step or above all of them.
+  """
+  losses = np.asarray(losses_TxK, np.float64)
+  steps, most = losses.shape
+  if not steps <= total <= steps * most:
+    raise ValueError(
+      f"the budget is {total} tokens for {steps} time steps, expected {steps}..{steps * most}: one to {most} per step."
+    )
+  best = np.full(total + 1, np.inf)
+  best[0] = 0.0
+  choices = []
+  for step in range(steps):
+    # after[s] = min over k of best[s - k] + losses[step, k - 1]: a band of shifted copies.
+    padded = np.concatenate([np.full(most, np.inf), best])
+    before = np.lib.stride_tricks.sliding_window_view(padded[:-1], most)[:, ::-1]  # [s, k - 1] = best[s - k]
+    sums = before + losses[step]
+    choice = sums.argmin(1)
+    best = np.take_along_axis(sums, choice[:, None], 1)[:, 0]
+    choices.append(choice + 1)
+  keep, left = np.empty(steps, np.int32), total
+  for step in range(steps - 1, -1, -1):
+    keep[step] = choices[step][left]
+    left -= keep[step]
+  return keep
+
+
+def for_preference(losses_TxK, reward: Reward, weight: float) -> np.ndarray:
+  """Tokens per step, int32 [T], of the highest reward under w_q = `weight`; the mean of all steps' losses counts."""
+  check_weight(weight)
+  losses = np.asarray(losses_TxK, np.float64)
+  counts = np.arange(1, losses.shape[1] + 1)
+  cost = lengths(counts[:, None], reward.length, reward.bits) / reward.length_std
+  return (weight * losses / losses.shape[0] / reward.loss_std + (2 - weight) * cost).argmin(1).astype(np.int32) + 1
+
+
+def for_mean(losses_NxTxK, mean: float) -> np.ndarray:
+  """Tokens per step, int32 [N, T], of many clips that share a total: `mean` tokens per step of all of them together.
+
+  The clips' steps are one long sequence to the program, so that a still clip gives to a busy one; the total is met
+  exactly after rounding.
+  """
+  losses = np.asarray(losses_NxTxK, np.float64)
+  n, steps, most = losses.shape
+  keep = by_price(losses.reshape(n * steps, most), round(mean * n * steps))
+  return keep.reshape(n, steps)
+
+
+def by_price(losses_SxK, total: int) -> np.ndarray:
+  """As `for_total` for thousands of steps: one price per token for all, on the lower convex hull of each curve; what is
+  left over goes to the steps that gain most from it.
+  """
+  losses = np.asarray(losses_SxK, np.float64)
+  steps, most = losses.shape
+  if not steps <= total <= steps * most:
+    raise ValueError(
+      f"the budget is {total} tokens for {steps} time steps, expected {steps}..{steps * most}: one to {most} per step."
+    )
+  counts = np.arange(1, most + 1)
+  chosen = lambda price: (losses + price * counts).argmin(1) + 1
+  low, high = 0.0, float(np.abs(np.diff(losses, axis=1)).max() + 1e-12) if most > 1 else 1.0
+  for _ in range(100):  # the cheapest price that stays within the total
+    middle = (low + high) / 2
+    low, high = (low, middle) if chosen(middle).sum() <= total else (middle, high)
+  keep = chosen(high)
+  gains = np.concatenate([losses[:, :-1] - losses[:, 1:], np.full((steps, 1), -np.inf)], 1)
+  while keep.sum() < total:
+    room = total - keep.sum()
+    order = np.argsort(-gains[np.arange(steps), keep - 1], kind="stable")
+    keep[order[: min(room, (keep < most).sum())]] += 1
+  return keep.astype(np.int32)
