@@ -66,8 +66,8 @@ def test_preferences_are_the_best_of_all(weight):
   losses = allocate.at_every_count(table, LEVELS)
   keep = allocate.for_preference(losses, reward, weight)
   every = np.array(list(itertools.product(range(1, 9), repeat=4)))
-  rewards = reward(losses[np.arange(4), every - 1].mean(1), every, weight)
-  assert reward([losses[np.arange(4), keep - 1].mean()], keep[None], weight)[0] == pytest.approx(rewards.max())
+  rewards = reward(losses[np.arange(4), every - 1].sum(1), every, weight)
+  assert reward([losses[np.arange(4), keep - 1].sum()], keep[None], weight)[0] == pytest.approx(rewards.max())
 
 
 def test_curves_between_levels_never_rise():

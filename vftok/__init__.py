@@ -13,6 +13,8 @@ _PUBLIC = {
   "Tokenizer": "vftok.tokenizer",
   "Generator": "vftok.generator",
   "VideoTokens": "vftok.types",
+  "Auto": "vftok.budget",
+  "Router": "vftok.router",
   "CFG": "vftok.models.flow",
   "APG": "vftok.models.flow",
 }

@@ -1,7 +1,8 @@
 """From quality curves to tokens per time step: exactly, for any preference or any hard total.
 
-A curve gives the loss of a step for each level of tokens kept. Steps are taken as separable: what one step loses does
-not depend on what others get. `vftok/search.py` is for rewards of which that is not known.
+A curve gives what the clip loses by one step's tokens, for each level of them. Steps are taken as separable: a clip
+loses the sum, and what one step loses does not depend on what others get. `vftok/search.py` is for rewards of which
+that is not known.
 """
 
 from __future__ import annotations
@@ -58,12 +59,12 @@ def for_total(losses_TxK, total: int) -> np.ndarray:
 
 
 def for_preference(losses_TxK, reward: Reward, weight: float) -> np.ndarray:
-  """Tokens per step, int32 [T], of the highest reward under w_q = `weight`; the mean of all steps' losses counts."""
+  """Tokens per step, int32 [T], of the highest reward under w_q = `weight`; a clip loses the sum over its steps."""
   check_weight(weight)
   losses = np.asarray(losses_TxK, np.float64)
   counts = np.arange(1, losses.shape[1] + 1)
   cost = lengths(counts[:, None], reward.length, reward.bits) / reward.length_std
-  return (weight * losses / losses.shape[0] / reward.loss_std + (2 - weight) * cost).argmin(1).astype(np.int32) + 1
+  return (weight * losses / reward.loss_std + (2 - weight) * cost).argmin(1).astype(np.int32) + 1
 
 
 def for_mean(losses_NxTxK, mean: float) -> np.ndarray:

@@ -54,7 +54,13 @@ def ids_of(cfg: TokenizerConfig, z_BxTxKxc) -> jax.Array:
 
 def encode_chunk(cfg: TokenizerConfig, params, video_BxFxHxWx3, dino: DINOv2 | None = None) -> jax.Array:
   """ids int32 [B, T, K] of one chunk, from the posterior mean and, where the encoder reads it, the net `dino`."""
-  latents, vector = vae_encode(cfg, params, video_BxFxHxWx3)[0], None
+  latents = vae_encode(cfg, params, video_BxFxHxWx3)[0]
+  return encode_latents(cfg, params, latents, video_BxFxHxWx3, dino)
+
+
+def encode_latents(cfg: TokenizerConfig, params, latents_BxTxhxwxC, video_BxFxHxWx3, dino: DINOv2 | None) -> jax.Array:
+  """As `encode_chunk`, where the chunk's latents are known."""
+  latents, vector = latents_BxTxhxwxC, None
   if dino is not None:
     latents, vector = with_dino(cfg, dino, params, video_BxFxHxWx3, latents)
   return ids_of(cfg, features(cfg, params, latents, vector))

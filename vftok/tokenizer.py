@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from vftok import identity, programs, stream
+from vftok.budget import Auto
 from vftok.checks import (
   check_array,
   check_first_frames,
@@ -105,30 +106,46 @@ class Tokenizer(Geometry):
 
   # ---- encoding
 
-  def encode(self, params: Params, video, *, fit: str = "error") -> VideoTokens:
+  def encode(self, params: Params, video, *, fit: str = "error", budget=None) -> VideoTokens:
     """Tokens of a video of any length, from the VAE's posterior mean: the same video gives the same ids, always.
 
     Args:
       video: [B, F, H, W, 3], uint8 or float in [-1, 1], of the model's frame size.
       fit: "error", or "pad": fill up by the last frame and remember the true count in `tokens.frames`.
+      budget: tokens kept per time step: None for all, counts as `VideoTokens.truncate` takes them, or
+        `vftok.Auto(mean=8)`, which gives every moment what it needs. Ids are the same whatever it is.
     """
     video = check_video(video, self.frame_size)
     if fit == "error":
       self.steps_for(video.shape[1])
-    return VideoTokens.concat(list(self.encode_stream(params, [video], fit=fit)))
+    if isinstance(budget, Auto):
+      from vftok.router import encode
 
-  def encode_stream(self, params: Params, pieces: Iterable, *, fit: str = "error") -> Iterator[VideoTokens]:
+      check_dino(self.cfg, self.dino)
+      return next(encode(self, params, [video], fit, budget, whole=True))
+    tokens = VideoTokens.concat(list(self.encode_stream(params, [video], fit=fit)))
+    return tokens if budget is None else tokens.truncate(budget)
+
+  def encode_stream(
+    self, params: Params, pieces: Iterable, *, fit: str = "error", budget=None
+  ) -> Iterator[VideoTokens]:
     """Encodes frames as they come, one VideoTokens per chunk; memory does not grow with length.
 
     Args:
       pieces: arrays [B, f, H, W, 3] or [f, H, W, 3] of any number of consecutive frames.
       fit: what happens to frames at the end that do not fill a chunk: "error" or "pad".
+      budget: None, one count for all steps, or `vftok.Auto` by mean (of each chunk) or preference.
     """
     if fit not in ("error", "pad"):
       raise ValueError(f"fit is {fit!r}, expected 'error' or 'pad'.")
     check_dino(self.cfg, self.dino)
+    if isinstance(budget, Auto):
+      from vftok.router import encode
+
+      return encode(self, params, pieces, fit, budget, whole=False)
     run = lambda chunk: programs.encode_chunk(self.cfg, params, chunk, self.dino)
-    return stream.encode_chunks(self, run, pieces, fit)
+    chunks = stream.encode_chunks(self, run, pieces, fit)
+    return chunks if budget is None else (tokens.truncate(budget) for tokens in chunks)
 
   def encode_latents(self, params: Params, video, key: jax.Array | None = None) -> jax.Array:
     """VAE latents float32 [B, T, h, w, C] of F = 1 + 4m frames: the posterior mean, or a sample of it given a key."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from vftok.data.curves import curves
 from vftok.data.folder import video_folder
 from vftok.data.latents import latents
 from vftok.data.shapes import ShapesSource
@@ -25,6 +26,7 @@ class Source(Protocol):
     "frames": uint8 [F, H, W, 3],
     "latents": float16 [T, h, w, C],
     "ids": uint16 [T, K], with "text_emb" and "text_mask" where texts were embedded,
+    "latents" and "losses" float32 [N, T, times] of a set of curves,
   and "caption" (str), "label" (int, -1 unknown), "name" (str, what a log calls the clip), "fps" (float or None).
   """
 
@@ -85,6 +87,7 @@ DATASETS: dict[str, Callable[..., Source]] = {
   "shapes": ShapesSource,
   "latents": latents,
   "tokens": tokens,
+  "curves": curves,
 }
 
 

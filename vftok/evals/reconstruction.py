@@ -102,7 +102,7 @@ def evaluate(
     usage.update(tokens, mask)
     yield VAE, 0, tok.decode_pixels(params, tok.encode_latents(params, video))
     for s, seed in enumerate(seeds):
-      noise = _noise(tok, seed, ids, tokens.ids.shape[1])
+      noise = noise_of(tok, seed, ids, tokens.ids.shape[1])
       for k, name in zip(keeps, names, strict=True):
         yield name, s, tok.decode(params, tokens.truncate(k), noise=noise, **options)
 
@@ -212,8 +212,8 @@ def _filled(x, size: int):
   return np.concatenate([x, np.repeat(x[-1:], size - len(x), axis=0)]) if len(x) < size else x
 
 
-def _noise(tok, seed: int, ids_Bx2, steps: int) -> list[np.ndarray]:
-  """One array per chunk of `steps` time steps, drawn for each clip from (seed, source, index, chunk)."""
+def noise_of(tok, seed: int, ids_Bx2, steps: int) -> list[np.ndarray]:
+  """Noise of an evaluation: an array per chunk of `steps` time steps, each clip's from (seed, source, index, chunk)."""
   chunks = 1 + (steps - tok.chunk_steps) // (tok.chunk_steps - tok.overlap_steps)
   shape = (tok.chunk_steps * tok.cfg.decoder.patch[0], *tok.cfg.latent_size, tok.cfg.decoder.channels)
   draw = lambda *words: np.random.default_rng(words).standard_normal(shape, np.float32)

@@ -33,7 +33,7 @@ class Scores:
 
   def frames(self, video, videos, mask) -> None:
     self.features("real", 0, video, mask)
-    scores = _frame_scores(self.perceptual, video, np.stack(list(videos.values())))
+    scores = clip_scores(self.perceptual, video, np.stack(list(videos.values())))
     mse_MxB, ssim_MxB, lpips_MxB = (np.asarray(s, np.float64) for s in scores)
     psnr_MxB = np.minimum(-10 * np.log10(np.maximum(mse_MxB, 1e-30)), _MAX_PSNR)
     sums_Mx3 = np.stack([np.where(mask, s, 0).sum(1) for s in (psnr_MxB, ssim_MxB, lpips_MxB)], axis=1)
@@ -66,7 +66,7 @@ def video_logits(params, video_BxFxHxWx3):
 
 
 @jax.jit
-def _frame_scores(params, video_BxFxHxWx3, videos_MxBxFxHxWx3):
+def clip_scores(params, video_BxFxHxWx3, videos_MxBxFxHxWx3):
   """(MSE, SSIM, LPIPS) float32 [M, B] each, means over frames; one frame with its M reconstructions at a time."""
   m, b, f, *hw3 = videos_MxBxFxHxWx3.shape
 

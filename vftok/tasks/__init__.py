@@ -14,6 +14,7 @@ TASKS = {
   "vae": "vftok.tasks.vae:VAETask",
   "tokenizer": "vftok.tasks.tokenizer:TokenizerTask",
   "ar": "vftok.tasks.ar:ARTask",
+  "router": "vftok.tasks.router:RouterTask",
 }
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight): exact means over any set of batches

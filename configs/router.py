@@ -1,0 +1,118 @@
+"""The router: configs/router.py:SIZE with SIZE one of smoke, mini, d12 and d18.
+
+`python -m vftok.tools.label_budgets --config=configs/router.py:SIZE` measures what it learns from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from configs import common
+from vftok.models.router import RouterConfig
+from vftok.packaged import cache_dir
+
+
+def get_config(size: str = "mini"):
+  return {"smoke": smoke, "mini": mini, "d12": lambda: _paper(12), "d18": lambda: _paper(18)}[size]()
+
+
+def _model(**fields) -> dict:
+  """What the stored curves say (levels, steps, sizes, whose tokens) is filled in later."""
+  return dataclasses.asdict(RouterConfig(**fields))
+
+
+def curves(name: str = "curves", **own) -> dict:
+  return dict(curves=dict(kind="curves", directory=str(cache_dir() / name), **own))
+
+
+def _label(tokenizer: str, train: dict, val: dict, **own) -> dict:
+  return (
+    dict(
+      tokenizer=tokenizer,
+      splits=dict(train=train, val=val),
+      clips=dict(train=0, val=0),  # 0: all
+      levels=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+      times=(0.2, 0.4, 0.6, 0.8),
+      random=16,  # assignments beside those that curves are made of: rewards are standardised over them
+      seed=0,
+      frames=17,
+      size=256,
+      fps=8.0,
+      batch_size=8,
+    )
+    | own
+  )
+
+
+def smoke():
+  """Seconds on any machine: for tests."""
+  return common.base(
+    task="router",
+    title="router smoke",
+    steps=4,
+    batch_size=4,
+    model=_model(dim=64, depth=1),
+    data=dict(sources=dict(curves=dict(kind="curves", directory="curves_smoke")), workers=0),
+    eval=dict(sets=dict(val=dict(curves=dict(kind="curves", directory="curves_smoke", split="val"))), batch_size=4),
+    optim=dict(lr=1e-3, warmup=2),
+    log_every=1,
+    save_every=2,
+    media_every=0,
+    label=_label(
+      "", common.shapes(8), common.shapes(4), levels=(1, 2, 4), times=(0.5,), random=4, size=16, batch_size=4
+    ),
+  )
+
+
+def mini():
+  """Over vftok-mini, on two CPU cores: rendered scenes and real clips."""
+  data, sets = {"sources": common.mini_data()}, common.mini_sets()
+  return common.base(
+    task="router",
+    title="vftok-mini-router",
+    steps=3_000,
+    batch_size=64,
+    model=_model(dim=96, depth=3, head_dim=32),
+    data=dict(sources=curves("curves_mini"), workers=0, size=32),
+    eval=dict(sets=dict(val=curves("curves_mini", split="val"))),
+    optim=dict(lr=1e-3, warmup=100, weight_decay=0.05, final=0.02),
+    ema=0.998,
+    save_every=1000,
+    media_every=0,
+    label=_label(
+      "vftok-mini",
+      # Real clips first: clips are taken in order, up to the number below.
+      {name: {**data["sources"][name], "split": "train"} for name in ("clips", "sim")},
+      dict(sim=dict(**sets["sim_val"]["sim"])),
+      clips=dict(train=1024, val=128),
+      levels=(1, 2, 4, 8, 16),
+      times=(0.5, 0.85),
+      random=6,
+      size=32,
+    ),
+  )
+
+
+def _paper(depth: int):
+  """Over a released tokenizer; EVATok's router has 20 M parameters and 100,000 labelled clips."""
+  return common.base(
+    task="router",
+    title=f"router over d{depth}",
+    steps=50_000,
+    batch_size=128,
+    mesh=dict(data=-1),
+    model=_model(dim=384, depth=6, dtype="bfloat16"),
+    data=dict(sources=curves(f"curves_d{depth}"), workers=4),
+    eval=dict(sets=dict(val=curves(f"curves_d{depth}", split="val"))),
+    optim=dict(lr=1e-4, warmup=1000, weight_decay=0.05),
+    ema=0.9998,
+    save_every=2000,
+    media_every=0,
+    label=_label(
+      {12: "EPFL-VILAB/videoflextok_d12_d12_k600", 18: "EPFL-VILAB/videoflextok_d18_d28"}[depth],
+      dict(videos=dict(kind="video_folder", path="videos")),
+      dict(videos=dict(kind="video_folder", path="videos", split="val")),
+      clips=dict(train=100_000, val=2_000),
+      size={12: 128, 18: 256}[depth],
+    ),
+  )

@@ -1,0 +1,244 @@
+"""Curves are measured, learned and used: the whole way on a tiny tokenizer, and what each part promises."""
+
+import contextlib
+import dataclasses
+import io
+import re
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import router as experiment
+from configs import tokenizer as tokenizer_experiment
+from vftok import Auto, Router, Tokenizer, evaluate, train
+from vftok.config import from_dict
+from vftok.curves import assignments, curve_table, flow_losses, spearman
+from vftok.models.router import RouterConfig, RouterNet
+from vftok.tools import label_budgets
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+  """A tokenizer of the smoke size, with 4 registers and 5 time steps; random, but no layer of it is still zero."""
+  cfg = tokenizer_experiment.get_config("smoke").model.to_dict()
+  tok = Tokenizer(from_dict(cfg))
+  leaves, tree = jax.tree.flatten(tok.init(jax.random.key(0)))
+  rng = np.random.default_rng(0)
+  params = tree.unflatten([x + np.float32(0.1) * rng.standard_normal(x.shape, np.float32) for x in leaves])
+  path = tmp_path_factory.mktemp("tok") / "model"
+  tok.save(params, path)
+  return path, tok, params
+
+
+def config(model, out):
+  cfg = experiment.get_config("smoke")
+  cfg.label.tokenizer = str(model[0])
+  for source in (cfg.data.sources.curves, cfg.eval.sets.val.curves):
+    source.directory = str(out)
+  return cfg
+
+
+@pytest.fixture(scope="module")
+def trained(model, tmp_path_factory):
+  """(config, workdir) of a router trained on measured curves."""
+  root = tmp_path_factory.mktemp("router")
+  cfg = config(model, root / "curves")
+  assert "train 8, val 4 clips under 22 assignments" in label_budgets.label(cfg, root / "curves")
+  with contextlib.redirect_stdout(io.StringIO()):
+    train.run(cfg, root / "run")
+  return cfg, root / "run"
+
+
+def clip(frames=17, seed=0):
+  return np.random.default_rng(seed).integers(0, 255, (2, frames, 16, 16, 3), np.uint8)
+
+
+def test_assignments_and_tables():
+  keep = assignments((1, 2, 8), 3, random=4)
+  assert keep.shape == (9 + 3 + 4, 3)
+  assert keep[:3].tolist() == [[1, 2, 2], [2, 2, 2], [8, 2, 2]] and keep[9:12].tolist() == [[k] * 3 for k in (1, 2, 8)]
+  assert set(keep[12:].ravel()) <= {1, 2, 8}
+  table = curve_table(np.arange(48.0).reshape(16, 3), 3, 3)
+  assert table.tolist() == [[1, 4, 7], [10, 13, 16], [19, 22, 25]]
+
+
+def test_spearman():
+  assert spearman([1, 2, 3, 4], [10, 20, 30, 5]) == pytest.approx(-0.2)
+  assert spearman([1, 1, 2], [5, 5, 9]) == pytest.approx(1)
+  with pytest.raises(ValueError, match="all the same"):
+    spearman([1, 1, 1], [1, 2, 3])
+
+
+def test_flow_losses_are_the_velocity_error_under_the_same_noise(model):
+  _, tok, params = model
+  latents, ids = tok.encode_latents(params, clip()), tok.encode(params, clip()).ids
+  keep = np.array([[4] * 5, [1] * 5, [4, 1, 1, 1, 1]], np.int32)
+  losses = flow_losses(tok.cfg, params, latents, ids, keep, (0.3, 0.7), jax.random.key(0))
+  assert losses.shape == (2, 3, 5, 2)
+  noise = jax.random.normal(jax.random.key(0), latents.shape[1:])[None]
+  from vftok.types import VideoTokens
+
+  tokens = VideoTokens.full(ids).truncate(keep[2])
+  v = tok.velocity(params, tokens, 0.7 * noise + 0.3 * latents, 0.7, collapse=False)
+  expected = jnp.square(v - (noise - latents)).mean((2, 3, 4))
+  np.testing.assert_allclose(losses[:, 2, :, 1], expected, rtol=1e-4)
+
+
+def test_interrupted_labelling_goes_on(model, trained, tmp_path, monkeypatch):
+  monkeypatch.setattr(label_budgets, "CHUNK", 4)
+  cfg, calls, measure = config(model, tmp_path / "set"), [], label_budgets._add
+
+  def breaks(*args):
+    if len(calls) == 1:
+      raise KeyboardInterrupt
+    return calls.append(1) or measure(*args)
+
+  monkeypatch.setattr(label_budgets, "_add", breaks)
+  with pytest.raises(KeyboardInterrupt):
+    label_budgets.label(cfg, tmp_path / "set")
+  assert not (tmp_path / "set").exists()
+  monkeypatch.setattr(label_budgets, "_add", lambda *args: calls.append(1) or measure(*args))
+  label_budgets.label(cfg, tmp_path / "set")
+  assert len(calls) == 3, "two chunks of train and one of val, each measured once"
+  assert "already there" in label_budgets.label(cfg, tmp_path / "set") and len(calls) == 3
+  from vftok.data.curves import curves
+
+  for split in ("train", "val"):
+    ours = curves(split, directory=tmp_path / "set")
+    theirs = curves(split, directory=trained[0].data.sources.curves.directory)
+    for i in range(len(theirs)):
+      np.testing.assert_allclose(ours[i]["losses"], theirs[i]["losses"], rtol=1e-5)
+
+
+def test_curves_fall_and_are_causal_in_time():
+  cfg = RouterConfig(dim=64, depth=2, latents=(5, 4, 4, 3), levels=(1, 2, 4, 8))
+  latents = jax.random.normal(jax.random.key(1), (2, 5, 4, 4, 3))
+  params = nn.unbox(RouterNet(cfg).init(jax.random.key(0), latents)["params"])
+  whole = Router(cfg).curves(params, latents)
+  assert whole.shape == (2, 5, 4) and (np.diff(whole, axis=-1) < 0).all() and not whole[..., -1].any()
+  np.testing.assert_allclose(Router(cfg).curves(params, latents[:, :3]), whole[:, :3], rtol=1e-5)
+  with pytest.raises(ValueError, match=re.escape("latents have shape (2, 5, 4, 4, 4), expected")):
+    Router(cfg).curves(params, jnp.zeros((2, 5, 4, 4, 4)))
+
+
+def test_a_router_learns_what_is_in_the_latents(tmp_path):
+  """Steps that move need tokens: the gradient of the task's own loss finds it."""
+  cfg = RouterConfig(dim=64, depth=1, latents=(3, 4, 4, 2), levels=(1, 2, 4))
+  rng, net = np.random.default_rng(0), RouterNet(cfg)
+  busy = rng.random((64, 3)) < 0.5
+  latents = jnp.asarray(rng.standard_normal((64, 3, 4, 4, 2)) * np.where(busy, 2.0, 0.2)[:, :, None, None, None])
+  target = jnp.asarray(np.where(busy[..., None], [2.0, 1.0, 0.0], [0.2, 0.1, 0.0]))
+  import optax
+
+  params, tx = nn.unbox(net.init(jax.random.key(0), latents)["params"]), optax.adam(3e-3)
+
+  @jax.jit
+  def step(params, state):
+    grads = jax.grad(lambda p: jnp.square(net.apply({"params": p}, latents) - target).mean())(params)
+    updates, state = tx.update(grads, state)
+    return optax.apply_updates(params, updates), state
+
+  state = tx.init(params)
+  for _ in range(150):
+    params, state = step(params, state)
+  router = Router(dataclasses.replace(cfg, loss_std=1.0))
+  keep = router.keep(router.curves(params, latents), Auto(mean=2))
+  assert keep.sum(1).tolist() == [6] * 64 and keep[busy].mean() > keep[~busy].mean() + 0.5
+
+
+def test_training_and_evaluation_leave_a_router(trained, model, tmp_path):
+  cfg, workdir = trained
+  router, params = Router.load(workdir / "model")
+  assert router.cfg.fingerprint == model[1].fingerprint(model[2]) and router.cfg.levels == (1, 2, 4)
+  values = evaluate.run(cfg, workdir)
+  for name in ("router", "best uniform per clip", "one for all"):
+    assert -1e-6 <= values[f"val/percentile/1.2/{name}"] <= 100 + 1e-6
+  assert values["val/loss/mean 2/oracle"] <= values["val/loss/mean 2/router"] + 1e-9
+  assert values["val/loss/mean 2/oracle"] <= values["val/loss/mean 2/uniform"] + 1e-9
+  router.save(params, tmp_path / "again")
+  again, same = Router.load(tmp_path / "again")
+  assert again == router and all(map(np.array_equal, jax.tree.leaves(params), jax.tree.leaves(same)))
+
+
+def test_budgets_never_change_ids_and_totals_are_exact(model, trained):
+  _, tok, params = model
+  video, name = clip(), trained[1] / "model"
+  full = tok.encode(params, video)
+  for budget, totals in ((Auto(mean=2.5, router=name), {12, 13}), (Auto(total=7, router=name), {7})):
+    tokens = tok.encode(params, video, budget=budget)
+    np.testing.assert_array_equal(tokens.ids, full.ids)
+    assert set(np.asarray(tokens.total()).tolist()) <= totals and tokens.keep.min() >= 1
+  longer = [tok.encode(params, video, budget=Auto(preference=w, router=name)).total() for w in (0.1, 1.0, 1.99)]
+  assert (longer[0] <= longer[1]).all() and (longer[1] <= longer[2]).all() and (longer[0] < longer[2]).any()
+  assert (tok.encode(params, video, budget=3).keep == 3).all()
+
+
+def test_a_stream_is_routed_like_the_whole(model, trained):
+  _, tok, params = model
+  video, budget = clip(tok.chunk_frames + tok.stride), Auto(preference=1.2, router=trained[1] / "model")
+  whole = tok.encode(params, video, budget=budget)
+  pieces = list(tok.encode_stream(params, iter([video[:, :5], video[:, 5:]]), budget=budget))
+  assert len(pieces) == 2
+  np.testing.assert_array_equal(np.concatenate([piece.keep for piece in pieces], 1), whole.keep)
+  total = tok.encode(params, video, budget=Auto(total=20, router=trained[1] / "model"))
+  assert total.total().tolist() == [20, 20]
+
+
+@pytest.mark.parametrize(
+  "call, sentence",
+  [
+    (
+      lambda tok, p, r: tok.encode(p, clip(), budget=Auto(total=4, router=r)),
+      "the budget is 4 tokens for 5 time steps",
+    ),
+    (lambda tok, p, r: tok.encode(p, clip(), budget=Auto(mean=4.2, router=r)), "the budget is 21 tokens"),
+    (lambda tok, p, r: list(tok.encode_stream(p, [clip()], budget=Auto(total=9, router=r))), "is of a whole video"),
+    (lambda tok, p, r: tok.encode(p, clip(), budget=Auto(mean=2)), "no router that comes with vftok is for the token"),
+    (lambda tok, p, r: Auto(mean=2, total=3), "expected one of mean, total and preference"),
+    (lambda tok, p, r: Auto(preference=3.0), "the weight of quality is 3.0, expected 0..2"),
+    (lambda tok, p, r: Auto.parse("auto:much"), "expected auto:16, auto:total=80 or auto:preference=1.2"),
+    (lambda tok, p, r: Router.load(r.parents[1] / "nowhere"), "nowhere"),
+  ],
+)
+def test_bad_budgets(call, sentence, model, trained):
+  with pytest.raises((ValueError, FileNotFoundError), match=re.escape(sentence)):
+    call(*model[1:], trained[1] / "model")
+
+
+def test_a_router_of_another_tokenizer_is_refused(model, trained):
+  _, tok, params = model
+  other = jax.tree.map(lambda x: x, params)
+  other["encoder"] = jax.tree.map(lambda x: x + 1, params["encoder"])
+  with pytest.raises(ValueError, match=r"is for the tokenizer .*, this one is .*: train one for it"):
+    tok.encode(other, clip(), budget=Auto(mean=2, router=trained[1] / "model"))
+
+
+@pytest.mark.parametrize(
+  "changes, sentence",
+  [
+    (dict(levels=(2, 4)), "levels are [2, 4], expected numbers of tokens that rise from 1 to the tokenizer's 4"),
+    (dict(frames=33), "label.frames is 33, expected 17: one chunk"),
+  ],
+)
+def test_bad_labels(changes, sentence, model, tmp_path):
+  cfg = config(model, tmp_path / "set")
+  cfg.label.update(changes)
+  with pytest.raises(ValueError, match=re.escape(sentence)):
+    label_budgets.label(cfg, tmp_path / "set")
+
+
+def test_nothing_labelled_yet(model, tmp_path):
+  with pytest.raises(FileNotFoundError, match=r"holds no curves .*: run `python -m vftok.tools.label_budgets` first"):
+    train.run(config(model, tmp_path / "nothing"), tmp_path / "run")
+
+
+def test_command_line_refuses_with_a_sentence(monkeypatch, capsys):
+  cfg = tokenizer_experiment.get_config("smoke")
+  monkeypatch.setattr(label_budgets, "begin", lambda *a, **k: None)
+  monkeypatch.setattr(label_budgets.flags, "FLAGS", type("F", (), dict(config=cfg, out="x", sampled=0)))
+  with pytest.raises(SystemExit, match="this config has no `label` part"):
+    label_budgets.main([sys.argv[0]])

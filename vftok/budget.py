@@ -1,0 +1,49 @@
+"""Budgets that are not the same for every moment of a video."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+from vftok.reward import check_weight
+
+
+@dataclasses.dataclass(frozen=True)
+class Auto:
+  """A budget that a router spreads over time. Exactly one of the first three is given.
+
+  Attributes:
+    mean: tokens per time step; the total over a video (in a stream: over a chunk) is its nearest whole number, exactly.
+    total: tokens of a whole video, exactly; not for streams.
+    preference: w_q in R = w_q Q - (2 - w_q) L, 0..2: more is better and longer. EVATok's default is 1.2.
+    router: a directory or the name of a shipped router; None: the shipped one for this tokenizer.
+  """
+
+  mean: float | None = None
+  total: int | None = None
+  preference: float | None = None
+  router: str | os.PathLike | None = None
+
+  def __post_init__(self):
+    given = {name: value for name in ("mean", "total", "preference") if (value := getattr(self, name)) is not None}
+    if len(given) != 1:
+      raise ValueError(f"a budget got {given or 'nothing'}, expected one of mean, total and preference: pass one.")
+    if self.preference is not None:
+      check_weight(self.preference)
+
+  @classmethod
+  def parse(cls, text: str, router: str | None = None) -> Auto:
+    """Of the command line: "auto:16" is a mean, "auto:total=80" and "auto:preference=1.2" name the others.
+
+    Raises:
+      ValueError: it is none of these.
+    """
+    name, _, value = text.removeprefix("auto:").rpartition("=")
+    try:
+      if not text.startswith("auto:") or name not in ("", "mean", "total", "preference"):
+        raise ValueError
+      return cls(**{name or "mean": int(value) if name == "total" else float(value)}, router=router)
+    except ValueError as error:
+      if str(error) and "invalid literal" not in str(error) and "could not convert" not in str(error):
+        raise
+    raise ValueError(f"the budget is {text!r}, expected auto:16, auto:total=80 or auto:preference=1.2.")

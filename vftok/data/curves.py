@@ -1,0 +1,70 @@
+"""`curves`: latents of clips and what each loses under many assignments of tokens, as an ArrayRecord TFDS set.
+
+`python -m vftok.tools.label_budgets` writes such sets. Losses are stored and not labels, so that any preference, search
+or baseline can be worked out from them later.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vftok.data.dataset_writer import RECIPE, write_tfds
+from vftok.data.tfds_source import TfdsSource, open_tfds
+
+
+def write_curves(directory: Path, splits: Mapping[str, Callable[[], Iterable[Mapping[str, Any]]]], meta) -> None:
+  """Writes the set into `directory` (inside `dataset_writer.whole_directory`, whose recipe is `meta`).
+
+  Args:
+    splits: {name: function that gives its examples}: "latents" float16 [T, h, w, C], "losses" float32 [N, T, times],
+      "caption", "label", "name".
+    meta: has "latents_shape" and "losses_shape", and "levels", "steps", "random", "seed" of `curves.assignments`.
+  """
+  import tensorflow_datasets as tfds
+
+  features = {
+    "latents": tfds.features.Tensor(shape=tuple(meta["latents_shape"]), dtype=np.float16),
+    "losses": tfds.features.Tensor(shape=tuple(meta["losses_shape"]), dtype=np.float32),
+    "caption": tfds.features.Text(),
+    "label": tfds.features.Scalar(dtype=np.int64),
+    "name": tfds.features.Text(),
+  }
+  write_tfds(directory, "vftok_curves", "1.0.0", "What clips lose at each budget.", features, splits)
+
+
+def read_meta(directory: str | os.PathLike) -> dict[str, Any]:
+  """What a set of curves was made from. Raises FileNotFoundError where there is none."""
+  path = Path(directory) / RECIPE
+  if not path.exists():
+    raise FileNotFoundError(
+      f"{directory} holds no curves ({RECIPE} is missing): run `python -m vftok.tools.label_budgets` first."
+    )
+  return json.loads(path.read_text())
+
+
+def curves(split: str, *, directory: str | os.PathLike):
+  """Reads what `write_curves` wrote. Raises FileNotFoundError or ValueError: no such set, or no such split."""
+  return CurvesSource(open_tfds(directory), split, read_meta(directory))
+
+
+class CurvesSource(TfdsSource):
+  """Records with "latents" float16 [T, h, w, C] and "losses" float32 [N, T, times]."""
+
+  def __init__(self, builder, split, meta):
+    super().__init__(builder, split, video="latents", name="name")
+    self.meta = meta
+    self.arrays = (
+      ("latents", tuple(meta["latents_shape"]), "float16"),
+      ("losses", tuple(meta["losses_shape"]), "float32"),
+    )
+
+  def __getitem__(self, index):
+    record = super().__getitem__(index)
+    record["latents"] = record.pop("frames")
+    return record | {"losses": np.asarray(self._records[index]["losses"])}

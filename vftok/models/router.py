@@ -1,0 +1,82 @@
+"""The router: a clip's latents -> what each time step loses at each number of tokens (spec: EVATok on nested tokens).
+
+It is causal in time, so that a stream can be routed as it comes, and predicts curves and no classes: one router serves
+every preference and every hard total (`vftok/allocate.py`). The curves fall by construction.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vftok.models.attention import Layout
+from vftok.models.layers import Linear, patchify, trunc_normal
+from vftok.models.transformer import Stack, StackConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class RouterConfig:
+  """Attributes:
+  dim, depth, head_dim, dtype: of the network.
+  patch: (steps, rows, columns) of latents that become one token; its first entry is the tokenizer's.
+  latents: (T, h, w, C) that it reads, levels: numbers of tokens that it knows the loss at, 1 to the tokenizer's all.
+  drop_scale: of what a step gains from more tokens; the network predicts in this unit.
+  loss_mean, loss_std: of the loss over clips and random assignments: what preferences are weighed by.
+  tokenizer, fingerprint, codebook_size: whose tokens it counts.
+  """
+
+  dim: int = 192
+  depth: int = 4
+  head_dim: int = 64
+  dtype: str = "float32"
+  patch: tuple[int, int, int] = (1, 2, 2)
+  latents: tuple[int, int, int, int] = (5, 8, 8, 16)
+  levels: tuple[int, ...] = (1, 2)
+  drop_scale: float = 1.0
+  loss_mean: float = 0.0
+  loss_std: float = 1.0
+  tokenizer: str = ""
+  fingerprint: str = ""
+  codebook_size: int = 1
+
+  @property
+  def steps(self) -> int:
+    return self.latents[0] // self.patch[0]
+
+  @property
+  def patches(self) -> int:
+    _, h, w, _ = self.latents
+    return h // self.patch[1] * (w // self.patch[2])
+
+
+class RouterNet(nn.Module):
+  """latents [B, T, h, w, C] -> curves float32 [B, T', m] that fall from level to level and end at 0, in drop_scale."""
+
+  cfg: RouterConfig
+
+  @nn.compact
+  def __call__(self, latents_BxTxhxwxC):
+    cfg = self.cfg
+    x = patchify(latents_BxTxhxwxC.astype(jnp.float32), cfg.patch)
+    b, t, *_, size = x.shape
+    x = x.reshape(b, t, -1, size)
+    # What moved is what costs tokens: a patch and its change since the step before.
+    moved = x - jnp.concatenate([x[:, :1], x[:, :-1]], axis=1)
+    x = Linear(cfg.dim, (None, "embed"), dtype=cfg.dtype, name="patch_in")(jnp.concatenate([x, moved], axis=-1))
+    table = lambda name, *shape: self.param(
+      name, nn.with_logical_partitioning(trunc_normal, (None,) * len(shape) + ("embed",)), (*shape, cfg.dim)
+    )
+    x = x.astype(jnp.float32) + table("places", cfg.patches) + table("times", cfg.steps)[:t, None]
+    register = jnp.broadcast_to(table("register", 1) + table("register_times", cfg.steps)[:t, None], (b, t, 1, cfg.dim))
+    x = jnp.concatenate([x, register], axis=2).reshape(b, -1, cfg.dim)
+    stack = StackConfig(cfg.dim, cfg.depth, cfg.head_dim, dtype=cfg.dtype)
+    x = Stack(stack, name="stack")(x, Layout(t, cfg.patches, 1, "time_block_causal"))
+    out = Linear(len(cfg.levels) - 1, ("embed", None), dtype="float32", name="head")(
+      x.reshape(b, t, -1, cfg.dim)[:, :, -1]
+    )
+    drops = jax.nn.softplus(out.astype(jnp.float32))
+    falling = jnp.cumsum(drops[..., ::-1], axis=-1)[..., ::-1]
+    return jnp.concatenate([falling, jnp.zeros_like(falling[..., :1])], axis=-1)
