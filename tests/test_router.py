@@ -242,3 +242,27 @@ def test_command_line_refuses_with_a_sentence(monkeypatch, capsys):
   monkeypatch.setattr(label_budgets.flags, "FLAGS", type("F", (), dict(config=cfg, out="x", sampled=0)))
   with pytest.raises(SystemExit, match="this config has no `label` part"):
     label_budgets.main([sys.argv[0]])
+
+
+def test_vftok_encode_keeps_counts_per_step(model, trained, tmp_path, capsys):
+  from vftok import cli
+  from vftok.data.video_writer import write_video
+  from vftok.vft import read_vft
+
+  write_video(tmp_path / "clip.mp4", clip()[0], 8)
+  words = [str(model[0]), str(tmp_path / "clip.mp4"), str(tmp_path / "a.vft"), "--router", str(trained[1] / "model")]
+  assert cli.main(["encode", *words, "--budget", "auto:2"]) == 0
+  vft = read_vft(tmp_path / "a.vft")
+  assert sum(vft.keep) == 10 and len(vft.keep) == 5
+  assert cli.main(["encode", *words, "--budget", "auto:2", "--keep", "3"]) != 0
+  assert "expected one of the two" in capsys.readouterr().err
+
+
+def test_a_router_ships(trained, tmp_path, monkeypatch):
+  from vftok.tools.ship import ship
+
+  ship(trained[1] / "model", tmp_path / "half")
+  router = Router.load(tmp_path / "half")[0]
+  assert router == Router.load(trained[1] / "model")[0]
+  with pytest.raises(ValueError, match="is no tokenizer, and only these take"):
+    ship(trained[1] / "model", tmp_path / "other", scale=2.0)

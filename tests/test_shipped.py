@@ -85,7 +85,7 @@ def test_ship_takes_generators_as_they_are(tmp_path, capsys):
   assert again == gen
   jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a, np.float16), b), params, loaded)
   assert ship.main([str(tmp_path / "model"), str(tmp_path / "none"), "--scale", "2"]) == 2
-  assert "is a generator" in capsys.readouterr().err
+  assert "is no tokenizer" in capsys.readouterr().err
 
 
 def test_ship_takes_a_better_decoder_but_no_other_encoder(smoke, tmp_path, capsys):

@@ -86,6 +86,7 @@ def info(args):
 
 
 def encode(args):
+  from vftok.budget import Auto
   from vftok.data.video_writer import check_target
   from vftok.vft import Vft, write_vft
 
@@ -95,7 +96,10 @@ def encode(args):
   tok, params = load_tokenizer(args.model, args.dino)
   keep = tok.registers if args.keep is None else args.keep
   _check_keep(keep, tok)
-  tokens, fps, seconds = _encode(tok, params, args)
+  if args.budget is not None and args.keep is not None:
+    raise ValueError(f"--keep is {keep} and --budget {args.budget}, expected one of the two: leave the other out.")
+  budget = None if args.budget is None else Auto.parse(args.budget, args.router)
+  tokens, fps, seconds = _encode(tok, params, args, budget)
   vft = Vft.of(tokens.truncate(keep), tok, fps, tok.fingerprint(params))
   write_vft(args.out, vft)
   _report(args.out, vft.frames, seconds, f"{len(vft.keep)} time steps, {len(vft.ids)} tokens")
@@ -188,7 +192,7 @@ def sample(args):
   run(args, load_tokenizer, _sampler)
 
 
-def _encode(tok, params, args):
+def _encode(tok, params, args, budget=None):
   """(VideoTokens of the whole clip, frames per second, seconds it took)."""
   from vftok.data.video import iter_frames, video_info
   from vftok.progress import COMPILING, progress
@@ -200,9 +204,9 @@ def _encode(tok, params, args):
   expected = None if length is None else max(1, round((length - args.start) * fps))
   if args.max_frames is not None:
     expected = min(expected or args.max_frames, args.max_frames)
-  pieces, began = [], time.monotonic()
+  pieces, began, routed = [], time.monotonic(), {} if budget is None else {"budget": budget}
   with progress("encoding", expected, first=COMPILING) as advance:
-    for piece in tok.encode_stream(params, (frame[None] for frame in frames), fit=args.fit):
+    for piece in tok.encode_stream(params, (frame[None] for frame in frames), fit=args.fit, **routed):
       pieces.append(piece)
       advance(piece.frames)
   return VideoTokens.concat(pieces), fps, time.monotonic() - began

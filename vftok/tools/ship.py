@@ -1,7 +1,7 @@
 """Puts a trained model into the package, in float16: `python -m vftok.tools.ship RUN/model vftok/weights/NAME`.
 
-A tokenizer or a generator. --vae takes a tokenizer's VAE decoder from another run: one that went on training while its
-encoder, and so the latents, stayed.
+A tokenizer, a generator or a router. --vae takes a tokenizer's VAE decoder from another run: one that went on training
+while its encoder, and so the latents, stayed.
 """
 
 from __future__ import annotations
@@ -16,19 +16,22 @@ import jax
 import numpy as np
 
 from vftok import hub
-from vftok.config import FORMAT_GENERATOR
+from vftok.config import FORMAT_GENERATOR, FORMAT_ROUTER
 from vftok.convert.load import load_vae
 from vftok.generator import Generator
 from vftok.identity import fingerprint
 from vftok.models.flow import GUIDANCES
+from vftok.router import Router
 from vftok.tokenizer import Tokenizer
 from vftok.tools.command import exit_code
+
+OTHERS = {FORMAT_GENERATOR: Generator, FORMAT_ROUTER: Router}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the tool. Returns the exit code: 0, or 2 after a sentence on stderr."""
   parser = argparse.ArgumentParser(prog="python -m vftok.tools.ship", description=__doc__)
-  parser.add_argument("model", help="a tokenizer's or a generator's directory")
+  parser.add_argument("model", help="a model's directory")
   parser.add_argument("out", help="where to write model.safetensors and config.json")
   parser.add_argument("--vae", help="a VAE with the same encoder, whose decoder is taken")
   parser.add_argument("--guidance", choices=list(GUIDANCES), help="how it is decoded by default, with --scale")
@@ -45,29 +48,30 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _whose(out) -> str:
-  if _is_generator(out):
-    cfg = Generator.load(out)[0].cfg
+  if kind := OTHERS.get(_format(out)):
+    cfg = kind.load(out)[0].cfg
     return f"for tokens of {cfg.tokenizer}, fingerprint {cfg.fingerprint}"
   tok, params = Tokenizer.load(out)
   return f"fingerprint {fingerprint(tok.cfg, params)}"
 
 
-def _is_generator(model) -> bool:
-  return hub.open_checkpoint(model).config.get("format") == FORMAT_GENERATOR
+def _format(model) -> str | None:
+  return hub.open_checkpoint(model).config.get("format")
 
 
 def ship(model, out, vae=None, **usual) -> None:
   """Writes the model at `model` to `out` in float16; `usual` replaces fields of a tokenizer's config.
 
   Raises:
-    ValueError: `vae` has another config or encoder than the tokenizer was trained on, a generator is given options of
+    ValueError: `vae` has another config or encoder than the tokenizer was trained on, another model is given options of
       tokenizers, or a value overflows float16.
   """
-  if _is_generator(model):
+  kind = OTHERS.get(_format(model))
+  if kind is not None:
     if vae is not None or usual:
-      raise ValueError(f"{model} is a generator, expected a tokenizer with --vae and sampling options: leave them out.")
-    gen, params = Generator.load(model)
-    gen.save(_halved(params, model), out)
+      raise ValueError(f"{model} is no tokenizer, and only these take --vae and sampling options: leave them out.")
+    own, params = kind.load(model)
+    own.save(_halved(params, model), out)
     return
   tok, params = Tokenizer.load(model)
   tok = Tokenizer(dataclasses.replace(tok.cfg, **usual))
