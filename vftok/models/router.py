@@ -7,6 +7,7 @@ every preference and every hard total (`vftok/allocate.py`). The curves fall by 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import flax.linen as nn
 import jax
@@ -15,6 +16,8 @@ import jax.numpy as jnp
 from vftok.models.attention import Layout
 from vftok.models.layers import Linear, patchify, trunc_normal
 from vftok.models.transformer import Stack, StackConfig
+
+MAX_SIZE = 65_536
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,24 @@ class RouterConfig:
   tokenizer: str = ""
   fingerprint: str = ""
   codebook_size: int = 1
+
+  def __post_init__(self):
+    sizes = dict(dim=self.dim, depth=self.depth, head_dim=self.head_dim)
+    if not all(0 < n <= MAX_SIZE for n in sizes.values()) or self.dim % self.head_dim:
+      raise ValueError(f"the router has {sizes}, expected 1..{MAX_SIZE} each and a dim of whole heads.")
+    if self.dtype not in ("float32", "bfloat16"):
+      raise ValueError(f"the router's dtype is {self.dtype!r}, expected float32 or bfloat16.")
+    shapes = (*self.latents, *self.patch)
+    if (len(self.latents), len(self.patch)) != (4, 3) or not all(0 < n <= MAX_SIZE for n in shapes):
+      raise ValueError(f"the router reads latents {self.latents} in patches {self.patch}, expected (T, h, w, C).")
+    if any(n % p for n, p in zip(self.latents, self.patch, strict=False)):
+      raise ValueError(f"the router reads latents {self.latents}, expected whole patches of {self.patch}.")
+    if len(self.levels) < 2 or self.levels[0] != 1 or any(a >= b for a, b in itertools.pairwise(self.levels)):
+      raise ValueError(f"the router's levels are {self.levels}, expected counts that rise from 1.")
+    if self.levels[-1] > MAX_SIZE or not (self.loss_std > 0 and self.drop_scale > 0):
+      raise ValueError(
+        f"the router has {self.levels[-1]} tokens and scales {self.loss_std}, {self.drop_scale}: too odd."
+      )
 
   @property
   def steps(self) -> int:

@@ -217,10 +217,10 @@ class TokenizerTask:
     cfg, (t, h, w) = self.tok.cfg, self._grid()
     block = h * w + self.tok.registers
     pairs = perf.attended_pairs(t, block)  # both masks see about the same: own and earlier steps
-    dense = (t * block) ** 2
     stacks = perf.stack_flops(cfg.encoder.stack, t * block, pairs) if cfg.encoder.net else 0.0
     if self.law.flow:
-      stacks += perf.stack_flops(cfg.decoder.stack, t * block, dense if cfg.decoder.mask == "full" else pairs)
+      every = cfg.decoder.mask == "full"
+      stacks += perf.stack_flops(cfg.decoder.stack, t * block, None if every else pairs)
     encode, _ = perf.vae_flops(cfg.vae, self.tok.chunk_frames, *self.tok.frame_size)
     aligned = self.features.flops(self._grid(), self.law.features_reduce) if self.features else 0.0
     return 3 * stacks + encode + aligned
