@@ -73,6 +73,7 @@ def test_inputs_equal_the_oracle(frames, klass, patches, small, clip, dino):
   assert grid.shape[-1] == 16 + DIM * patches
 
 
+@pytest.mark.slow
 def test_from_files_to_ids_and_what_is_refused(small, clip, dino, tmp_path):
   tok = reading(small[0])
   params = tok.init(jax.random.key(0))

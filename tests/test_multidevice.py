@@ -10,12 +10,23 @@ import pytest
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("meshes", ["mixed", pytest.param("data fsdp tensor seq", marks=pytest.mark.slow)])
-def test_eight_simulated_devices(meshes):
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+  "tasks, meshes",
+  [
+    ("tokenizer", "mixed"),
+    pytest.param("vae ar", "mixed", marks=SLOW),
+    pytest.param("tokenizer vae ar", "data fsdp tensor seq", marks=SLOW),
+  ],
+)
+def test_eight_simulated_devices(tasks, meshes):
   checks = str(HERE / "multidevice" / "mesh_checks.py")
   command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", checks]
   flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-  environment = {**os.environ, "XLA_FLAGS": flags, "VFTOK_MESHES": meshes}
+  environment = {**os.environ, "XLA_FLAGS": flags, "VFTOK_MESHES": meshes, "VFTOK_TASKS": tasks}
   done = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-  assert f"{3 * len(meshes.split()) + 5} passed" in done.stdout
+  steps, kernels = len(tasks.split()) * len(meshes.split()), len(meshes.split())
+  assert f"{steps + kernels + 3} passed" in done.stdout

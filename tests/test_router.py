@@ -26,9 +26,9 @@ def model(tmp_path_factory):
   """A tokenizer of the smoke size, with 4 registers and 5 time steps; random, but no layer of it is still zero."""
   cfg = tokenizer_experiment.get_config("smoke").model.to_dict()
   tok = Tokenizer(from_dict(cfg))
-  leaves, tree = jax.tree.flatten(tok.init(jax.random.key(0)))
+  leaves, tree = jax.tree.flatten(jax.eval_shape(tok.init, jax.random.key(0)))
   rng = np.random.default_rng(0)
-  params = tree.unflatten([x + np.float32(0.1) * rng.standard_normal(x.shape, np.float32) for x in leaves])
+  params = tree.unflatten([np.float32(0.2) * rng.standard_normal(x.shape, np.float32) for x in leaves])
   path = tmp_path_factory.mktemp("tok") / "model"
   tok.save(params, path)
   return path, tok, params

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 
 from vftok.models.transformer import StackConfig
 from vftok.models.vae import VAEConfig
-from vftok.packaged import cache_dir
 
 
 def stack_flops(cfg: StackConfig, length: int, pairs: int | None = None) -> float:
@@ -105,6 +104,8 @@ def use_compile_cache() -> None:
   """
   if jax.config.jax_compilation_cache_dir:
     return
+  from vftok.packaged import cache_dir  # brings PyAV, which who only imports the networks does without
+
   directory = cache_dir() / "jax"
   try:
     directory.mkdir(parents=True, exist_ok=True)

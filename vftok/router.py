@@ -21,7 +21,6 @@ import numpy as np
 from vftok import allocate, hub, programs, shipped, stream
 from vftok.budget import Auto
 from vftok.config import FORMAT_ROUTER, router_from_json, router_to_json
-from vftok.convert.load import read_leaves, save_leaves
 from vftok.models.router import RouterConfig, RouterNet
 from vftok.reward import Reward
 from vftok.types import VideoTokens
@@ -42,6 +41,8 @@ class Router:
     Raises:
       FileNotFoundError, ValueError: one sentence that names the file and what is wrong with it.
     """
+    from vftok.convert.load import read_leaves
+
     checkpoint = hub.open_checkpoint(name)
     kind = checkpoint.config.get("format")
     if kind != FORMAT_ROUTER:
@@ -52,6 +53,8 @@ class Router:
 
   def save(self, params: Params, directory: str | os.PathLike) -> None:
     """Writes config.json and model.safetensors, whole or not at all."""
+    from vftok.convert.load import save_leaves
+
     save_leaves(params, router_to_json(self.cfg), directory)
 
   def init(self, key: jax.Array) -> Params:
@@ -75,14 +78,17 @@ class Router:
     for curve in np.asarray(curves_BxTxm, np.float64):
       losses = allocate.at_every_count(curve, self.cfg.levels)
       if budget.preference is not None:
-        out.append(allocate.for_preference(losses, self.reward(len(losses)), budget.preference))
+        out.append(allocate.for_preference(losses, self.reward(), budget.preference))
         continue
       out.append(allocate.for_total(losses, budget.total if budget.mean is None else round(budget.mean * len(losses))))
     return np.stack(out)
 
-  def reward(self, steps: int) -> Reward:
-    """What preferences are weighed by: the constants of its training set, lengths in tokens."""
-    of_lengths = Reward.fitted([0.0, 1.0], self.cfg.levels, steps)
+  def reward(self) -> Reward:
+    """What preferences are weighed by: the constants of its training set, lengths in tokens of one chunk.
+
+    A longer video is weighed chunk by chunk, so that a stream gets what the whole gets.
+    """
+    of_lengths = Reward.fitted([0.0, 1.0], self.cfg.levels, self.cfg.steps)
     return dataclasses.replace(of_lengths, loss_mean=self.cfg.loss_mean, loss_std=self.cfg.loss_std)
 
 

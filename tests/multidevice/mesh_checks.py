@@ -69,7 +69,7 @@ def alone(name):
 
 
 @pytest.mark.parametrize("name", os.environ.get("VFTOK_MESHES", " ".join(MESHES)).split())
-@pytest.mark.parametrize("of", ["tokenizer", "vae", "ar"])
+@pytest.mark.parametrize("of", os.environ.get("VFTOK_TASKS", "tokenizer vae ar").split())
 def test_step_equals_one_device(of, name):
   (loss, params, start), batch = alone(of), make_batch(of)
   cfg = config(of)
@@ -95,7 +95,7 @@ def test_step_equals_one_device(of, name):
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["mixed", "seq"])
+@pytest.mark.parametrize("name", [n for n in MESHES if n in os.environ.get("VFTOK_MESHES", "mixed seq").split()])
 def test_the_tpu_kernel_under_a_mesh(name):
   """Interpreted: batch, heads and rows cut up, packed rows and multiplicities with them."""
   layout = attention.Layout(5, 60, 50, "time_block_causal", (), 7)

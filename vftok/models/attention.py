@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vftok import target
-from vftok.models import masks, splash
+from vftok.models import masks
 
 LOGIT_BOUND = 8.0
 QUERY_CHUNK = 512  # rows of the score matrix alive at once: 6 heads x 2560 keys stay near the cache of a CPU
@@ -94,6 +94,8 @@ def attend(q_BxnxNxd, k_BxnxNxd, v_BxnxNxd, layout: Layout, *, bounded: bool = T
   scale = 8.0 / k_BxnxNxd.shape[-1]  # the muP form of 1/sqrt(64)
   bias_N, kernel = layout.log_multiplicity(), target.attention(q_BxnxNxd.dtype)
   if kernel == "splash":
+    from vftok.models import splash  # Pallas takes a tenth of a second to import
+
     last_N = layout.last_visible()
     return splash.attend_up_to(q_BxnxNxd, k_BxnxNxd, v_BxnxNxd, last_N, scale=scale, bias_M=bias_N).swapaxes(1, 2)
   if kernel == "cudnn":
@@ -130,6 +132,8 @@ def attend_causal(q_BxnxLxd, k_BxnxLxd, v_BxnxLxd, segment_BxL=None) -> jax.Arra
   length, scale = q_BxnxLxd.shape[2], q_BxnxLxd.shape[3] ** -0.5
   kernel = target.attention(q_BxnxLxd.dtype)
   if kernel == "splash":
+    from vftok.models import splash
+
     last_L = np.arange(length)
     return splash.attend_up_to(q_BxnxLxd, k_BxnxLxd, v_BxnxLxd, last_L, scale=scale, segment_BxN=segment_BxL)
   if kernel == "cudnn":

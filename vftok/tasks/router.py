@@ -108,7 +108,7 @@ class RouterTask:
   def _percentiles(self, tables, predicted, weight: float) -> dict[str, float]:
     """Of the router, of the best uniform assignment of each clip, and of the one that is best for all clips alike."""
     levels, steps = self.meta["levels"], self.meta["steps"]
-    reward = dataclasses.replace(self.router.reward(steps), loss_mean=0.0)
+    reward = dataclasses.replace(self.router.reward(), loss_mean=0.0)
     loss = lambda table, keep: np.take_along_axis(self._full(table), keep[:, :, None] - 1, 2)[..., 0].sum(1)
     of = lambda keep: reward(loss(tables, keep), keep, weight)
     best = of(np.stack([allocate.for_preference(full, reward, weight) for full in self._full(tables)]))
