@@ -2,14 +2,18 @@
 
 import functools
 import os
+import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import t2v, tokenizer, vae
+from configs import router, t2v, tokenizer, vae
 from vftok import optim, sharding, train
+from vftok.data.curves import write_curves
+from vftok.data.dataset_writer import whole_directory
 from vftok.models import attention, splash
 from vftok.state import init_state, logical_axes
 from vftok.tasks import make_task
@@ -34,8 +38,24 @@ def make(cfg):
   return task, tx
 
 
+@functools.cache
+def measured():
+  """A set of curves out of thin air, for the router: 15 + 3 + 4 assignments of 1, 2 or 4 tokens to 5 steps."""
+  facts = dict(levels=[1, 2, 4], steps=5, times=[0.5], random=4, seed=0, tokenizer="", fingerprint="", codebook_size=32)
+  facts |= dict(latents_shape=[5, 4, 4, 4], losses_shape=[22, 5, 1])
+  path, rng = Path(tempfile.mkdtemp()) / "curves", np.random.default_rng(0)
+  examples = [{key: rng.random(facts[f"{key}_shape"]) for key in ("latents", "losses")} for _ in range(8)]
+  dtypes = dict(latents=np.float16, losses=np.float32)
+  rows = [{key: x.astype(dtypes[key]) for key, x in e.items()} | dict(caption="", label=0, name="") for e in examples]
+  with whole_directory(path, facts) as directory:
+    write_curves(directory, {"train": lambda: rows}, facts)
+  return path, {key: np.stack([row[key] for row in rows]) for key in dtypes}
+
+
 def config(task):
-  cfg = {"tokenizer": tokenizer, "vae": vae, "ar": t2v}[task].get_config("smoke")
+  cfg = {"tokenizer": tokenizer, "vae": vae, "ar": t2v, "router": router}[task].get_config("smoke")
+  if task == "router":
+    cfg.data.sources.curves.directory, cfg.model.dim = str(measured()[0]), 128
   if task == "tokenizer":
     cfg.model.encoder.stack.dim = cfg.model.decoder.stack.dim = 128  # two heads, so that tensor=2 cuts them
   if task == "ar":
@@ -52,6 +72,8 @@ def make_batch(task):
     batch["ids"] = rng.integers(0, 32, (8, 5, 4), np.uint16)
     batch["text_emb"] = rng.standard_normal((8, 6, 384)).astype(np.float16)
     return batch | {"text_mask": rng.random((8, 6)) < 0.7}
+  if task == "router":
+    return batch | measured()[1]
   frames = {"tokenizer": 17, "vae": 9}[task]
   return batch | {"video": rng.integers(0, 255, (8, frames, 16, 16, 3), np.uint8)}
 
@@ -69,7 +91,7 @@ def alone(name):
 
 
 @pytest.mark.parametrize("name", os.environ.get("VFTOK_MESHES", " ".join(MESHES)).split())
-@pytest.mark.parametrize("of", os.environ.get("VFTOK_TASKS", "tokenizer vae ar").split())
+@pytest.mark.parametrize("of", os.environ.get("VFTOK_TASKS", "tokenizer vae ar router").split())
 def test_step_equals_one_device(of, name):
   (loss, params, start), batch = alone(of), make_batch(of)
   cfg = config(of)

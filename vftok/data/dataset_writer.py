@@ -10,6 +10,8 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from vftok.data.video_writer import whole_file
+
 RECIPE = "recipe.json"
 
 
@@ -43,6 +45,16 @@ def whole_directory(path: Path, recipe: Mapping) -> Iterator[Path]:
   finally:
     _remove(temporary)
     _remove(old)
+
+
+def work_directory(path: Path, recipe: Mapping) -> Path:
+  """The folder of unfinished work at `path`; what an earlier run with another recipe left there goes."""
+  if path.exists() and not is_made(path, recipe):
+    _remove(path)
+  path.mkdir(parents=True, exist_ok=True)
+  with whole_file(path / RECIPE) as temporary:
+    temporary.write_text(json.dumps(recipe))
+  return path
 
 
 def write_tfds(

@@ -109,11 +109,11 @@ class RouterTask:
     """Of the router, of the best uniform assignment of each clip, and of the one that is best for all clips alike."""
     levels, steps = self.meta["levels"], self.meta["steps"]
     reward = dataclasses.replace(self.router.reward(), loss_mean=0.0)
-    loss = lambda table, keep: np.take_along_axis(self._full(table), keep[:, :, None] - 1, 2)[..., 0].sum(1)
-    of = lambda keep: reward(loss(tables, keep), keep, weight)
-    best = of(np.stack([allocate.for_preference(full, reward, weight) for full in self._full(tables)]))
+    losses = self._full(tables)
+    of = lambda keep: reward(np.take_along_axis(losses, keep[:, :, None] - 1, 2)[..., 0].sum(1), keep, weight)
+    best = of(np.stack([allocate.for_preference(full, reward, weight) for full in losses]))
     routed = of(np.stack([allocate.for_preference(full, reward, weight) for full in self._full(predicted)]))
-    same = of(np.repeat(allocate.for_preference(self._full(tables).mean(0), reward, weight)[None], len(tables), 0))
+    same = of(np.repeat(allocate.for_preference(losses.mean(0), reward, weight)[None], len(tables), 0))
     uniform = np.stack([of(np.full((len(tables), steps), k, np.int32)) for k in levels])
     if len(levels) ** steps <= 4096:
       every = search.all_assignments(levels, steps)

@@ -20,3 +20,14 @@ def exit_code(name: str, run: Callable[[argparse.Namespace], None], args: argpar
     print(f"{name}: {INTERRUPTED}", file=sys.stderr)
     return 130
   return 0
+
+
+def or_exit(run: Callable[[], None]) -> None:
+  """Calls run(), for tools with flags of absl: ends the process with 1 after a sentence, or with 130 after Ctrl-C."""
+  try:
+    run()
+  except (ValueError, FileNotFoundError, RuntimeError, ModuleNotFoundError) as error:
+    sys.exit(f"error: {error}")
+  except KeyboardInterrupt:
+    print(INTERRUPTED, file=sys.stderr)
+    sys.exit(130)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,15 +21,16 @@ import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from vftok import curves
+from vftok import curves, programs
 from vftok.data.clip import ClipSpec
 from vftok.data.curves import write_curves
-from vftok.data.dataset_writer import is_made, whole_directory
+from vftok.data.dataset_writer import is_made, whole_directory, work_directory
 from vftok.data.loader import make_loader
 from vftok.data.video_writer import whole_file
-from vftok.process import INTERRUPTED, begin
+from vftok.process import begin
 from vftok.progress import progress
 from vftok.tokenizer import Tokenizer
+from vftok.tools.command import or_exit
 
 CHUNK = 64  # clips per file of the unfinished work
 
@@ -38,15 +38,13 @@ CHUNK = 64  # clips per file of the unfinished work
 def main(argv: list[str]) -> None:
   begin(argv, distributed=False)
   cfg = flags.FLAGS.config
-  try:
+
+  def run() -> None:
     print(label(cfg, flags.FLAGS.out or directory_of(cfg)))
     if flags.FLAGS.sampled:
       print(agreement(cfg, flags.FLAGS.sampled))
-  except (ValueError, FileNotFoundError, RuntimeError, ModuleNotFoundError) as error:
-    sys.exit(f"error: {error}")
-  except KeyboardInterrupt:
-    print(INTERRUPTED, file=sys.stderr)
-    sys.exit(130)
+
+  or_exit(run)
 
 
 def directory_of(cfg: ConfigDict) -> str:
@@ -93,13 +91,7 @@ def label(cfg: ConfigDict, out: str | os.PathLike) -> str:
   }
   if is_made(out, meta):
     return f"{out} is already there, made by this tokenizer from these sources."
-  work = out.with_name(f".{out.name}.chunks")
-  made_of = work / "meta.json"
-  if work.exists() and (not made_of.exists() or json.loads(made_of.read_text()) != meta):
-    shutil.rmtree(work)
-  work.mkdir(parents=True, exist_ok=True)
-  with whole_file(made_of) as path:
-    path.write_text(json.dumps(meta))
+  work = work_directory(out.with_name(f".{out.name}.chunks"), meta)
   counts = {split: _measure(law, split, sources, work, tok, params, keep) for split, sources in meta["splits"].items()}
   with whole_directory(out, meta) as directory:
     write_curves(directory, {split: lambda s=split: _examples(work, s) for split in counts}, meta)
@@ -158,7 +150,7 @@ def _add(rows, batch, names, law, tok, params, keep) -> None:
   """The batch's readable clips."""
   good = batch["_mask"]
   latents = tok.encode_latents(params, batch["video"])
-  ids = tok.encode(params, batch["video"]).ids
+  ids = programs.encode_latents(tok.cfg, params, latents, batch["video"], tok.dino)
   key = jax.random.key(law.seed)
   losses = curves.flow_losses(tok.cfg, params, latents, ids, keep, tuple(law.times), key)
   rows["latents"].append(np.asarray(latents, np.float16)[good])

@@ -10,7 +10,6 @@ A run that was stopped goes on where it was; OUT appears when it is whole. Progr
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import shutil
 import signal
@@ -21,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vftok.data.dataset_writer import is_made, whole_directory, write_tfds
+from vftok.data.dataset_writer import is_made, whole_directory, work_directory, write_tfds
 from vftok.data.sim import CAMERAS, COLOURS, FLOORS, FPS, MOTIONS, OBJECTS, SIMPLE_OBJECTS, SKIES, SimSource
 from vftok.data.video_writer import whole_file
 from vftok.packaged import cache_dir
@@ -62,11 +61,7 @@ def _run(args: argparse.Namespace) -> None:
 
 def _render_all(sources: dict[str, SimSource], work: Path, recipe: dict, workers: int) -> None:
   """Renders into `work`, one file per CHUNK clips; the files of an earlier run with the same options stay."""
-  made_of = work / "options.json"
-  if work.exists() and (not made_of.exists() or json.loads(made_of.read_text()) != recipe):
-    shutil.rmtree(work)
-  work.mkdir(parents=True, exist_ok=True)
-  made_of.write_text(json.dumps(recipe))
+  work_directory(work, recipe)
   jobs = []
   for split, source in sources.items():
     for start in range(0, len(source), CHUNK):

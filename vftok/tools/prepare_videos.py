@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vftok.data import bad_clips
-from vftok.data.dataset_writer import is_made, whole_directory
+from vftok.data.dataset_writer import is_made, whole_directory, work_directory
 from vftok.data.folder import video_folder
 from vftok.data.video import VideoBytes, check_fps, iter_frames
 from vftok.data.video_writer import video_writer, whole_file
@@ -70,7 +70,7 @@ def _run(args: argparse.Namespace) -> None:
   splits = {split: source for split in args.splits if (source := _source(options, split)) is not None}
   if not splits:
     raise ValueError(f"{args.videos} has no clips in {', '.join(args.splits)}: name its splits with --splits.")
-  work = _work(out, recipe)
+  work = work_directory(out.with_name(f".{out.name}.shards"), recipe).absolute()
   jobs = [job for split, source in splits.items() for job in _jobs(args, options, split, len(source), work)]
   missing = [job for job in jobs if not _count_file(job).exists()]
   run = {"local": _local, "ray": _ray}[args.engine]
@@ -95,18 +95,6 @@ def _source(options, split):
   except ValueError:  # this folder has no such split
     return None
   return source if len(source) else None
-
-
-def _work(out: Path, recipe) -> Path:
-  """The folder of unfinished shards; what an earlier run with other options left there goes."""
-  work = out.with_name(f".{out.name}.shards")
-  made_of = work / "recipe.json"
-  if work.exists() and (not made_of.exists() or json.loads(made_of.read_text()) != recipe):
-    shutil.rmtree(work)
-  work.mkdir(parents=True, exist_ok=True)
-  with whole_file(made_of) as path:
-    path.write_text(json.dumps(recipe))
-  return work.absolute()
 
 
 def _jobs(args, options, split: str, clips: int, work: Path) -> Iterator[Job]:

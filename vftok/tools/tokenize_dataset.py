@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,12 +20,13 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from vftok.data.clip import ClipSpec
-from vftok.data.dataset_writer import is_made, whole_directory
+from vftok.data.dataset_writer import is_made, whole_directory, work_directory
 from vftok.data.loader import make_loader
 from vftok.data.tokens import write_tokens
 from vftok.data.video_writer import whole_file
-from vftok.process import INTERRUPTED, begin
+from vftok.process import begin
 from vftok.progress import progress
+from vftok.tools.command import or_exit
 
 CHUNK = 256  # clips per file of the unfinished work
 
@@ -34,13 +34,7 @@ CHUNK = 256  # clips per file of the unfinished work
 def main(argv: list[str]) -> None:
   begin(argv, distributed=flags.FLAGS.distributed)
   cfg = flags.FLAGS.config
-  try:
-    print(tokenize(cfg, flags.FLAGS.out or _directory(cfg)))
-  except (ValueError, FileNotFoundError, RuntimeError, ModuleNotFoundError) as error:
-    sys.exit(f"error: {error}")
-  except KeyboardInterrupt:
-    print(INTERRUPTED, file=sys.stderr)
-    sys.exit(130)
+  or_exit(lambda: print(tokenize(cfg, flags.FLAGS.out or _directory(cfg))))
 
 
 def _directory(cfg: ConfigDict) -> str:
@@ -85,8 +79,7 @@ def tokenize(cfg: ConfigDict, out: str | os.PathLike) -> str:
   }
   if is_made(out, meta):
     return f"{out} is already there, made by this tokenizer from these sources."
-  work = out.with_name(f".{out.name}.chunks")
-  _begin(work, meta)
+  work = work_directory(out.with_name(f".{out.name}.chunks"), meta)
   splits = meta["splits"].items()
   done = {split: _encode_split(law, split, sources, work, tok, params, encoder) for split, sources in splits}
   counts = {split: count for split, (count, _) in done.items()}
@@ -110,16 +103,6 @@ def _text_encoder(law):
   from vftok import text
 
   return text.load(law.text, law.text_path or None, max_tokens=law.text_tokens)
-
-
-def _begin(work: Path, meta: dict) -> None:
-  """The folder of unfinished work; what an earlier run with other settings left there goes."""
-  made_of = work / "meta.json"
-  if work.exists() and (not made_of.exists() or json.loads(made_of.read_text()) != meta):
-    shutil.rmtree(work)
-  work.mkdir(parents=True, exist_ok=True)
-  with whole_file(made_of) as path:
-    path.write_text(json.dumps(meta))
 
 
 def _encode_split(
