@@ -34,6 +34,9 @@ def _label(tokenizer: str, train: dict, val: dict, **own) -> dict:
       levels=(1, 2, 4, 8, 16, 32, 64, 128, 256),
       times=(0.2, 0.4, 0.6, 0.8),
       random=16,  # assignments beside those that curves are made of: rewards are standardised over them
+      drawn=16,  # assignments of each clip's own, for what is sampled
+      sampled=dict(train=20_000, val=2_000),  # clips that are decoded under them
+      solver_steps=0,  # of that; 0: the tokenizer's own
       seed=0,
       frames=17,
       size=256,
@@ -54,12 +57,23 @@ def smoke():
     model=_model(dim=64, depth=1),
     data=dict(sources=dict(curves=dict(kind="curves", directory="curves_smoke")), workers=0),
     eval=dict(sets=dict(val=dict(curves=dict(kind="curves", directory="curves_smoke", split="val"))), batch_size=4),
+    loss=dict(measure="flow"),
     optim=dict(lr=1e-3, warmup=2),
     log_every=1,
     save_every=2,
     media_every=0,
     label=_label(
-      "", common.shapes(8), common.shapes(4), levels=(1, 2, 4), times=(0.5,), random=4, size=16, batch_size=4
+      "",
+      common.shapes(8),
+      common.shapes(4),
+      levels=(1, 2, 4),
+      times=(0.5,),
+      random=4,
+      drawn=4,
+      sampled=dict(train=8, val=2),
+      solver_steps=2,
+      size=16,
+      batch_size=4,
     ),
   )
 
@@ -75,6 +89,7 @@ def mini():
     model=_model(dim=96, depth=3, head_dim=32),
     data=dict(sources=curves("curves_mini"), workers=0, size=32),
     eval=dict(sets=dict(val=curves("curves_mini", split="val"))),
+    loss=dict(measure="lpips"),
     optim=dict(lr=1e-3, warmup=100, weight_decay=0.05, final=0.02),
     ema=0.998,
     save_every=1000,
@@ -88,6 +103,9 @@ def mini():
       levels=(1, 2, 4, 8, 16),
       times=(0.5, 0.85),
       random=6,
+      drawn=12,
+      sampled=dict(train=1024, val=128),
+      solver_steps=6,
       size=32,
     ),
   )
@@ -104,6 +122,7 @@ def _paper(depth: int):
     model=_model(dim=384, depth=6, dtype="bfloat16"),
     data=dict(sources=curves(f"curves_d{depth}"), workers=4),
     eval=dict(sets=dict(val=curves(f"curves_d{depth}", split="val"))),
+    loss=dict(measure="lpips"),
     optim=dict(lr=1e-4, warmup=1000, weight_decay=0.05),
     ema=0.9998,
     save_every=2000,

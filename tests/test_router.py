@@ -16,8 +16,11 @@ from configs import router as experiment
 from configs import tokenizer as tokenizer_experiment
 from vftok import Auto, Router, Tokenizer, evaluate, train
 from vftok.config import from_dict
-from vftok.curves import assignments, curve_table, flow_losses, spearman
+from vftok.curves import assignments, curve_table, drawn, flow_losses, sampled_losses, spearman
+from vftok.evals.nets.weights import load_lpips
+from vftok.evals.scores import clip_scores
 from vftok.models.router import RouterConfig, RouterNet
+from vftok.tasks.router import fit, one_for_all
 from vftok.tools import label_budgets
 
 
@@ -90,18 +93,18 @@ def test_flow_losses_are_the_velocity_error_under_the_same_noise(model):
 
 def test_interrupted_labelling_goes_on(model, trained, tmp_path, monkeypatch):
   monkeypatch.setattr(label_budgets, "CHUNK", 4)
-  cfg, calls, measure = config(model, tmp_path / "set"), [], label_budgets._add
+  cfg, calls, measure = config(model, tmp_path / "set"), [], label_budgets.Measure.__call__
 
   def breaks(*args):
     if len(calls) == 1:
       raise KeyboardInterrupt
     return calls.append(1) or measure(*args)
 
-  monkeypatch.setattr(label_budgets, "_add", breaks)
+  monkeypatch.setattr(label_budgets.Measure, "__call__", breaks)
   with pytest.raises(KeyboardInterrupt):
     label_budgets.label(cfg, tmp_path / "set")
   assert not (tmp_path / "set").exists()
-  monkeypatch.setattr(label_budgets, "_add", lambda *args: calls.append(1) or measure(*args))
+  monkeypatch.setattr(label_budgets.Measure, "__call__", lambda *args: calls.append(1) or measure(*args))
   label_budgets.label(cfg, tmp_path / "set")
   assert len(calls) == 3, "two chunks of train and one of val, each measured once"
   assert "already there" in label_budgets.label(cfg, tmp_path / "set") and len(calls) == 3
@@ -112,6 +115,70 @@ def test_interrupted_labelling_goes_on(model, trained, tmp_path, monkeypatch):
     theirs = curves(split, directory=trained[0].data.sources.curves.directory)
     for i in range(len(theirs)):
       np.testing.assert_allclose(ours[i]["losses"], theirs[i]["losses"], rtol=1e-5)
+      np.testing.assert_array_equal(ours[i]["drawn"], theirs[i]["drawn"])
+      np.testing.assert_allclose(ours[i]["sampled"], theirs[i]["sampled"], rtol=1e-4)
+  measured = [np.isfinite(curves("val", directory=tmp_path / "set")[i]["sampled"]).all() for i in range(4)]
+  assert sum(measured) == 2, "label.sampled.val"
+
+
+def test_sampled_losses_are_the_evaluations_own(model):
+  """LPIPS of an assignment, as the tables have it; a step's share comes from its own frames."""
+  _, tok, params = model
+  video, net = clip(), load_lpips("vgg")
+  tokens, keep = tok.encode(params, video), np.array([[[4, 1, 2, 4, 1]], [[1, 1, 1, 1, 2]]], np.int32)
+  noise = jax.random.normal(jax.random.key(0), tok.latent_shape(1, 5))
+  losses = sampled_losses(tok, params, net, video, tokens, keep, noise, steps=2)
+  assert losses.shape == (2, 1, 5, 2)
+  decoded = tok.decode(params, tokens.truncate(keep[:, 0]), noise=[np.repeat(noise, 2, 0)], steps=2)
+  from vftok.data.video_writer import to_uint8
+
+  expected = clip_scores(net, video, to_uint8(decoded)[None])[2][0]
+  np.testing.assert_allclose(losses[:, 0, :, 0].mean(1), expected, rtol=1e-3)
+  first = np.asarray(to_uint8(decoded))[:, :1]
+  alone = clip_scores(net, video[:, :1], first[None])[2][0]
+  np.testing.assert_allclose(losses[:, 0, 0, 0], alone * 5 / 17, rtol=1e-3)
+  cosine = losses[..., 1]
+  assert (cosine > 0).all() and (cosine.sum(2) < 5).all()
+
+
+def test_drawn_assignments_are_a_clips_own():
+  levels = (1, 2, 4, 8)
+  first, again, other = (drawn(levels, 5, 40, 0, n) for n in (3, 3, 4))
+  assert (first == again).all() and (first != other).any() and set(first.ravel()) == set(levels)
+  near = np.log2(first[1::2])
+  assert (near.max(1) - near.min(1) <= 2).all() and (np.ptp(np.log2(first[::2]), axis=1) == 3).any()
+
+
+def test_one_table_for_all_and_what_is_left():
+  rng = np.random.default_rng(0)
+  table = np.array([[3.0, 1, 0], [2, 0.5, 0]])
+  level = rng.integers(3, size=(50, 8, 2))
+  loss = table[np.arange(2), level].sum(-1) + rng.normal(size=(50, 1))
+  np.testing.assert_allclose(one_for_all(level, loss, np.zeros((50, 2, 3)))[0], table, atol=1e-9)
+  exact = fit(np.repeat(table[None], 50, 0), level, loss)
+  assert exact["explained/router"] == pytest.approx(1) == exact["explained/one for all"]
+  own = table * rng.uniform(0.2, 2, (50, 1, 1))
+  loss = np.stack([t[np.arange(2), n].sum(-1) for t, n in zip(own, level, strict=True)])
+  found = fit(own, level, loss)
+  assert found["r2"] == pytest.approx(1) and found["explained/one for all"] < 0.95
+  assert fit(np.repeat(own.mean(0)[None], 50, 0), level, loss)["r2"] < 0.05
+
+
+@pytest.mark.parametrize("measure", ["lpips", "features"])
+def test_a_router_of_sampled_losses(measure, trained, tmp_path):
+  """Clips that were not decoded do not count, and nothing becomes nan."""
+  cfg = trained[0].copy_and_resolve_references()
+  cfg.loss.measure, cfg.steps = measure, 3
+  with contextlib.redirect_stdout(io.StringIO()):
+    train.run(cfg, tmp_path / "run")
+  router = Router.load(tmp_path / "run" / "model")[0]
+  assert router.cfg.measure == measure and router.cfg.loss_std > 0
+  values = evaluate.run(cfg, tmp_path / "run")
+  assert values["val/clips"] == 2 and np.isfinite(list(values.values())).all()
+  assert 0 <= values["val/percentile of measured/1.2/router"] <= 100
+  cfg.loss.measure = "beauty"
+  with pytest.raises(ValueError, match=r"loss\.measure is 'beauty', expected one of flow, lpips, features"):
+    train.run(cfg, tmp_path / "other")
 
 
 def test_curves_fall_and_are_causal_in_time():
@@ -239,7 +306,7 @@ def test_nothing_labelled_yet(model, tmp_path):
 def test_command_line_refuses_with_a_sentence(monkeypatch, capsys):
   cfg = tokenizer_experiment.get_config("smoke")
   monkeypatch.setattr(label_budgets, "begin", lambda *a, **k: None)
-  monkeypatch.setattr(label_budgets.flags, "FLAGS", type("F", (), dict(config=cfg, out="x", sampled=0)))
+  monkeypatch.setattr(label_budgets.flags, "FLAGS", type("F", (), dict(config=cfg, out="x")))
   with pytest.raises(SystemExit, match="this config has no `label` part"):
     label_budgets.main([sys.argv[0]])
 

@@ -190,14 +190,18 @@ CONVS = {
 
 
 @pytest.mark.parametrize(
-  ("name", "backend"),
-  [*((name, "cpu") for name in CONVS), ("conv2d", "tpu"), ("conv3d", "tpu"), ("downsample_time", "tpu")],
+  ("name", "backend", "size"),
+  [
+    *((name, "cpu", (6, 8)) for name in CONVS),
+    *((name, "cpu", (2, 2)) for name in ("conv2d", "conv3d", "downsample_space")),
+    *((name, "tpu", (6, 8)) for name in ("conv2d", "conv3d", "downsample_time")),
+  ],
 )
-def test_fast_convolutions_are_plain_ones(name, backend, monkeypatch):
+def test_fast_convolutions_are_plain_ones(name, backend, size, monkeypatch):
   monkeypatch.setattr(conv, "on_cpu", lambda: backend == "cpu")
   fast, plain, shape = CONVS[name]
   rng = np.random.default_rng(0)
-  x = rng.standard_normal((2, 4, 6, 8, 6), np.float32)
+  x = rng.standard_normal((2, 4, *size, 6), np.float32)
   kernel = rng.standard_normal(shape, np.float32)
   weight = rng.standard_normal(jax.eval_shape(plain, x, kernel).shape, np.float32)
 

@@ -1,8 +1,9 @@
 """How much a clip loses at each number of tokens per step: by the decoder's own loss, or by sampling it.
 
 The surrogate is the flow loss of the frozen decoder at fixed times under fixed noise, a few passes per assignment
-instead of a whole solver: an assignment whose tokens say more makes the velocity easier to guess. All assignments of a
-clip see the same noise, so that their differences are those of the tokens.
+instead of a whole solver: an assignment whose tokens say more makes the velocity easier to guess. What is sampled is
+LPIPS and the cosine of VGG16 features. All assignments of a clip see the same noise, so that their differences are
+those of the tokens.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import numpy as np
 
 from vftok import programs
 from vftok.config import TokenizerConfig
+from vftok.geometry import TIME_FACTOR
+
+MEASURES = ("flow", "lpips", "features")
 
 
 def assignments(levels: Sequence[int], steps: int, random: int = 0, seed: int = 0) -> np.ndarray:
@@ -37,6 +41,14 @@ def curve_table(losses_NxT: np.ndarray, steps: int, levels: int) -> np.ndarray:
   return np.asarray(losses_NxT)[: steps * levels].mean(-1).reshape(steps, levels)
 
 
+def drawn(levels: Sequence[int], steps: int, count: int, seed: int, number: int) -> np.ndarray:
+  """int32 [count, T]: assignments of clip `number`, half of them each step by itself, half around one level."""
+  rng, levels = np.random.default_rng([seed, number]), np.asarray(sorted(levels), np.int32)
+  free = rng.integers(len(levels), size=(count, steps))
+  around = rng.integers(len(levels), size=(count, 1)) + rng.integers(-1, 2, size=(count, steps))
+  return levels[np.where(np.arange(count)[:, None] % 2, np.clip(around, 0, len(levels) - 1), free)]
+
+
 @functools.partial(jax.jit, static_argnums=(0, 5))
 def flow_losses(cfg: TokenizerConfig, params, latents_BxTxhxwxC, ids_BxTxK, keep_NxT, times: tuple[float, ...], key):
   """float32 [B, N, T, times]: squared error of the velocity, of each step of tokens, under each assignment.
@@ -44,7 +56,7 @@ def flow_losses(cfg: TokenizerConfig, params, latents_BxTxhxwxC, ids_BxTxK, keep
   Args:
     latents_BxTxhxwxC: of one chunk, as the VAE's encoder gives them.
     ids_BxTxK: the clip's tokens, all of them.
-    keep_NxT: int32, assignments.
+    keep_NxT: int32, assignments; [B, N, T] where each clip has its own.
     times: flow times in (0, 1], fixed.
     key: of the noise; the same clip gets the same noise whatever else is in the batch where key is the same.
   """
@@ -52,8 +64,8 @@ def flow_losses(cfg: TokenizerConfig, params, latents_BxTxhxwxC, ids_BxTxK, keep
   noise = jax.random.normal(key, latents_BxTxhxwxC.shape[1:])[None]
   target = noise - latents_BxTxhxwxC
 
-  def of_assignment(keep_T):
-    keep_BxT = jnp.broadcast_to(keep_T, (b, keep_T.shape[0]))
+  def of_assignment(keep):
+    keep_BxT = jnp.broadcast_to(keep, (b, keep.shape[-1]))
 
     def at(t):
       x = t * noise + (1 - t) * latents_BxTxhxwxC
@@ -63,7 +75,40 @@ def flow_losses(cfg: TokenizerConfig, params, latents_BxTxhxwxC, ids_BxTxK, keep
 
     return jnp.stack([at(t) for t in times], axis=-1)
 
-  return jnp.moveaxis(jax.lax.map(of_assignment, keep_NxT), 0, 1)
+  return jnp.moveaxis(jax.lax.map(of_assignment, jnp.moveaxis(keep_NxT, -2, 0)), 0, 1)
+
+
+def sampled_losses(tok, params, net, video, tokens, keep_BxMxT, noise_1xTxhxwxC, **sampling) -> np.ndarray:
+  """float32 [B, M, T, 2]: LPIPS and 1 - cosine of what is decoded under each assignment, both of VGG16.
+
+  A step has the sum over its frames times T / F, so that the mean over steps is the clip's.
+
+  Args:
+    net: of `evals.nets.weights.load_lpips("vgg")`.
+    video: uint8 [B, F, H, W, 3], one chunk; tokens: of it, all of them.
+    noise_1xTxhxwxC: the same for every clip and assignment.
+    sampling: of `Tokenizer.decode`.
+  """
+  noise = [np.repeat(noise_1xTxhxwxC, len(video), 0)]
+  out = []
+  for m in range(keep_BxMxT.shape[1]):
+    decoded = tok.decode(params, tokens.truncate(keep_BxMxT[:, m]), noise=noise, collapse=False, **sampling)
+    out.append(np.asarray(_frame_losses(net, video, decoded)))
+  frames, patch = video.shape[1], tok.cfg.decoder.patch[0]
+  step_F = -(-np.arange(frames) // TIME_FACTOR) // patch  # frame 0 is a latent of its own, then four share one
+  of_step_FxT = (step_F[:, None] == np.arange(keep_BxMxT.shape[2])) * (keep_BxMxT.shape[2] / frames)
+  return np.einsum("BMFx,FT->BMTx", np.stack(out, 1), of_step_FxT).astype(np.float32)
+
+
+@jax.jit
+def _frame_losses(net, video_BxFxHxWx3, decoded_BxFxHxWx3):
+  """float32 [B, F, 2], after rounding to 8 bits as a viewer gets it."""
+  from vftok.evals.nets.vgg import distances
+
+  real = video_BxFxHxWx3.astype(jnp.float32) / 127.5 - 1
+  rounded = jnp.round((decoded_BxFxHxWx3 + 1) * 127.5) / 127.5 - 1
+  flat = lambda x: x.reshape(-1, *x.shape[2:])
+  return jnp.stack(distances(net, flat(real), flat(rounded)), -1).reshape(*real.shape[:2], 2)
 
 
 def spearman(a, b) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from vftok.curves import MEASURES
 from vftok.data.dataset_writer import RECIPE, write_tfds
 from vftok.data.tfds_source import TfdsSource, open_tfds
 
@@ -23,19 +24,30 @@ def write_curves(directory: Path, splits: Mapping[str, Callable[[], Iterable[Map
 
   Args:
     splits: {name: function that gives its examples}: "latents" float16 [T, h, w, C], "losses" float32 [N, T, times],
-      "caption", "label", "name".
-    meta: has "latents_shape" and "losses_shape", and "levels", "steps", "random", "seed" of `curves.assignments`.
+      "caption", "label", "name", and "drawn" int32 [M, T], assignments of its own, with "sampled" float32
+      [M, T, measures] (`vftok.curves.MEASURES`), nan where the clip was not sampled.
+    meta: has "latents_shape", "losses_shape", "drawn_shape", and "levels", "steps", "random", "seed" of
+      `curves.assignments`.
   """
   import tensorflow_datasets as tfds
 
   features = {
-    "latents": tfds.features.Tensor(shape=tuple(meta["latents_shape"]), dtype=np.float16),
-    "losses": tfds.features.Tensor(shape=tuple(meta["losses_shape"]), dtype=np.float32),
+    **{key: tfds.features.Tensor(shape=shape, dtype=np.dtype(kind)) for key, shape, kind in _arrays(meta)},
     "caption": tfds.features.Text(),
     "label": tfds.features.Scalar(dtype=np.int64),
     "name": tfds.features.Text(),
   }
-  write_tfds(directory, "vftok_curves", "1.0.0", "What clips lose at each budget.", features, splits)
+  write_tfds(directory, "vftok_curves", "2.0.0", "What clips lose at each budget.", features, splits)
+
+
+def _arrays(meta) -> tuple[tuple[str, tuple[int, ...], str], ...]:
+  drawn = tuple(meta["drawn_shape"])
+  return (
+    ("latents", tuple(meta["latents_shape"]), "float16"),
+    ("losses", tuple(meta["losses_shape"]), "float32"),
+    ("drawn", drawn, "int32"),
+    ("sampled", (*drawn, len(MEASURES)), "float32"),
+  )
 
 
 def read_meta(directory: str | os.PathLike) -> dict[str, Any]:
@@ -54,17 +66,15 @@ def curves(split: str, *, directory: str | os.PathLike):
 
 
 class CurvesSource(TfdsSource):
-  """Records with "latents" float16 [T, h, w, C] and "losses" float32 [N, T, times]."""
+  """Records with "latents", "losses", "drawn" and "sampled", as `write_curves` took them."""
 
   def __init__(self, builder, split, meta):
     super().__init__(builder, split, video="latents", name="name")
     self.meta = meta
-    self.arrays = (
-      ("latents", tuple(meta["latents_shape"]), "float16"),
-      ("losses", tuple(meta["losses_shape"]), "float32"),
-    )
+    self.arrays = _arrays(meta)
 
   def __getitem__(self, index):
     record = super().__getitem__(index)
     record["latents"] = record.pop("frames")
-    return record | {"losses": np.asarray(self._records[index]["losses"])}
+    example = self._records[index]
+    return record | {key: np.asarray(example[key]) for key, _, _ in self.arrays[1:]}

@@ -7,8 +7,11 @@ copy, the kernel of a 2-D convolution over three neighbouring frames laid side b
 What is done here and not left to the compiler:
   * nearest upsampling followed by a convolution runs at the low resolution, with kernels whose taps that see
     the same input are summed beforehand (4/9 of the products in space, 2/3 in time);
-  * on CPU every convolution is a 2-D one of the kind that XLA hands to its fastest routine, see `_conv`.
+  * on CPU every convolution is a 2-D one of the kind that XLA hands to its fastest routine, or of tiny pictures a
+    matrix product, see `_conv`.
 """
+
+import math
 
 import jax.numpy as jnp
 from jax import lax
@@ -25,6 +28,8 @@ def _conv(x_NxHxWxC, kernel_hxwxCxD, stride, padding):
   """2-D convolution; padding is ((top, bottom), (left, right))."""
   dilation = (1, 1)
   if on_cpu():
+    if math.prod(x_NxHxWxC.shape[1:3]) < math.prod(kernel_hxwxCxD.shape[:2]):
+      return _of_windows(x_NxHxWxC, kernel_hxwxCxD, stride, padding)
     # Spreading input, kernel and stride by two along the width changes nothing in the result, but sends the
     # convolution to Eigen: on two cores up to 1.2x the default's speed, strided 1.8x, weight gradients 3x.
     dilation = (1, 2)
@@ -37,6 +42,15 @@ def _conv(x_NxHxWxC, kernel_hxwxCxD, stride, padding):
     rhs_dilation=dilation,
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
   )
+
+
+def _of_windows(x_NxHxWxC, kernel_hxwxCxD, stride, padding):
+  """`_conv` as one matrix product; of pictures smaller than the window XLA's own takes 20 to 70 times as long."""
+  h, w, c, d = kernel_hxwxCxD.shape
+  x = jnp.pad(x_NxHxWxC, ((0, 0), *padding, (0, 0)))
+  rows, columns = x.shape[1] - h + 1, x.shape[2] - w + 1
+  taps = [x[:, i : i + rows : stride, j : j + columns : stride] for i in range(h) for j in range(w)]
+  return jnp.concatenate(taps, -1) @ kernel_hxwxCxD.reshape(h * w * c, d)
 
 
 def pointwise(x, kernel_CxD):

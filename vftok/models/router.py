@@ -27,7 +27,8 @@ class RouterConfig:
   patch: (steps, rows, columns) of latents that become one token; its first entry is the tokenizer's.
   latents: (T, h, w, C) that it reads, levels: numbers of tokens that it knows the loss at, 1 to the tokenizer's all.
   drop_scale: of what a step gains from more tokens; the network predicts in this unit.
-  loss_mean, loss_std: of the loss over clips and random assignments: what preferences are weighed by.
+  measure: what is lost, one of `vftok.curves.MEASURES`.
+  loss_mean, loss_std: of that over clips and random assignments: what preferences are weighed by.
   tokenizer, fingerprint, codebook_size: whose tokens it counts.
   """
 
@@ -38,6 +39,7 @@ class RouterConfig:
   patch: tuple[int, int, int] = (1, 2, 2)
   latents: tuple[int, int, int, int] = (5, 8, 8, 16)
   levels: tuple[int, ...] = (1, 2)
+  measure: str = "flow"
   drop_scale: float = 1.0
   loss_mean: float = 0.0
   loss_std: float = 1.0

@@ -1,4 +1,8 @@
-"""Training the router: regression of measured curves (spec: EVATok section 11.5), judged by the rewards it gets."""
+"""Training the router: regression of measured losses (spec: EVATok section 11.5), judged by the rewards it gets.
+
+A clip's loss under an assignment is taken as a sum of what its steps lose. What is compared is the loss beside the mean
+over the clip's assignments: how hard a clip is as a whole moves no token.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from ml_collections import ConfigDict
 
 from vftok import allocate, search
 from vftok.config import router_from_dict
-from vftok.curves import assignments
+from vftok.curves import MEASURES, assignments
 from vftok.data.curves import read_meta
 from vftok.data.video_writer import whole_file
 from vftok.models.router import RouterNet
@@ -25,6 +29,7 @@ from vftok.router import Router
 from vftok.tasks import Metrics, mean
 
 SAMPLE = 512  # clips that scales are taken from
+STORED = ("losses", "drawn", "sampled")
 WEIGHTS = (0.6, 0.8, 1.0, 1.2, 1.4, 1.6)  # preferences that an evaluation reports
 
 
@@ -36,8 +41,12 @@ class RouterTask:
     sources = list(cfg.data.sources.to_dict().values())
     self.meta = _one([read_meta(source["directory"]) for source in sources])
     self.keep = assignments(self.meta["levels"], self.meta["steps"], self.meta["random"], self.meta["seed"])
-    scales = _scales(sources, self.meta)
+    self.measure = cfg.loss.measure
+    if self.measure not in MEASURES:
+      raise ValueError(f"loss.measure is {self.measure!r}, expected one of {', '.join(MEASURES)}.")
+    scales = _scales(sources, lambda record: self._measured({k: np.asarray(record[k])[None] for k in STORED}, np))
     known = dict(latents=self.meta["latents_shape"], levels=self.meta["levels"], tokenizer=self.meta["tokenizer"])
+    known |= dict(measure=self.measure)
     known |= dict(fingerprint=self.meta["fingerprint"], codebook_size=self.meta["codebook_size"])
     self.router = Router(router_from_dict({**cfg.model.to_dict(), **known, **scales}))
 
@@ -56,16 +65,26 @@ class RouterTask:
     return loaded
 
   def loss(self, params, frozen, batch, keys_B, step) -> tuple[jax.Array, Metrics]:
-    """Mean squared error of the curves, each beside its own loss at all tokens, in units of `drop_scale`."""
+    """Mean squared error of losses beside the clip's mean, in units of `drop_scale`."""
     cfg = self.router.cfg
-    predicted = RouterNet(cfg).apply({"params": params}, batch["latents"])
-    error = jnp.square(predicted - self._curves(batch["losses"]) / cfg.drop_scale).mean((1, 2))
-    return error.mean(), {"error": mean(error)}
+    table_BxTxm = RouterNet(cfg).apply({"params": params}, batch["latents"])
+    level_BxNxT, loss_BxN, known_B = self._measured(batch, jnp)
+    error_B = jnp.square(_centred(_summed(table_BxTxm, level_BxNxT, jnp) - loss_BxN / cfg.drop_scale)).mean(1)
+    total, weight = mean(error_B, known_B)
+    return total / jnp.maximum(weight, 1), {"error": (total, weight)}
 
-  def _curves(self, losses_BxNxTxt) -> jax.Array:
-    steps, levels = self.meta["steps"], len(self.meta["levels"])
-    table = losses_BxNxTxt[:, : steps * levels].mean((2, 3)).reshape(-1, steps, levels)
-    return table - table[..., -1:]
+  def _measured(self, batch, xp):
+    """(index of each step's level [B, N, T], loss [B, N], whether the clip was measured [B])."""
+    levels = xp.asarray(self.meta["levels"])
+    if self.measure == "flow":
+      losses, keep_BxNxT = (
+        batch["losses"].mean((2, 3)),
+        xp.broadcast_to(self.keep, (len(batch["losses"]), *self.keep.shape)),
+      )
+    else:
+      losses, keep_BxNxT = batch["sampled"][..., MEASURES.index(self.measure)].mean(2), batch["drawn"]
+    known_B = xp.isfinite(losses).all(1)
+    return xp.searchsorted(levels, keep_BxNxT), xp.where(known_B[:, None], losses, 0.0), known_B
 
   def flops(self) -> float:
     cfg = self.router.cfg
@@ -77,26 +96,46 @@ class RouterTask:
     return {}
 
   def evaluate(self, params, frozen, batches: Iterable[dict], total: int, split: str, out) -> dict[str, float]:
-    """Proxy-reward percentiles over held-out clips by separable measured curves; writes router.json into `out`."""
-    tables, predicted = [], []
+    """How well losses are predicted and what rewards that gets, on held-out clips; writes router.json into `out`."""
+    parts, tables = [], []
     for batch in batches:
-      good = batch["_mask"]
-      tables.append(np.asarray(self._curves(jnp.asarray(batch["losses"])))[good])
-      predicted.append(np.asarray(self.router.curves(params, batch["latents"]))[good])
-    tables, predicted = np.concatenate(tables), np.concatenate(predicted)
-    values = {
-      "clips": len(tables),
-      "r2": 1 - np.square(tables - predicted).sum() / np.square(tables - tables.mean(0)).sum(),
-    }
+      *measured, known = self._measured(batch, np)
+      good = batch["_mask"] & known
+      predicted = np.asarray(self.router.curves(params, batch["latents"]), np.float64)
+      parts.append([value[good] for value in (predicted, *measured)])
+      steps, levels = self.meta["steps"], len(self.meta["levels"])
+      table = batch["losses"][:, : steps * levels].mean((2, 3)).reshape(-1, steps, levels)
+      tables.append((table - table[..., -1:])[good])
+    predicted, level_BxNxT, loss_BxN = (np.concatenate(part) for part in zip(*parts, strict=True))
+    values = {"clips": len(predicted)} | fit(predicted, level_BxNxT, loss_BxN)
     for weight in WEIGHTS:
-      values |= {f"percentile/{weight}/{k}": v for k, v in self._percentiles(tables, predicted, weight).items()}
-    for budget in self._means():
-      values |= {f"loss/mean {budget}/{k}": v for k, v in self._losses(tables, predicted, budget).items()}
+      found = self._drawn_percentiles(predicted, level_BxNxT, loss_BxN, weight)
+      values |= {f"percentile of measured/{weight}/{k}": v for k, v in found.items()}
+    if self.measure == "flow":  # whose assignments are made for separable curves
+      for weight in WEIGHTS:
+        found = self._percentiles(np.concatenate(tables), predicted, weight)
+        values |= {f"percentile/{weight}/{k}": v for k, v in found.items()}
+      for budget in self._means():
+        found = self._losses(np.concatenate(tables), predicted, budget)
+        values |= {f"loss/mean {budget}/{k}": v for k, v in found.items()}
     values = {name: float(value) for name, value in values.items()}
     Path(out).mkdir(parents=True, exist_ok=True)
     with whole_file(Path(out) / "router.json") as path:
-      path.write_text(json.dumps({"split": split, **values}, indent=2) + "\n")
+      path.write_text(json.dumps({"split": split, "measure": self.measure, **values}, indent=2) + "\n")
     return values
+
+  def _drawn_percentiles(self, predicted, level_BxNxT, loss_BxN, weight: float) -> dict[str, float]:
+    """Of the best among a clip's measured assignments by the router, by what is best for all clips, and by chance."""
+    reward, keep = self.router.reward(), np.asarray(self.meta["levels"])[level_BxNxT]
+    rewards = np.stack([reward(*pair, weight) for pair in zip(loss_BxN, keep, strict=True)])
+    by = {"router": predicted, "one for all": np.repeat(one_for_all(level_BxNxT, loss_BxN, predicted), len(keep), 0)}
+    found = {}
+    for name, table in by.items():
+      wanted = _summed(table, level_BxNxT, np)
+      guess = np.stack([reward(*pair, weight) for pair in zip(wanted, keep, strict=True)])
+      found[name] = np.take_along_axis(rewards, guess.argmax(1)[:, None], 1)[:, 0]
+    found["chance"] = rewards.mean(1)
+    return {name: percentile(chosen, rewards.max(1), rewards.min(1)) for name, chosen in found.items()}
 
   def _means(self) -> list[int]:
     most = self.meta["levels"][-1]
@@ -147,20 +186,47 @@ def _one(metas: list[dict]) -> dict:
   return metas[0]
 
 
-def _scales(sources: list[dict], meta: dict) -> dict[str, float]:
+def _summed(table_BxTxm, level_BxNxT, xp):
+  """[B, N]: what the steps lose together."""
+  return xp.take_along_axis(table_BxTxm[:, None], level_BxNxT[..., None], axis=3)[..., 0].sum(2)
+
+
+def _centred(loss_BxN):
+  return loss_BxN - loss_BxN.mean(1, keepdims=True)
+
+
+def one_for_all(level_BxNxT, loss_BxN, like_BxTxm) -> np.ndarray:
+  """[1, T, m]: the table that fits all clips alike best, least squares on this very set, so nothing learnt is ahead."""
+  _, steps, m = like_BxTxm.shape
+  hot = np.eye(m)[level_BxNxT].reshape(*loss_BxN.shape, steps * m)
+  hot, loss = hot - hot.mean(1, keepdims=True), _centred(loss_BxN)
+  table = np.linalg.lstsq(hot.reshape(-1, steps * m), loss.reshape(-1), rcond=None)[0].reshape(1, steps, m)
+  return table - table[..., -1:]
+
+
+def fit(predicted_BxTxm, level_BxNxT, loss_BxN) -> dict[str, float]:
+  """Shares of the variance between a clip's assignments that are explained; "r2": of what one table for all leaves."""
+  loss = _centred(loss_BxN)
+  error = lambda table: np.square(_centred(_summed(table, level_BxNxT, np)) - loss).sum()
+  same = error(np.repeat(one_for_all(level_BxNxT, loss_BxN, predicted_BxTxm), len(loss), 0))
+  routed, whole = error(predicted_BxTxm), np.square(loss).sum()
+  return {"r2": 1 - routed / same, "explained/router": 1 - routed / whole, "explained/one for all": 1 - same / whole}
+
+
+def _scales(sources: list[dict], measured) -> dict[str, float]:
   """drop_scale, loss_mean and loss_std of the first clips of the training sets."""
   from vftok.data.sources import make_source
 
-  steps, levels, tables, random = meta["steps"], len(meta["levels"]), [], []
+  losses = []
   for source in sources:
     options = {key: value for key, value in source.items() if key not in ("kind", "weight", "split")}
     records = make_source(source["kind"], source.get("split", "train"), options)
-    for i in range(min(SAMPLE, len(records))):
-      losses = records[i]["losses"].mean(-1)
-      tables.append(losses[: steps * levels].mean(-1).reshape(steps, levels))
-      random.append(losses[steps * levels :].mean(-1))
-  tables, random = np.stack(tables), np.concatenate(random)
-  drops = tables - tables[..., -1:]
-  if not (drops.std() > 0 and random.std() > 0):
+    found = [measured(records[i]) for i in range(min(SAMPLE, len(records)))]
+    losses += [loss for _, loss, known in found if known.all()]
+  if not losses:
+    raise ValueError("no clip has such losses: raise label.sampled and label.drawn, and run label_budgets again.")
+  losses = np.concatenate(losses)
+  scales = dict(drop_scale=_centred(losses).std(), loss_mean=losses.mean(), loss_std=losses.std())
+  if not scales["drop_scale"] > 0:
     raise ValueError("all assignments lose the same, expected less with more tokens: is the tokenizer trained?")
-  return dict(drop_scale=float(drops.std()), loss_mean=float(random.mean()), loss_std=float(random.std()))
+  return {name: float(value) for name, value in scales.items()}

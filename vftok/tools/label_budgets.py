@@ -1,11 +1,12 @@
 """What clips lose at each number of tokens per step.
 
-`python -m vftok.tools.label_budgets --config=configs/router.py:mini [--sampled 16]`
+`python -m vftok.tools.label_budgets --config=configs/router.py:mini`
 
 Encodes the clips of `cfg.label` once and measures the decoder's flow loss under many assignments (`vftok/curves.py`).
-All losses are stored, with the latents that a router reads. A run that was stopped goes on where it was; the set
-appears when it is whole. --sampled N also decodes N validation clips under a part of the assignments and prints how the
-ranks of the surrogate and of LPIPS agree.
+The first `label.sampled` clips of a split are also decoded, under assignments drawn for each of them: LPIPS and the
+cosine of VGG16 features beside the flow loss. All losses are stored, with the latents that a router reads. A run that
+was stopped goes on where it was; the set appears when it is whole. Prints how the ranks of flow loss and of what was
+sampled agree.
 """
 
 from __future__ import annotations
@@ -23,14 +24,17 @@ from ml_collections import ConfigDict, config_flags
 
 from vftok import curves, programs
 from vftok.data.clip import ClipSpec
+from vftok.data.curves import curves as read_curves
 from vftok.data.curves import write_curves
 from vftok.data.dataset_writer import is_made, whole_directory, work_directory
 from vftok.data.loader import make_loader
 from vftok.data.video_writer import whole_file
+from vftok.evals.nets.weights import load_lpips
 from vftok.process import begin
 from vftok.progress import progress
 from vftok.tokenizer import Tokenizer
 from vftok.tools.command import or_exit
+from vftok.types import VideoTokens
 
 CHUNK = 64  # clips per file of the unfinished work
 
@@ -40,9 +44,9 @@ def main(argv: list[str]) -> None:
   cfg = flags.FLAGS.config
 
   def run() -> None:
-    print(label(cfg, flags.FLAGS.out or directory_of(cfg)))
-    if flags.FLAGS.sampled:
-      print(agreement(cfg, flags.FLAGS.sampled))
+    out = flags.FLAGS.out or directory_of(cfg)
+    print(label(cfg, out))
+    print(agreement(out))
 
   or_exit(run)
 
@@ -72,7 +76,7 @@ def label(cfg: ConfigDict, out: str | os.PathLike) -> str:
   keep = curves.assignments(law.levels, steps, law.random, law.seed)
   meta = {
     "set": "vftok_curves",
-    "version": "1.0.0",
+    "version": "2.0.0",
     "tokenizer": law.tokenizer,
     "fingerprint": tok.fingerprint(params),
     "codebook_size": tok.codebook_size,
@@ -83,6 +87,9 @@ def label(cfg: ConfigDict, out: str | os.PathLike) -> str:
     "seed": law.seed,
     "latents_shape": list(tok.latent_shape(1, steps)[1:]),
     "losses_shape": [len(keep), steps, len(law.times)],
+    "drawn_shape": [law.drawn, steps],
+    "sampled": law.sampled.to_dict(),
+    "solver_steps": law.solver_steps or tok.cfg.solver_steps,
     "frames": law.frames,
     "size": law.size,
     "fps": law.fps,
@@ -92,7 +99,8 @@ def label(cfg: ConfigDict, out: str | os.PathLike) -> str:
   if is_made(out, meta):
     return f"{out} is already there, made by this tokenizer from these sources."
   work = work_directory(out.with_name(f".{out.name}.chunks"), meta)
-  counts = {split: _measure(law, split, sources, work, tok, params, keep) for split, sources in meta["splits"].items()}
+  measure = Measure(law, tok, params, keep, meta["solver_steps"])
+  counts = {split: _measure(law, split, sources, work, measure) for split, sources in meta["splits"].items()}
   with whole_directory(out, meta) as directory:
     write_curves(directory, {split: lambda s=split: _examples(work, s) for split in counts}, meta)
   shutil.rmtree(work)
@@ -108,7 +116,7 @@ def check_levels(levels, most: int) -> None:
     raise ValueError(f"levels are {levels}, expected numbers of tokens that rise from 1 to the tokenizer's {most}.")
 
 
-def _measure(law, split: str, sources: dict, work: Path, tok, params, keep) -> int:
+def _measure(law, split: str, sources: dict, work: Path, measure: Measure) -> int:
   """Measures the chunks of a split that are not there yet. Returns how many clips it has."""
   wanted = law.clips[split]
   with _loader(law, split, sources, 0, work) as loader:
@@ -117,10 +125,12 @@ def _measure(law, split: str, sources: dict, work: Path, tok, params, keep) -> i
   missing = [c for c in range(chunks) if not _chunk(work, split, c).exists()]
   with progress(f"measuring {split}", len(missing) * CHUNK, "clips") as done:
     for c in missing:
-      rows = {"latents": [], "losses": [], "label": [], "caption": [], "name": []}
+      rows: dict[str, list] = {}
       with _loader(law, split, sources, c * CHUNK, work) as loader:
-        for batch, _ in zip(loader, range(CHUNK // law.batch_size), strict=False):
-          _add(rows, batch, loader.names, law, tok, params, keep)
+        for i, batch in zip(range(CHUNK // law.batch_size), loader, strict=False):
+          first = c * CHUNK + i * law.batch_size
+          for key, value in measure(batch, loader.names, first, law.sampled[split]).items():
+            rows.setdefault(key, []).append(value[batch["_mask"]])
           done(law.batch_size)
       with whole_file(_chunk(work, split, c)) as path, open(path, "wb") as file:
         np.savez(file, **{key: np.concatenate(parts) for key, parts in rows.items()})
@@ -146,19 +156,41 @@ def _loader(law, split, sources, start, work: Path | None):
   )
 
 
-def _add(rows, batch, names, law, tok, params, keep) -> None:
-  """The batch's readable clips."""
-  good = batch["_mask"]
-  latents = tok.encode_latents(params, batch["video"])
-  ids = programs.encode_latents(tok.cfg, params, latents, batch["video"], tok.dino)
-  key = jax.random.key(law.seed)
-  losses = curves.flow_losses(tok.cfg, params, latents, ids, keep, tuple(law.times), key)
-  rows["latents"].append(np.asarray(latents, np.float16)[good])
-  rows["losses"].append(np.asarray(losses)[good])
-  rows["label"].append(batch["label"].astype(np.int64)[good])
-  rows["caption"].append(batch["caption"].astype(str)[good])
-  where = zip(batch["source"], batch["index"], strict=True)
-  rows["name"].append(np.array([f"{names[s]}:{i}" for s, i in where])[good])
+class Measure:
+  """Rows of a set out of batches of clips."""
+
+  def __init__(self, law, tok, params, keep, solver_steps: int):
+    self.law, self.tok, self.params, self.keep, self.solver_steps = law, tok, params, keep, solver_steps
+    self._key, self._net = jax.random.key(law.seed), None
+
+  def __call__(self, batch, names, first: int, sampled: int) -> dict[str, np.ndarray]:
+    """Of the clips from number `first` of their split on, whose first `sampled` are decoded too."""
+    law, tok, params = self.law, self.tok, self.params
+    latents = tok.encode_latents(params, batch["video"])
+    ids = programs.encode_latents(tok.cfg, params, latents, batch["video"], tok.dino)
+    flow = lambda keep: np.asarray(
+      curves.flow_losses(tok.cfg, params, latents, ids, keep, tuple(law.times), self._key), np.float32
+    )
+    numbers = np.arange(first, first + len(ids))
+    steps = ids.shape[1]
+    drawn = np.stack([curves.drawn(law.levels, steps, law.drawn, law.seed, n) for n in numbers.tolist()])
+    found = np.full((*drawn.shape, len(curves.MEASURES)), np.nan, np.float32)
+    if first < sampled and law.drawn:
+      self._net = self._net or load_lpips("vgg")
+      noise = jax.random.normal(self._key, tok.latent_shape(1, steps))
+      how = (tok, params, self._net, batch["video"], VideoTokens.full(ids), drawn, noise)
+      found[..., 0], found[..., 1:] = flow(drawn).mean(-1), curves.sampled_losses(*how, steps=self.solver_steps)
+      found[numbers >= sampled] = np.nan
+    where = zip(batch["source"], batch["index"], strict=True)
+    return {
+      "latents": np.asarray(latents, np.float16),
+      "losses": flow(self.keep),
+      "drawn": drawn,
+      "sampled": found,
+      "label": batch["label"].astype(np.int64),
+      "caption": batch["caption"].astype(str),
+      "name": np.array([f"{names[s]}:{i}" for s, i in where]),
+    }
 
 
 def _chunk(work: Path, split: str, number: int) -> Path:
@@ -179,37 +211,18 @@ def _examples(work: Path, split: str) -> Iterator[dict]:
       yield example | {key: str(example[key]) for key in ("caption", "name")} | {"label": int(example["label"])}
 
 
-def agreement(cfg: ConfigDict, clips: int) -> str:
-  """Rank correlation of flow loss and LPIPS over assignments of the same clip, its mean over `clips` of "val"."""
-  from vftok.data.video_writer import to_uint8
-  from vftok.evals.nets.weights import load_lpips
-  from vftok.evals.scores import clip_scores
-
-  law, net, found = cfg.label, load_lpips("vgg"), []
-  tok, params = Tokenizer.load(law.tokenizer)
-  every = curves.assignments(law.levels, tok.chunk_steps, law.random, law.seed)
-  keep = every[tok.chunk_steps * len(law.levels) :]  # the uniform and the random ones
-  noise = jax.random.normal(jax.random.key(law.seed), tok.latent_shape(1, tok.chunk_steps))
-  loader = _loader(law, "val", json.loads(law.splits.to_json())["val"], 0, None)
-  with loader, progress("decoding", clips, "clips") as done:
-    for batch in loader:
-      video, tokens = batch["video"], tok.encode(params, batch["video"])
-      shared = np.repeat(noise, len(video), 0)
-      decode = lambda k, t=tokens, n=shared: tok.decode(params, t.truncate(k), noise=[n], collapse=False)
-      videos = np.stack([to_uint8(decode(k)) for k in keep])
-      lpips_NxB = clip_scores(net, video, videos)[2]
-      latents = tok.encode_latents(params, video)
-      key = jax.random.key(law.seed)
-      losses = curves.flow_losses(tok.cfg, params, latents, tokens.ids, keep, tuple(law.times), key).mean((2, 3))
-      good = np.flatnonzero(batch["_mask"])
-      found += [curves.spearman(losses[i], lpips_NxB[:, i]) for i in good]
-      done(len(video))
-      if len(found) >= clips:
-        break
-  found = found[:clips]
+def agreement(directory: str | os.PathLike) -> str:
+  """Rank correlation, over the assignments of a clip, of flow loss with what was sampled: its mean over "val"."""
+  sampled = [record["sampled"] for record in read_curves("val", directory=directory)]
+  sampled = [losses.mean(1) for losses in sampled if np.isfinite(losses).all() and len(losses) > 2]
+  if not sampled:
+    return "no clip was decoded, so nothing says how far flow loss stands for it: set label.sampled and label.drawn."
+  lines = []
+  for i, name in enumerate(curves.MEASURES[1:], start=1):
+    found = [curves.spearman(losses[:, 0], losses[:, i]) for losses in sampled]
+    lines.append(f"{name} {np.mean(found):.3f} on average, {np.min(found):.3f} at least")
   return (
-    f"Spearman of flow loss and LPIPS over {len(keep)} assignments of a clip: {np.mean(found):.3f} on average, "
-    f"{np.min(found):.3f} at least, {len(found)} clips"
+    f"Spearman of flow loss over the {len(sampled[0])} assignments of a clip, {len(sampled)} clips: {'; '.join(lines)}"
   )
 
 
@@ -217,7 +230,6 @@ def define_flags() -> None:
   """Not at import: tests and other tools import this module beside others that take --config."""
   config_flags.DEFINE_config_file("config", None, "Experiment file with a `label` part: configs/router.py:mini.")
   flags.DEFINE_string("out", None, "Where the set goes; default: where the config looks for it.")
-  flags.DEFINE_integer("sampled", 0, "Validation clips that are also decoded, to compare the surrogate with LPIPS.")
   flags.mark_flags_as_required(["config"])
 
 

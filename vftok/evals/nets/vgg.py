@@ -28,7 +28,14 @@ _MIN_SIZE = {"vgg": 16, "alex": 31}
 
 
 def lpips(params, a_NxHxWx3, b_NxHxWx3) -> jax.Array:
-  """LPIPS distance float32 [..., N], 0 where both images are equal; the net is the one of `params`.
+  """LPIPS distance float32 [..., N], 0 where both images are equal: the first of `distances`."""
+  return distances(params, a_NxHxWx3, b_NxHxWx3)[0]
+
+
+def distances(params, a_NxHxWx3, b_NxHxWx3) -> tuple[jax.Array, jax.Array]:
+  """(LPIPS, 1 - cosine of the net's last features), float32 [..., N] each, 0 where both images are equal.
+
+  The net is the one of `params`; the cosine is that of an image's whole map of features.
 
   Args:
     params: of `weights.load_lpips`.
@@ -39,20 +46,22 @@ def lpips(params, a_NxHxWx3, b_NxHxWx3) -> jax.Array:
     ValueError: shapes that differ, or images too small for the net (VGG16: 16 pixels, AlexNet: 31).
   """
   net = "vgg" if "conv1_1" in params["trunk"] else "alex"
+  layers = _LPIPS_LAYERS[net]
   shape, lead = jnp.shape(a_NxHxWx3), jnp.shape(b_NxHxWx3)[:-4]
   _check(shape, net)
   if jnp.shape(b_NxHxWx3)[-4:] != shape:
     raise ValueError(f"images are {shape} and {jnp.shape(b_NxHxWx3)}, expected one shape: resize one of them.")
   others = b_NxHxWx3.reshape(-1, *shape[1:])
   images = jnp.concatenate([a_NxHxWx3.astype(jnp.float32), others.astype(jnp.float32)])
-  trunk = (VGG16 if net == "vgg" else AlexNet)(_LPIPS_LAYERS[net])
+  trunk = (VGG16 if net == "vgg" else AlexNet)(layers)
   features = trunk.apply({"params": params["trunk"]}, _scaled(images))
+  pair = lambda f: (f[: shape[0]], f[shape[0] :].reshape(*lead, shape[0], *f.shape[1:]))
   total = 0.0
-  for i, layer in enumerate(_LPIPS_LAYERS[net]):
-    f = _unit(features[layer])
-    a, b = f[: shape[0]], f[shape[0] :].reshape(*lead, shape[0], *f.shape[1:])
+  for i, layer in enumerate(layers):
+    a, b = pair(_unit(features[layer]))
     total += ((a - b) ** 2 @ params["heads"][f"lin{i}"]).mean((-1, -2))
-  return total
+  a, b = pair(_unit(features[layers[-1]].reshape(len(images), -1)))
+  return total, jnp.square(a - b).sum(-1) / 2  # of unit vectors: 1 - cosine, and never below 0
 
 
 def vgg_features(params, images_NxHxWx3, layers=("relu4_3",)) -> dict[str, jax.Array]:
