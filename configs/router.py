@@ -21,6 +21,15 @@ def _model(**fields) -> dict:
   return dataclasses.asdict(RouterConfig(**fields))
 
 
+def _loss(measure: str) -> dict:
+  """`measure`: one of vftok.curves.MEASURES; a router of classes (model.head) takes "flow"."""
+  return dict(
+    measure=measure,
+    preference=1.2,  # w_q of a router of classes; EVATok's default
+    soft=0.0,  # of classes: temperature of soft targets; 0: the best assignment is the target, as in EVATok
+  )
+
+
 def curves(name: str = "curves", **own) -> dict:
   return dict(curves=dict(kind="curves", directory=str(cache_dir() / name), **own))
 
@@ -57,7 +66,7 @@ def smoke():
     model=_model(dim=64, depth=1),
     data=dict(sources=dict(curves=dict(kind="curves", directory="curves_smoke")), workers=0),
     eval=dict(sets=dict(val=dict(curves=dict(kind="curves", directory="curves_smoke", split="val"))), batch_size=4),
-    loss=dict(measure="flow"),
+    loss=_loss("flow"),
     optim=dict(lr=1e-3, warmup=2),
     log_every=1,
     save_every=2,
@@ -89,7 +98,7 @@ def mini():
     model=_model(dim=96, depth=3, head_dim=32),
     data=dict(sources=curves("curves_mini"), workers=0, size=32),
     eval=dict(sets=dict(val=curves("curves_mini", split="val"))),
-    loss=dict(measure="lpips"),
+    loss=_loss("lpips"),
     optim=dict(lr=1e-3, warmup=100, weight_decay=0.05, final=0.02),
     ema=0.998,
     save_every=1000,
@@ -122,7 +131,7 @@ def _paper(depth: int):
     model=_model(dim=384, depth=6, dtype="bfloat16"),
     data=dict(sources=curves(f"curves_d{depth}"), workers=4),
     eval=dict(sets=dict(val=curves(f"curves_d{depth}", split="val"))),
-    loss=dict(measure="lpips"),
+    loss=_loss("lpips"),
     optim=dict(lr=1e-4, warmup=1000, weight_decay=0.05),
     ema=0.9998,
     save_every=2000,

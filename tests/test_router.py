@@ -15,12 +15,14 @@ import pytest
 from configs import router as experiment
 from configs import tokenizer as tokenizer_experiment
 from vftok import Auto, Router, Tokenizer, evaluate, train
+from vftok.allocate import at_every_count, for_preference
 from vftok.config import from_dict
 from vftok.curves import assignments, curve_table, drawn, flow_losses, sampled_losses, spearman
 from vftok.evals.nets.weights import load_lpips
 from vftok.evals.scores import clip_scores
 from vftok.models.router import RouterConfig, RouterNet
-from vftok.tasks.router import fit, one_for_all
+from vftok.search import all_assignments
+from vftok.tasks.router import RouterTask, fit, one_for_all
 from vftok.tools import label_budgets
 
 
@@ -185,11 +187,11 @@ def test_curves_fall_and_are_causal_in_time():
   cfg = RouterConfig(dim=64, depth=2, latents=(5, 4, 4, 3), levels=(1, 2, 4, 8))
   latents = jax.random.normal(jax.random.key(1), (2, 5, 4, 4, 3))
   params = nn.unbox(RouterNet(cfg).init(jax.random.key(0), latents)["params"])
-  whole = Router(cfg).curves(params, latents)
+  whole = Router(cfg).predict(params, latents)
   assert whole.shape == (2, 5, 4) and (np.diff(whole, axis=-1) < 0).all() and not whole[..., -1].any()
-  np.testing.assert_allclose(Router(cfg).curves(params, latents[:, :3]), whole[:, :3], rtol=1e-5)
+  np.testing.assert_allclose(Router(cfg).predict(params, latents[:, :3]), whole[:, :3], rtol=1e-5)
   with pytest.raises(ValueError, match=re.escape("latents have shape (2, 5, 4, 4, 4), expected")):
-    Router(cfg).curves(params, jnp.zeros((2, 5, 4, 4, 4)))
+    Router(cfg).predict(params, jnp.zeros((2, 5, 4, 4, 4)))
 
 
 def test_a_router_learns_what_is_in_the_latents(tmp_path):
@@ -213,7 +215,7 @@ def test_a_router_learns_what_is_in_the_latents(tmp_path):
   for _ in range(150):
     params, state = step(params, state)
   router = Router(dataclasses.replace(cfg, loss_std=1.0))
-  keep = router.keep(router.curves(params, latents), Auto(mean=2))
+  keep = router.keep(router.predict(params, latents), Auto(mean=2))
   assert keep.sum(1).tolist() == [6] * 64 and keep[busy].mean() > keep[~busy].mean() + 0.5
 
 
@@ -229,6 +231,70 @@ def test_training_and_evaluation_leave_a_router(trained, model, tmp_path):
   router.save(params, tmp_path / "again")
   again, same = Router.load(tmp_path / "again")
   assert again == router and all(map(np.array_equal, jax.tree.leaves(params), jax.tree.leaves(same)))
+
+
+@pytest.mark.parametrize("soft", [0.0, 0.2])
+def test_a_router_of_classes(soft, trained, model, tmp_path):
+  """EVATok's: whole clips, one preference, a restricted argmax."""
+  cfg = trained[0].copy_and_resolve_references()
+  cfg.model.head, cfg.loss.soft, cfg.loss.preference, cfg.steps = "classes", soft, 1.4, 3
+  with contextlib.redirect_stdout(io.StringIO()):
+    train.run(cfg, tmp_path / "run")
+  router, params = Router.load(tmp_path / "run" / "model")
+  assert (router.cfg.head, router.cfg.preference) == ("classes", 1.4)
+  assert 0 <= evaluate.run(cfg, tmp_path / "run")["val/percentile/1.4/router"] <= 100 + 1e-6
+  _, tok, tok_params = model
+  video, name = clip(tok.chunk_frames + tok.stride), tmp_path / "run" / "model"
+  logits = router.predict(params, tok.encode_latents(tok_params, clip()))
+  assert logits.shape == (2, 3**5)
+  keep = router.keep(logits, Auto(preference=1.4))
+  assert (keep == all_assignments((1, 2, 4), 5)[np.asarray(logits).argmax(1)]).all()
+  restricted = router.keep(logits, Auto(preference=1.4, first=(4, 1)))
+  assert (restricted[:, :2] == [4, 1]).all()
+  budget = Auto(preference=1.4, router=name, first=(4, 1))
+  whole = tok.encode(tok_params, video, budget=budget)
+  pieces = list(tok.encode_stream(tok_params, iter([video]), budget=budget))
+  np.testing.assert_array_equal(np.concatenate([piece.keep for piece in pieces], 1), whole.keep)
+  assert (np.asarray(whole.keep)[:, :2] == [4, 1]).all()
+  for other in (Auto(mean=2), Auto(preference=1.0)):
+    with pytest.raises(ValueError, match=r"this router of classes knows preference=1.4 only"):
+      router.keep(logits, other)
+  with pytest.raises(ValueError, match=r"budget.first is \(3,\), expected counts among the router's levels"):
+    router.keep(logits, Auto(preference=1.4, first=(3,)))
+  cfg.loss.measure = "lpips"
+  with pytest.raises(ValueError, match="expected 'flow' for classes"):
+    train.run(cfg, tmp_path / "other")
+
+
+def test_classes_learn_the_best_assignment(trained):
+  """The loss falls to the entropy of its target, and the reward's share rises to all."""
+  cfg = trained[0].copy_and_resolve_references()
+  cfg.model.head = "classes"
+  task = RouterTask(cfg)
+  table = jnp.asarray(np.random.default_rng(0).random((3, 5, 1)) * np.array([2.0, 1.0, 0.0]))
+  loss, metrics = task._class_loss(jnp.zeros((3, 3**5)), table)
+  assert loss == pytest.approx(np.log(3**5), rel=1e-5)
+  reward, keep = task.router.reward(), all_assignments((1, 2, 4), 5)
+  sums = np.stack([t[np.arange(5), np.log2(keep).astype(int)].sum(1) for t in np.asarray(table)])
+  best = np.stack([reward(s, keep, 1.2) for s in sums]).argmax(1)
+  _, metrics = task._class_loss(20 * jax.nn.one_hot(best, 3**5), table)
+  assert metrics["top1"][0] == 3 and metrics["share of reward"][0] == pytest.approx(3)
+  found = task.router.keep(jax.nn.one_hot(best, 3**5), Auto(preference=1.2))
+  wanted = [for_preference(at_every_count(t, (1, 2, 4)), reward, 1.2) for t in np.asarray(table)]
+  assert (np.abs(found - np.array(wanted)) <= 1).all(), "between levels curves are finer"
+
+
+def test_first_counts_are_the_users(model, trained):
+  _, tok, params = model
+  name = trained[1] / "model"
+  tokens = tok.encode(params, clip(), budget=Auto(total=12, router=name, first=(4, 3)))
+  assert (np.asarray(tokens.keep)[:, :2] == [4, 3]).all() and tokens.total().tolist() == [12, 12]
+  with pytest.raises(ValueError, match="the budget is 2 tokens for 3 time steps"):
+    tok.encode(params, clip(), budget=Auto(total=9, router=name, first=(4, 3)))
+  with pytest.raises(ValueError, match=r"budget.first is \(5,\), expected at most 5 counts of 1..4"):
+    tok.encode(params, clip(), budget=Auto(preference=1.0, router=name, first=(5,)))
+  with pytest.raises(ValueError, match="expected whole numbers of at least 1"):
+    Auto(mean=2, first=(0,))
 
 
 def test_budgets_never_change_ids_and_totals_are_exact(model, trained):

@@ -17,12 +17,14 @@ class Auto:
     total: tokens of a whole video, exactly; not for streams.
     preference: w_q in R = w_q Q - (2 - w_q) L, 0..2: more is better and longer. EVATok's default is 1.2.
     router: a directory or the name of a shipped router; None: the shipped one for this tokenizer.
+    first: counts that the first time steps of the video must have; they are part of the mean or total.
   """
 
   mean: float | None = None
   total: int | None = None
   preference: float | None = None
   router: str | os.PathLike | None = None
+  first: tuple[int, ...] = ()
 
   def __post_init__(self):
     given = {name: value for name in ("mean", "total", "preference") if (value := getattr(self, name)) is not None}
@@ -30,6 +32,8 @@ class Auto:
       raise ValueError(f"a budget got {given or 'nothing'}, expected one of mean, total and preference: pass one.")
     if self.preference is not None:
       check_weight(self.preference)
+    if any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in self.first):
+      raise ValueError(f"budget.first is {self.first}, expected whole numbers of at least 1.")
 
   @classmethod
   def parse(cls, text: str, router: str | None = None) -> Auto:

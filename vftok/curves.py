@@ -90,25 +90,26 @@ def sampled_losses(tok, params, net, video, tokens, keep_BxMxT, noise_1xTxhxwxC,
     sampling: of `Tokenizer.decode`.
   """
   noise = [np.repeat(noise_1xTxhxwxC, len(video), 0)]
-  out = []
-  for m in range(keep_BxMxT.shape[1]):
-    decoded = tok.decode(params, tokens.truncate(keep_BxMxT[:, m]), noise=noise, collapse=False, **sampling)
-    out.append(np.asarray(_frame_losses(net, video, decoded)))
+  decode = lambda m: tok.decode(params, tokens.truncate(keep_BxMxT[:, m]), noise=noise, collapse=False, **sampling)
+  decoded = jnp.stack([decode(m) for m in range(keep_BxMxT.shape[1])], 1)
+  losses_BxMxFx2 = np.asarray(_frame_losses(net, video, decoded))
   frames, patch = video.shape[1], tok.cfg.decoder.patch[0]
   step_F = -(-np.arange(frames) // TIME_FACTOR) // patch  # frame 0 is a latent of its own, then four share one
   of_step_FxT = (step_F[:, None] == np.arange(keep_BxMxT.shape[2])) * (keep_BxMxT.shape[2] / frames)
-  return np.einsum("BMFx,FT->BMTx", np.stack(out, 1), of_step_FxT).astype(np.float32)
+  return np.einsum("BMFx,FT->BMTx", losses_BxMxFx2, of_step_FxT).astype(np.float32)
 
 
 @jax.jit
-def _frame_losses(net, video_BxFxHxWx3, decoded_BxFxHxWx3):
-  """float32 [B, F, 2], after rounding to 8 bits as a viewer gets it."""
+def _frame_losses(net, video_BxFxHxWx3, decoded_BxMxFxHxWx3):
+  """float32 [B, M, F, 2], after rounding to 8 bits as a viewer gets it; the features of a clip are made once."""
   from vftok.evals.nets.vgg import distances
 
-  real = video_BxFxHxWx3.astype(jnp.float32) / 127.5 - 1
-  rounded = jnp.round((decoded_BxFxHxWx3 + 1) * 127.5) / 127.5 - 1
-  flat = lambda x: x.reshape(-1, *x.shape[2:])
-  return jnp.stack(distances(net, flat(real), flat(rounded)), -1).reshape(*real.shape[:2], 2)
+  def of_clip(real_and_decoded):
+    real, decoded = real_and_decoded
+    rounded = jnp.round((decoded + 1) * 127.5) / 127.5 - 1
+    return jnp.stack(distances(net, real.astype(jnp.float32) / 127.5 - 1, rounded), -1)
+
+  return jax.lax.map(of_clip, (video_BxFxHxWx3, decoded_BxMxFxHxWx3))
 
 
 def spearman(a, b) -> float:

@@ -1,7 +1,8 @@
 """How many tokens each moment gets: `tok.encode(params, video, budget=Auto(mean=8))`.
 
 A router predicts what every time step loses at every number of tokens, once; a small exact program turns that into
-counts for any mean, any total or any preference, without another network. Ids never change with the budget.
+counts for any mean, any total or any preference, without another network. Ids never change with the budget. Routers of
+classes (EVATok's) know one preference.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import numpy as np
 from vftok import allocate, hub, programs, shipped, stream
 from vftok.budget import Auto
 from vftok.config import FORMAT_ROUTER, router_from_json, router_to_json
-from vftok.models.router import RouterConfig, RouterNet
+from vftok.models.router import RouterConfig, net
 from vftok.reward import Reward
+from vftok.search import all_assignments
 from vftok.types import VideoTokens
 
 Params = dict[str, Any]
@@ -59,29 +61,54 @@ class Router:
 
   def init(self, key: jax.Array) -> Params:
     """Fresh parameters in boxes that carry their logical axis names."""
-    return RouterNet(self.cfg).init(key, jnp.zeros((1, *self.cfg.latents)))["params"]
+    return net(self.cfg).init(key, jnp.zeros((1, *self.cfg.latents)))["params"]
 
-  def curves(self, params: Params, latents_BxTxhxwxC) -> jax.Array:
-    """float32 [B, T, m]: what each step loses at each of `cfg.levels`, beside its loss with all tokens."""
-    shape = jnp.shape(latents_BxTxhxwxC)
-    if len(shape) != 5 or shape[2:] != tuple(self.cfg.latents[1:]) or not 0 < shape[1] <= self.cfg.latents[0]:
-      raise ValueError(f"latents have shape {shape}, expected [B, 1..{self.cfg.latents[0]}, *{self.cfg.latents[1:]}].")
-    return _curves(self.cfg, params, latents_BxTxhxwxC)
+  def predict(self, params: Params, latents_BxTxhxwxC) -> jax.Array:
+    """float32 [B, T, m]: what each step loses at each of `cfg.levels`, beside its loss with all tokens.
 
-  def keep(self, curves_BxTxm, budget: Auto) -> np.ndarray:
-    """int32 [B, T]: tokens of each step under a budget.
+    Of a router of classes, logits [B, m^T] of a whole chunk.
+    """
+    shape, most = jnp.shape(latents_BxTxhxwxC), self.cfg.latents[0]
+    least = most if self.cfg.head == "classes" else 1
+    if len(shape) != 5 or shape[2:] != tuple(self.cfg.latents[1:]) or not least <= shape[1] <= most:
+      raise ValueError(f"latents have shape {shape}, expected [B, {least}..{most}, *{self.cfg.latents[1:]}].")
+    return _predict(self.cfg, params, latents_BxTxhxwxC)
+
+  def keep(self, predicted, budget: Auto) -> np.ndarray:
+    """int32 [B, T]: tokens of each step under a budget, from what `predict` gave.
 
     Raises:
-      ValueError: a budget below one token per step, or above all of them.
+      ValueError: a budget below one token per step, above all of them, or one that this router does not know.
     """
-    out = []
-    for curve in np.asarray(curves_BxTxm, np.float64):
-      losses = allocate.at_every_count(curve, self.cfg.levels)
-      if budget.preference is not None:
-        out.append(allocate.for_preference(losses, self.reward(), budget.preference))
-        continue
-      out.append(allocate.for_total(losses, budget.total if budget.mean is None else round(budget.mean * len(losses))))
-    return np.stack(out)
+    predicted = np.asarray(predicted, np.float64)
+    if self.cfg.head == "classes":
+      return self._likeliest(predicted, budget)
+    return np.stack([self._allocated(curve, budget) for curve in predicted])
+
+  def _allocated(self, curve_Txm, budget: Auto) -> np.ndarray:
+    losses, first = allocate.at_every_count(curve_Txm, self.cfg.levels), np.array(budget.first, np.int32)
+    steps, most = losses.shape
+    if len(first) > steps or (first > most).any():
+      raise ValueError(f"budget.first is {budget.first}, expected at most {steps} counts of 1..{most}.")
+    rest = losses[len(first) :]
+    if budget.preference is not None:
+      return np.concatenate([first, allocate.for_preference(rest, self.reward(), budget.preference)])
+    total = budget.total if budget.mean is None else round(budget.mean * steps)
+    if not len(rest):
+      raise ValueError(f"budget.first is {budget.first}, expected counts of fewer than all {steps} steps.")
+    return np.concatenate([first, allocate.for_total(rest, total - int(first.sum()))])
+
+  def _likeliest(self, logits_BxA, budget: Auto) -> np.ndarray:
+    if budget.preference is None or abs(budget.preference - self.cfg.preference) > 1e-6:
+      raise ValueError(
+        f"the budget is {budget}, this router of classes knows preference={self.cfg.preference:g} only: pass that, or "
+        "take a router of curves."
+      )
+    keep_AxT, first = all_assignments(self.cfg.levels, self.cfg.steps), list(budget.first)
+    allowed = (keep_AxT[:, : len(first)] == first).all(1) if first else np.ones(len(keep_AxT), bool)
+    if not allowed.any():
+      raise ValueError(f"budget.first is {budget.first}, expected counts among the router's levels {self.cfg.levels}.")
+    return keep_AxT[np.where(allowed, logits_BxA, -np.inf).argmax(1)]
 
   def reward(self) -> Reward:
     """What preferences are weighed by: the constants of its training set, lengths in tokens of one chunk.
@@ -93,8 +120,9 @@ class Router:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _curves(cfg: RouterConfig, params, latents):
-  return RouterNet(cfg).apply({"params": params}, latents) * cfg.drop_scale
+def _predict(cfg: RouterConfig, params, latents):
+  out = net(cfg).apply({"params": params}, latents)
+  return out if cfg.head == "classes" else out * cfg.drop_scale
 
 
 def encode(tok, params, pieces, fit: str, budget: Auto, *, whole: bool) -> Iterator[VideoTokens]:
@@ -102,21 +130,32 @@ def encode(tok, params, pieces, fit: str, budget: Auto, *, whole: bool) -> Itera
   if budget.total is not None and not whole:
     raise ValueError("budget.total is of a whole video, expected mean or preference where frames come as a stream.")
   router, weights = find(budget.router, tok.fingerprint(params))
-  curves = []
+  later, overlap = dataclasses.replace(budget, first=()), tok.overlap_steps
+  predicted: list = []
 
   def run(chunk):
     latents = programs.vae_encode(tok.cfg, params, chunk)[0]
-    predicted = router.curves(weights, latents)
-    curves.append(predicted if not curves else predicted[:, tok.overlap_steps :])
+    predicted.append(np.asarray(router.predict(weights, latents)))
     return programs.encode_latents(tok.cfg, params, latents, chunk, tok.dino)
 
+  def kept(i: int):
+    """Counts of chunk i by itself, without the steps that it shares with the one before."""
+    if router.cfg.head == "classes":
+      return router.keep(predicted[i], later if i else budget)[:, overlap if i else 0 :]
+    return router.keep(predicted[i][:, overlap if i else 0 :], later if i else budget)
+
   chunks = stream.encode_chunks(tok, run, pieces, fit)
-  if whole:
-    tokens = VideoTokens.concat(list(chunks))
-    yield tokens.truncate(router.keep(np.concatenate(curves, axis=1), budget))
+  if not whole:
+    for i, tokens in enumerate(chunks):
+      yield tokens.truncate(kept(i))
+      predicted[i] = None  # a stream may have no end
     return
-  for tokens in chunks:
-    yield tokens.truncate(router.keep(curves[-1], budget))
+  tokens = VideoTokens.concat(list(chunks))
+  if router.cfg.head == "classes":
+    yield tokens.truncate(np.concatenate([kept(i) for i in range(len(predicted))], axis=1))
+    return
+  curves = [part[:, overlap if i else 0 :] for i, part in enumerate(predicted)]
+  yield tokens.truncate(router.keep(np.concatenate(curves, axis=1), budget))
 
 
 def find(name: str | os.PathLike | None, fingerprint: str) -> tuple[Router, Params]:

@@ -4,6 +4,7 @@ Conventions, the same for every row of a table:
   videos: rounded to 8 bits first, as a viewer and a video file get them; scored at their own size.
   PSNR (dB, higher is better): of each clip as in `pixels`, cut at 100 dB; SSIM likewise; mean over clips.
   LPIPS (lower is better): VGG16 or AlexNet on each frame at its own size, mean over frames and clips.
+  Cosine (higher is better): of the same net's last features of each frame, all positions as one vector, mean likewise.
   rFVD (lower is better): `frechet` between real and reconstructed clips on I3D logits, all frames of each clip.
 A clip's noise depends on the seed and on the clip's own (source, index) only: not on batch size, order or tokens kept.
 """

@@ -16,8 +16,8 @@ from vftok.evals.reconstruction import FIRST_FRAME, VAE, Evaluation
 from vftok.evals.scores import METRICS
 from vftok.picture import curves_png, labelled_grid, si
 
-_TITLES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "rfvd": "rFVD"}
-_DIGITS = {"psnr": 2, "ssim": 4, "lpips": 4, "rfvd": 1}
+_TITLES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "cosine": "VGG cosine", "rfvd": "rFVD"}
+_DIGITS = {"psnr": 2, "ssim": 4, "lpips": 4, "cosine": 4, "rfvd": 1}
 _RATIO = 1.5  # of the VAE's own LPIPS that full budget may have
 
 

@@ -10,10 +10,10 @@ import numpy as np
 
 from vftok.evals import frechet
 from vftok.evals.nets.i3d import i3d_logits
-from vftok.evals.nets.vgg import lpips
+from vftok.evals.nets.vgg import distances
 from vftok.evals.pixels import frame_scores
 
-METRICS = ("psnr", "ssim", "lpips", "rfvd")
+METRICS = ("psnr", "ssim", "lpips", "cosine", "rfvd")
 _MAX_PSNR = 100.0  # dB: a still clip equals its first frame, and the mean over clips must stay finite
 
 
@@ -34,10 +34,10 @@ class Scores:
   def frames(self, video, videos, mask) -> None:
     self.features("real", 0, video, mask)
     scores = clip_scores(self.perceptual, video, np.stack(list(videos.values())))
-    mse_MxB, ssim_MxB, lpips_MxB = (np.asarray(s, np.float64) for s in scores)
+    mse_MxB, *others = (np.asarray(s, np.float64) for s in scores)
     psnr_MxB = np.minimum(-10 * np.log10(np.maximum(mse_MxB, 1e-30)), _MAX_PSNR)
-    sums_Mx3 = np.stack([np.where(mask, s, 0).sum(1) for s in (psnr_MxB, ssim_MxB, lpips_MxB)], axis=1)
-    for key, sums in zip(videos, sums_Mx3, strict=True):
+    sums_Mx4 = np.stack([np.where(mask, s, 0).sum(1) for s in (psnr_MxB, *others)], axis=1)
+    for key, sums in zip(videos, sums_Mx4, strict=True):
       self.sums[key] = self.sums.get(key, 0) + sums
     self.clips, self.shape = self.clips + int(mask.sum()), video.shape[1:]
 
@@ -48,9 +48,9 @@ class Scores:
       for key in (key for key in self.sums if key[0] == name):
         values = [*(self.sums[key] / self.clips).tolist(), None]
         if self.perceptual is None:
-          values[2] = None
+          values[2:4] = [None, None]
         if self.inception is not None and self.clips > 1:
-          values[3] = frechet.distance(self.statistics[key], self.statistics["real", 0])
+          values[4] = frechet.distance(self.statistics[key], self.statistics["real", 0])
         for metric, value in zip(METRICS, values, strict=True):
           per_seed[metric].append(value)
       known = {m: v for m, v in per_seed.items() if None not in v}
@@ -67,15 +67,19 @@ def video_logits(params, video_BxFxHxWx3):
 
 @jax.jit
 def clip_scores(params, video_BxFxHxWx3, videos_MxBxFxHxWx3):
-  """(MSE, SSIM, LPIPS) float32 [M, B] each, means over frames; one frame with its M reconstructions at a time."""
+  """(MSE, SSIM, LPIPS, cosine of the net's last features) float32 [M, B] each, means over frames.
+
+  One frame with its M reconstructions at a time.
+  """
   m, b, f, *hw3 = videos_MxBxFxHxWx3.shape
 
   def one(frames):
     real, others = (x.astype(jnp.float32) / 255 for x in frames)
     mse, ssim = frame_scores(real, others)
     if params is None:
-      return mse, ssim, jnp.zeros_like(mse)
-    return mse, ssim, lpips(params, real[None] * 2 - 1, others[:, None] * 2 - 1)[:, 0]
+      return mse, ssim, jnp.zeros_like(mse), jnp.zeros_like(mse)
+    lpips, apart = distances(params, real[None] * 2 - 1, others[:, None] * 2 - 1)
+    return mse, ssim, lpips[:, 0], 1 - apart[:, 0]
 
   real_N, others_N = video_BxFxHxWx3.reshape(-1, *hw3), jnp.moveaxis(videos_MxBxFxHxWx3.reshape(m, -1, *hw3), 1, 0)
   return tuple(s.reshape(b, f, m).mean(1).T for s in jax.lax.map(one, (real_N, others_N)))

@@ -2,6 +2,8 @@
 
 It is causal in time, so that a stream can be routed as it comes, and predicts curves and no classes: one router serves
 every preference and every hard total (`vftok/allocate.py`). The curves fall by construction.
+
+EVATok's own is here beside it (head "classes"): the whole clip at once, one class per assignment, one preference.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from vftok.models.layers import Linear, patchify, trunc_normal
 from vftok.models.transformer import Stack, StackConfig
 
 MAX_SIZE = 65_536
+HEADS = ("curves", "classes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +30,8 @@ class RouterConfig:
   patch: (steps, rows, columns) of latents that become one token; its first entry is the tokenizer's.
   latents: (T, h, w, C) that it reads, levels: numbers of tokens that it knows the loss at, 1 to the tokenizer's all.
   drop_scale: of what a step gains from more tokens; the network predicts in this unit.
+  head: "curves", or "classes" for EVATok's router (arXiv 2603.12267, section 3.3).
+  preference: w_q that a router of classes was trained for.
   measure: what is lost, one of `vftok.curves.MEASURES`.
   loss_mean, loss_std: of that over clips and random assignments: what preferences are weighed by.
   tokenizer, fingerprint, codebook_size: whose tokens it counts.
@@ -39,6 +44,8 @@ class RouterConfig:
   patch: tuple[int, int, int] = (1, 2, 2)
   latents: tuple[int, int, int, int] = (5, 8, 8, 16)
   levels: tuple[int, ...] = (1, 2)
+  head: str = "curves"
+  preference: float = 0.0
   measure: str = "flow"
   drop_scale: float = 1.0
   loss_mean: float = 0.0
@@ -60,6 +67,13 @@ class RouterConfig:
       raise ValueError(f"the router reads latents {self.latents}, expected whole patches of {self.patch}.")
     if len(self.levels) < 2 or self.levels[0] != 1 or any(a >= b for a, b in itertools.pairwise(self.levels)):
       raise ValueError(f"the router's levels are {self.levels}, expected counts that rise from 1.")
+    if self.head not in HEADS:
+      raise ValueError(f"the router's head is {self.head!r}, expected one of {', '.join(HEADS)}.")
+    if self.head == "classes" and len(self.levels) ** self.steps > MAX_SIZE:
+      raise ValueError(
+        f"the router has {len(self.levels)} levels for {self.steps} steps, expected at most {MAX_SIZE} classes: use "
+        "head 'curves'."
+      )
     if self.levels[-1] > MAX_SIZE or not (self.loss_std > 0 and self.drop_scale > 0):
       raise ValueError(
         f"the router has {self.levels[-1]} tokens and scales {self.loss_std}, {self.drop_scale}: too odd."
@@ -83,23 +97,54 @@ class RouterNet(nn.Module):
   @nn.compact
   def __call__(self, latents_BxTxhxwxC):
     cfg = self.cfg
-    x = patchify(latents_BxTxhxwxC.astype(jnp.float32), cfg.patch)
-    b, t, *_, size = x.shape
-    x = x.reshape(b, t, -1, size)
-    # What moved is what costs tokens: a patch and its change since the step before.
-    moved = x - jnp.concatenate([x[:, :1], x[:, :-1]], axis=1)
-    x = Linear(cfg.dim, (None, "embed"), dtype=cfg.dtype, name="patch_in")(jnp.concatenate([x, moved], axis=-1))
-    table = lambda name, *shape: self.param(
-      name, nn.with_logical_partitioning(trunc_normal, (None,) * len(shape) + ("embed",)), (*shape, cfg.dim)
-    )
-    x = x.astype(jnp.float32) + table("places", cfg.patches) + table("times", cfg.steps)[:t, None]
-    register = jnp.broadcast_to(table("register", 1) + table("register_times", cfg.steps)[:t, None], (b, t, 1, cfg.dim))
-    x = jnp.concatenate([x, register], axis=2).reshape(b, -1, cfg.dim)
-    stack = StackConfig(cfg.dim, cfg.depth, cfg.head_dim, dtype=cfg.dtype)
-    x = Stack(stack, name="stack")(x, Layout(t, cfg.patches, 1, "time_block_causal"))
-    out = Linear(len(cfg.levels) - 1, ("embed", None), dtype="float32", name="head")(
-      x.reshape(b, t, -1, cfg.dim)[:, :, -1]
-    )
+    x = _patches(self, latents_BxTxhxwxC)
+    b, t, *_ = x.shape
+    register = _table(self, "register", 1) + _table(self, "register_times", cfg.steps)[:t, None]
+    x = jnp.concatenate([x, jnp.broadcast_to(register, (b, t, 1, cfg.dim))], axis=2).reshape(b, -1, cfg.dim)
+    x = _stack(cfg)(x, Layout(t, cfg.patches, 1, "time_block_causal")).reshape(b, t, -1, cfg.dim)
+    out = Linear(len(cfg.levels) - 1, ("embed", None), dtype="float32", name="head")(x[:, :, -1])
     drops = jax.nn.softplus(out.astype(jnp.float32))
     falling = jnp.cumsum(drops[..., ::-1], axis=-1)[..., ::-1]
     return jnp.concatenate([falling, jnp.zeros_like(falling[..., :1])], axis=-1)
+
+
+class ClassRouterNet(nn.Module):
+  """latents [B, T, h, w, C] of a whole chunk -> logits float32 [B, m^T'], classes in the order of all_assignments."""
+
+  cfg: RouterConfig
+
+  @nn.compact
+  def __call__(self, latents_BxTxhxwxC):
+    cfg = self.cfg
+    x = _patches(self, latents_BxTxhxwxC)
+    b, t, p, _ = x.shape
+    cls = jnp.broadcast_to(_table(self, "register", 1), (b, 1, cfg.dim))
+    x = jnp.concatenate([x.reshape(b, -1, cfg.dim), cls], axis=1)
+    x = _stack(cfg)(x, Layout(1, t * p, 1, "full"))
+    out = Linear(len(cfg.levels) ** cfg.steps, ("embed", None), dtype="float32", name="head")(x[:, -1])
+    return out.astype(jnp.float32)
+
+
+def net(cfg: RouterConfig) -> nn.Module:
+  """The module of a config."""
+  return (ClassRouterNet if cfg.head == "classes" else RouterNet)(cfg)
+
+
+def _patches(module, latents_BxTxhxwxC):
+  """float32 [B, T', P, D]: what moved is what costs tokens, so a patch and its change since the step before."""
+  cfg = module.cfg
+  x = patchify(latents_BxTxhxwxC.astype(jnp.float32), cfg.patch)
+  b, t, *_, size = x.shape
+  x = x.reshape(b, t, -1, size)
+  moved = x - jnp.concatenate([x[:, :1], x[:, :-1]], axis=1)
+  x = Linear(cfg.dim, (None, "embed"), dtype=cfg.dtype, name="patch_in")(jnp.concatenate([x, moved], axis=-1))
+  return x.astype(jnp.float32) + _table(module, "places", cfg.patches) + _table(module, "times", cfg.steps)[:t, None]
+
+
+def _stack(cfg):
+  return Stack(StackConfig(cfg.dim, cfg.depth, cfg.head_dim, dtype=cfg.dtype), name="stack")
+
+
+def _table(module, name, rows):
+  init = nn.with_logical_partitioning(trunc_normal, (None, "embed"))
+  return module.param(name, init, (rows, module.cfg.dim))

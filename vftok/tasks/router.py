@@ -18,13 +18,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vftok import allocate, search
+from vftok.budget import Auto
 from vftok.config import router_from_dict
 from vftok.curves import MEASURES, assignments
 from vftok.data.curves import read_meta
 from vftok.data.video_writer import whole_file
-from vftok.models.router import RouterNet
+from vftok.models.router import net
 from vftok.perf import stack_flops
-from vftok.reward import percentile
+from vftok.reward import check_weight, percentile
 from vftok.router import Router
 from vftok.tasks import Metrics, mean
 
@@ -47,6 +48,11 @@ class RouterTask:
     scales = _scales(sources, lambda record: self._measured({k: np.asarray(record[k])[None] for k in STORED}, np))
     known = dict(latents=self.meta["latents_shape"], levels=self.meta["levels"], tokenizer=self.meta["tokenizer"])
     known |= dict(measure=self.measure)
+    if cfg.model.head == "classes":
+      if self.measure != "flow":
+        raise ValueError(f"loss.measure is {self.measure!r}, expected 'flow' for classes: only it is known for all.")
+      check_weight(cfg.loss.preference)
+      known |= dict(preference=cfg.loss.preference)
     known |= dict(fingerprint=self.meta["fingerprint"], codebook_size=self.meta["codebook_size"])
     self.router = Router(router_from_dict({**cfg.model.to_dict(), **known, **scales}))
 
@@ -65,13 +71,38 @@ class RouterTask:
     return loaded
 
   def loss(self, params, frozen, batch, keys_B, step) -> tuple[jax.Array, Metrics]:
-    """Mean squared error of losses beside the clip's mean, in units of `drop_scale`."""
+    """Of curves: mean squared error of losses beside the clip's mean, in units of `drop_scale`.
+
+    Of classes: cross-entropy with the best assignment, or with softmax(reward / loss.soft) where that is not 0.
+    """
     cfg = self.router.cfg
-    table_BxTxm = RouterNet(cfg).apply({"params": params}, batch["latents"])
+    out = net(cfg).apply({"params": params}, batch["latents"])
+    if cfg.head == "classes":
+      return self._class_loss(out, self._table(batch["losses"]))
     level_BxNxT, loss_BxN, known_B = self._measured(batch, jnp)
-    error_B = jnp.square(_centred(_summed(table_BxTxm, level_BxNxT, jnp) - loss_BxN / cfg.drop_scale)).mean(1)
+    error_B = jnp.square(_centred(_summed(out, level_BxNxT, jnp) - loss_BxN / cfg.drop_scale)).mean(1)
     total, weight = mean(error_B, known_B)
     return total / jnp.maximum(weight, 1), {"error": (total, weight)}
+
+  def _class_loss(self, logits_BxA, table_BxTxm) -> tuple[jax.Array, Metrics]:
+    reward, soft = self.router.reward(), self.cfg.loss.soft
+    keep_AxT = search.all_assignments(self.meta["levels"], self.meta["steps"])
+    level_AxT = np.searchsorted(self.meta["levels"], keep_AxT)
+    loss_BxA = sum(table_BxTxm[:, t, level_AxT[:, t]] for t in range(keep_AxT.shape[1]))
+    cost_A = keep_AxT.sum(1) / reward.length_std
+    reward_BxA = -self.cfg.loss.preference * loss_BxA / reward.loss_std - (2 - self.cfg.loss.preference) * cost_A
+    best_B, ours_B = reward_BxA.argmax(1), logits_BxA.argmax(1)
+    target = jax.nn.softmax(reward_BxA / soft, -1) if soft else jax.nn.one_hot(best_B, len(keep_AxT))
+    error_B = -(target * jax.nn.log_softmax(logits_BxA, -1)).sum(1)
+    got_B = jnp.take_along_axis(reward_BxA, ours_B[:, None], 1)[:, 0]
+    share_B = (got_B - reward_BxA.min(1)) / jnp.maximum(reward_BxA.max(1) - reward_BxA.min(1), 1e-9)
+    return error_B.mean(), {"error": mean(error_B), "top1": mean(ours_B == best_B), "share of reward": mean(share_B)}
+
+  def _table(self, losses_BxNxTxt):
+    """[B, T, m]: the clip's loss with one step at one level, beside that at all tokens."""
+    steps, levels = self.meta["steps"], len(self.meta["levels"])
+    table = losses_BxNxTxt[:, : steps * levels].mean((2, 3)).reshape(-1, steps, levels)
+    return table - table[..., -1:]
 
   def _measured(self, batch, xp):
     """(index of each step's level [B, N, T], loss [B, N], whether the clip was measured [B])."""
@@ -101,11 +132,12 @@ class RouterTask:
     for batch in batches:
       *measured, known = self._measured(batch, np)
       good = batch["_mask"] & known
-      predicted = np.asarray(self.router.curves(params, batch["latents"]), np.float64)
+      predicted = np.asarray(self.router.predict(params, batch["latents"]), np.float64)
       parts.append([value[good] for value in (predicted, *measured)])
-      steps, levels = self.meta["steps"], len(self.meta["levels"])
-      table = batch["losses"][:, : steps * levels].mean((2, 3)).reshape(-1, steps, levels)
-      tables.append((table - table[..., -1:])[good])
+      tables.append(self._table(batch["losses"])[good])
+    if self.router.cfg.head == "classes":
+      values = self._class_values(np.concatenate(tables), np.concatenate([part[0] for part in parts]))
+      return self._written(values, split, out)
     predicted, level_BxNxT, loss_BxN = (np.concatenate(part) for part in zip(*parts, strict=True))
     values = {"clips": len(predicted)} | fit(predicted, level_BxNxT, loss_BxN)
     for weight in WEIGHTS:
@@ -113,16 +145,26 @@ class RouterTask:
       values |= {f"percentile of measured/{weight}/{k}": v for k, v in found.items()}
     if self.measure == "flow":  # whose assignments are made for separable curves
       for weight in WEIGHTS:
-        found = self._percentiles(np.concatenate(tables), predicted, weight)
+        found = self._percentiles(np.concatenate(tables), self.router.keep(predicted, Auto(preference=weight)), weight)
         values |= {f"percentile/{weight}/{k}": v for k, v in found.items()}
       for budget in self._means():
         found = self._losses(np.concatenate(tables), predicted, budget)
         values |= {f"loss/mean {budget}/{k}": v for k, v in found.items()}
+    return self._written(values, split, out)
+
+  def _written(self, values: dict, split: str, out) -> dict[str, float]:
     values = {name: float(value) for name, value in values.items()}
     Path(out).mkdir(parents=True, exist_ok=True)
     with whole_file(Path(out) / "router.json") as path:
       path.write_text(json.dumps({"split": split, "measure": self.measure, **values}, indent=2) + "\n")
     return values
+
+  def _class_values(self, tables, logits) -> dict[str, float]:
+    weight = self.cfg.loss.preference
+    keep = self.router.keep(logits, Auto(preference=weight))
+    return {"clips": len(logits)} | {
+      f"percentile/{weight:g}/{name}": value for name, value in self._percentiles(tables, keep, weight).items()
+    }
 
   def _drawn_percentiles(self, predicted, level_BxNxT, loss_BxN, weight: float) -> dict[str, float]:
     """Of the best among a clip's measured assignments by the router, by what is best for all clips, and by chance."""
@@ -144,14 +186,14 @@ class RouterTask:
   def _full(self, tables) -> np.ndarray:
     return np.stack([allocate.at_every_count(table, self.meta["levels"]) for table in tables])
 
-  def _percentiles(self, tables, predicted, weight: float) -> dict[str, float]:
-    """Of the router, of the best uniform assignment of each clip, and of the one that is best for all clips alike."""
+  def _percentiles(self, tables, keep, weight: float) -> dict[str, float]:
+    """Of the router's counts, of each clip's best uniform assignment, and of the one that is best for all alike."""
     levels, steps = self.meta["levels"], self.meta["steps"]
     reward = dataclasses.replace(self.router.reward(), loss_mean=0.0)
     losses = self._full(tables)
     of = lambda keep: reward(np.take_along_axis(losses, keep[:, :, None] - 1, 2)[..., 0].sum(1), keep, weight)
     best = of(np.stack([allocate.for_preference(full, reward, weight) for full in losses]))
-    routed = of(np.stack([allocate.for_preference(full, reward, weight) for full in self._full(predicted)]))
+    routed = of(keep)
     same = of(np.repeat(allocate.for_preference(losses.mean(0), reward, weight)[None], len(tables), 0))
     uniform = np.stack([of(np.full((len(tables), steps), k, np.int32)) for k in levels])
     if len(levels) ** steps <= 4096:

@@ -1,11 +1,15 @@
 """Quality against tokens, the same number for every moment against a router's choice.
 
-`python -m vftok.tools.adaptive --config=configs/tokenizer.py:mini [--router DIR] [--clips 32] [--seeds 3]`
+`python -m vftok.tools.adaptive --config=configs/tokenizer.py:mini [--router DIR] [--clips 32] [--seeds 3] [--rfvd]`
 
-Both get the same totals, the same noise and the same decoder. "one for all" is the assignment that is best for the
-average clip by the router's own curves: what of the gain is only that first steps need more. Prints a table and, for
-each uniform budget, how many tokens the router takes for the same LPIPS, with the spread over seeds; adaptive.json and
-adaptive.png go to --out.
+All get the same mean, the same noise and the same decoder:
+  uniform: the budget for every step;
+  one for all: the assignment that is best for the average clip by the router's curves, so what of the gain is only that
+    some steps need more in every clip;
+  router: the budget is each clip's own, spread over its steps;
+  router, shared: the budget is the whole set's, so a still clip gives to a busy one.
+Prints a table and how many tokens each takes for the LPIPS of a uniform budget, with the spread over seeds;
+adaptive.json, adaptive.png and budgets.png (clips with their tokens per step) go to --out.
 """
 
 from __future__ import annotations
@@ -19,48 +23,80 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from vftok import allocate
-from vftok.budget import Auto
 from vftok.data.configured import eval_loader
 from vftok.data.video_writer import whole_file
-from vftok.evals import page
+from vftok.evals import budget_pictures, page
 from vftok.evals.reconstruction import noise_of, score_rows
 from vftok.evaluate import first_clips
 from vftok.models import flow
 from vftok.process import begin
 from vftok.router import find
 from vftok.tokenizer import Tokenizer
+from vftok.tools.command import or_exit
 
-WAYS = ("uniform", "one for all", "router")
+WAYS = ("uniform", "one for all", "router", "router, shared")
+SHOWN = 6  # clips in budgets.png
 
 
 def main(argv: list[str]) -> None:
   begin(argv, distributed=False)
+  or_exit(run)
+
+
+def run() -> None:
   options = flags.FLAGS
   cfg, (tok, params) = options.config, Tokenizer.load(options.model)
   router, weights = find(options.router, tok.fingerprint(params))
-  budgets = [int(n) for n in options.budgets]
-  sources = cfg.eval.sets.to_dict()[options.set]
-  with contextlib.closing(eval_loader(cfg, sources)) as loader:
-    average = np.mean(
-      [curve for b in first_clips(loader, 256) for curve in _losses(router, weights, tok, params, b)], 0
-    )
-  with contextlib.closing(eval_loader(cfg, sources)) as loader:
-    rows = scores(tok, params, router, weights, average, first_clips(loader, options.clips), budgets, cfg, options)
+  budgets = sorted(float(n) for n in options.budgets)
+  if options.set not in cfg.eval.sets:
+    raise ValueError(f"--set is {options.set!r}, expected one of {', '.join(cfg.eval.sets)}.")
+  loader = lambda: contextlib.closing(eval_loader(cfg, cfg.eval.sets.to_dict()[options.set]))
+  with loader() as batches:
+    names, losses, clips = curves(router, weights, tok, params, first_clips(batches, options.clips))
+  chosen = {budget: assignments(losses, budget) for budget in budgets}
+  place = {name: i for i, name in enumerate(names)}
+  with loader() as batches:
+    rows = scores(tok, params, chosen, place, first_clips(batches, options.clips), cfg, options)
   print(page.markdown_table(table(rows, budgets)))
   print(page.markdown_table(savings(rows, budgets)))
-  Path(options.out).mkdir(parents=True, exist_ok=True)
-  with whole_file(Path(options.out) / "adaptive.json") as path:
+  out = Path(options.out)
+  out.mkdir(parents=True, exist_ok=True)
+  with whole_file(out / "adaptive.json") as path:
     path.write_text(json.dumps(rows, indent=2) + "\n")
-  plot(rows, budgets, Path(options.out) / "adaptive.png")
+  budget_pictures.quality(rows, budgets, WAYS, out / "adaptive.png")
+  middle = chosen[budgets[len(budgets) // 2]]["router, shared"]
+  uneven = np.argsort(-middle.std(1), kind="stable")[:SHOWN]
+  budget_pictures.clips_with_counts([clips[i] for i in uneven], middle[uneven], out / "budgets.png")
 
 
-def _losses(router, weights, tok, params, batch) -> np.ndarray:
-  """[b, T, K] of the batch's readable clips."""
-  curves = np.asarray(router.curves(weights, tok.encode_latents(params, batch["video"])), np.float64)
-  return np.stack([allocate.at_every_count(curve, router.cfg.levels) for curve in curves[batch["_mask"]]])
+def curves(router, weights, tok, params, batches):
+  """([(source, index)], losses [N, T, K] by the router, [uint8 video]) of the readable clips."""
+  names, losses, videos = [], [], []
+  for batch in batches:
+    good = np.flatnonzero(batch["_mask"])
+    found = np.asarray(router.predict(weights, tok.encode_latents(params, batch["video"])), np.float64)
+    losses += [allocate.at_every_count(found[i], router.cfg.levels) for i in good]
+    names += [(int(batch["source"][i]), int(batch["index"][i])) for i in good]
+    videos += [batch["video"][i] for i in good]
+  if not names:
+    raise ValueError("the set has no clip that can be read: check its source and split.")
+  return names, np.stack(losses), videos
 
 
-def scores(tok, params, router, weights, average, batches, budgets, cfg, options) -> dict[str, dict]:
+def assignments(losses_NxTxK, budget: float) -> dict[str, np.ndarray]:
+  """{way: int32 [N, T]} with the same mean; "uniform" is left out where the budget is no whole number."""
+  n, steps, _ = losses_NxTxK.shape
+  total = round(budget * steps)
+  same = allocate.for_total(losses_NxTxK.mean(0), total)
+  ways = {
+    "one for all": np.repeat(same[None], n, 0),
+    "router": np.stack([allocate.for_total(losses, total) for losses in losses_NxTxK]),
+    "router, shared": allocate.for_mean(losses_NxTxK, budget),
+  }
+  return {"uniform": np.full((n, steps), int(budget), np.int32)} | ways if budget == int(budget) else ways
+
+
+def scores(tok, params, chosen, place, batches, cfg, options) -> dict[str, dict]:
   """{"router 4": a row of the evaluation} for every way and budget."""
   guidance = flow.CFG(scale=cfg.eval.guidance) if cfg.eval.guidance != 1 else None
   sampling = dict(steps=cfg.eval.steps, guidance=guidance, collapse=False)
@@ -68,37 +104,40 @@ def scores(tok, params, router, weights, average, batches, budgets, cfg, options
   def reconstruct(video, ids, mask):
     del mask
     tokens = tok.encode(params, video)
-    curves = router.curves(weights, tok.encode_latents(params, video))
+    rows = [place.get(tuple(pair), 0) for pair in ids.tolist()]  # what pads a batch may be any clip
     for seed in range(options.seeds):
       noise = noise_of(tok, seed, ids, tokens.ids.shape[1])
-      for budget in budgets:
-        steps = tokens.ids.shape[1]
-        chosen = (budget, allocate.for_total(average, budget * steps), router.keep(curves, Auto(mean=budget)))
-        for way, keep in zip(WAYS, chosen, strict=True):
-          yield f"{way} {budget}", seed, tok.decode(params, tokens.truncate(keep), noise=noise, **sampling)
+      for budget, ways in chosen.items():
+        for way, keep in ways.items():
+          yield f"{way} {budget:g}", seed, tok.decode(params, tokens.truncate(keep[rows]), noise=noise, **sampling)
 
-  count = options.seeds * len(budgets) * len(WAYS)
+  count = options.seeds * sum(len(ways) for ways in chosen.values())
   context = dict(seeds=list(range(options.seeds)), steps=cfg.eval.steps)
   found = score_rows(reconstruct, batches, options.set, context, "vgg", options.rfvd, 0, options.clips, count)
   return {row["name"]: row for row in found.rows}
 
 
 def table(rows, budgets) -> list[list[str]]:
-  """LPIPS, PSNR and rFVD of each way at each budget."""
-  cells = [["tokens per step", *(f"{way}: LPIPS, PSNR, rFVD" for way in WAYS)]]
-  text = lambda row: " ".join(
-    "-" if row[m] is None else f"{row[m]:.{d}f}" for m, d in (("lpips", 4), ("psnr", 2), ("rfvd", 0))
-  )
+  """LPIPS, feature cosine and rFVD of each way at each budget."""
+  cells = [["tokens per step", *(f"{way}: LPIPS, cosine, rFVD" for way in WAYS)]]
+  form = (("lpips", 4), ("cosine", 4), ("rfvd", 0))
+
+  def text(row):
+    spread = f" ± {row['spread']['lpips']:.4f}" if row["spread"].get("lpips") else ""
+    numbers = ["-" if row[m] is None else f"{row[m]:.{d}f}" for m, d in form]
+    return ", ".join([numbers[0] + spread, *numbers[1:]])
+
   for budget in budgets:
-    cells.append([str(budget), *(text(rows[f"{way} {budget}"]) for way in WAYS)])
+    known = [rows.get(f"{way} {budget:g}") for way in WAYS]
+    cells.append([f"{budget:g}", *("" if row is None else text(row) for row in known)])
   return cells
 
 
 def savings(rows, budgets) -> list[list[str]]:
   """Tokens that each way takes for the LPIPS of a uniform budget: log-linear between budgets, per seed."""
   cells = [["LPIPS of uniform", *(f"{way} takes" for way in WAYS[1:])]]
-  for budget in budgets[1:]:
-    cells.append([str(budget)])
+  for budget in (b for b in budgets[1:] if f"uniform {b:g}" in rows):
+    cells.append([f"{budget:g}"])
     for way in WAYS[1:]:
       shares = [1 - tokens / budget for tokens in tokens_for(rows, budgets, way, budget)]
       spread = f" ± {100 * np.std(shares, ddof=1):.1f}" if len(shares) > 1 else ""
@@ -106,34 +145,13 @@ def savings(rows, budgets) -> list[list[str]]:
   return cells
 
 
-def tokens_for(rows, budgets, way: str, budget: int) -> list[float]:
+def tokens_for(rows, budgets, way: str, budget: float) -> list[float]:
   """Per seed: tokens per step at which `way` reaches the LPIPS of the uniform `budget`."""
   found = []
-  for seed, wanted in enumerate(rows[f"uniform {budget}"]["per_seed"]["lpips"]):
-    curve = np.minimum.accumulate([rows[f"{way} {b}"]["per_seed"]["lpips"][seed] for b in budgets])
+  for seed, wanted in enumerate(rows[f"uniform {budget:g}"]["per_seed"]["lpips"]):
+    curve = np.minimum.accumulate([rows[f"{way} {b:g}"]["per_seed"]["lpips"][seed] for b in budgets])
     found.append(float(2 ** np.interp(-wanted, -curve, np.log2(budgets))))
   return found
-
-
-def plot(rows, budgets, path: Path) -> None:
-  """LPIPS over tokens, a line for each way."""
-  import matplotlib
-
-  matplotlib.use("Agg")
-  import matplotlib.pyplot as plt
-
-  figure, axis = plt.subplots(figsize=(5, 3.6), constrained_layout=True)
-  for way in WAYS:
-    seeds = np.array([rows[f"{way} {b}"]["per_seed"]["lpips"] for b in budgets])
-    axis.errorbar(budgets, seeds.mean(1), seeds.std(1), marker="o", capsize=2, label=way)
-  axis.set(xscale="log", xlabel="tokens per time step", ylabel="LPIPS")
-  axis.set_xticks(budgets, [str(b) for b in budgets])
-  axis.minorticks_off()
-  axis.grid(alpha=0.3)
-  axis.legend()
-  with whole_file(path) as temporary:
-    figure.savefig(temporary, dpi=110, format="png")
-  plt.close(figure)
 
 
 def define_flags() -> None:
@@ -144,9 +162,9 @@ def define_flags() -> None:
   flags.DEFINE_string("set", "sim_val", "Which of config.eval.sets.")
   flags.DEFINE_integer("clips", 32, "How many clips.")
   flags.DEFINE_integer("seeds", 3, "How many seeds of the noise.")
-  flags.DEFINE_list("budgets", ["1", "2", "4", "8", "16"], "Tokens per time step.")
+  flags.DEFINE_list("budgets", ["1", "2", "4", "8", "16"], "Tokens per time step; uniform counts need whole numbers.")
   flags.DEFINE_bool("rfvd", False, "Frechet video distance too.")
-  flags.DEFINE_string("out", "runs/adaptive", "Where adaptive.json and adaptive.png go.")
+  flags.DEFINE_string("out", "runs/adaptive", "Where the numbers and pictures go.")
   flags.mark_flags_as_required(["config"])
 
 

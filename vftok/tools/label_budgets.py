@@ -156,6 +156,19 @@ def _loader(law, split, sources, start, work: Path | None):
   )
 
 
+def clips_of(law, split: str, count: int) -> np.ndarray:
+  """uint8 [count, F, H, W, 3]: the first readable clips of a split, fewer where it has not so many."""
+  found = []
+  with _loader(law, split, json.loads(law.splits.to_json())[split], 0, None) as loader:
+    for batch in loader:
+      found += list(batch["video"][batch["_mask"]])
+      if len(found) >= count:
+        break
+  if not found:
+    raise ValueError(f"split {split!r} has no clip that could be read: check its sources.")
+  return np.stack(found[:count])
+
+
 class Measure:
   """Rows of a set out of batches of clips."""
 

@@ -1,0 +1,152 @@
+"""How good choices of budgets are beside the best of all: every assignment of some clips is measured.
+
+`python -m vftok.tools.search_budgets --config=configs/router.py:mini [--router DIR,DIR] [--clips 8] [--out FILE]`
+
+Rewards are of the measured flow loss, not of separable curves. Prints proxy-reward percentiles by preference:
+  best uniform per clip, and one uniform for all;
+  one for all: the assignment that is best for these clips together;
+  threshold: ElasticTok's rule, the shortest assignment whose loss stays under a bound, the same for all clips and such
+    that the mean length is that of the best assignments;
+  greedy forward, marginal gain: `vftok/search.py`, with the share of all assignments that they measured;
+  the routers that are given.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from vftok import curves, programs, search
+from vftok.data.video_writer import whole_file
+from vftok.evals import page
+from vftok.process import begin
+from vftok.progress import progress
+from vftok.reward import Reward, lengths, percentile
+from vftok.router import find
+from vftok.tasks.router import WEIGHTS
+from vftok.tokenizer import Tokenizer
+from vftok.tools.command import or_exit
+from vftok.tools.label_budgets import clips_of
+
+MOST = 20_000  # assignments that are still measured one by one
+PIECE = 125  # assignments per call, so that progress can be shown
+
+
+def main(argv: list[str]) -> None:
+  begin(argv, distributed=False)
+  options = flags.FLAGS
+
+  def run() -> None:
+    rows = compare(options.config, options.router, options.clips)
+    print(
+      page.markdown_table([["", *map(str, WEIGHTS), "measured"], *([name, *cells] for name, cells in rows.items())])
+    )
+    if options.out:
+      with whole_file(Path(options.out)) as path:
+        path.write_text(json.dumps(rows, indent=2) + "\n")
+
+  or_exit(run)
+
+
+def compare(cfg: ConfigDict, routers, clips: int) -> dict[str, list[str]]:
+  """{way: percentiles by preference, and the share of assignments it had to measure}.
+
+  Raises:
+    ValueError: more assignments than can be measured, or a router of other levels.
+  """
+  law = cfg.label
+  tok, params = Tokenizer.load(law.tokenizer)
+  levels, steps = tuple(law.levels), tok.chunk_steps
+  if len(levels) ** steps > MOST:
+    raise ValueError(
+      f"label.levels has {len(levels)} levels for {steps} steps, {len(levels) ** steps} assignments, expected at most "
+      f"{MOST} to try all: pass fewer, such as --config.label.levels=1,4,16."
+    )
+  keep = search.all_assignments(levels, steps)
+  losses_BxN, latents = measured(law, tok, params, keep, clips)
+  reward = Reward.fitted(losses_BxN, levels, steps)
+  found = {}
+  for name in routers:
+    router, weights = find(name, tok.fingerprint(params))
+    if router.cfg.levels != levels:
+      raise ValueError(f"the router {name} knows levels {router.cfg.levels}, expected {levels}: pass label.levels.")
+    found[f"router {name}"] = np.asarray(router.predict(weights, latents), np.float64)
+  rows = {}
+  for weight in WEIGHTS:
+    for name, (rewards, looks) in ways(losses_BxN, keep, levels, reward, weight, found).items():
+      rows.setdefault(name, []).append(f"{rewards:.1f} %")
+      rows[name] += [f"{100 * looks:.1f} %" if looks else ""] if weight == WEIGHTS[-1] else []
+  return rows
+
+
+def measured(law, tok, params, keep_NxT, clips: int):
+  """(flow losses [B, N], latents) of the first validation clips."""
+  video = clips_of(law, "val", clips)
+  latents = tok.encode_latents(params, video)
+  ids = programs.encode_latents(tok.cfg, params, latents, video, tok.dino)
+  parts, pieces = [], np.array_split(keep_NxT, -(-len(keep_NxT) // PIECE))
+  with progress("measuring", len(keep_NxT), "assignments", first="compiling") as done:
+    for piece in pieces:
+      filled = np.concatenate([piece, np.repeat(piece[-1:], PIECE - len(piece), 0)])  # one program for all pieces
+      losses = curves.flow_losses(tok.cfg, params, latents, ids, filled, tuple(law.times), jax.random.key(law.seed))
+      parts.append(np.asarray(losses, np.float64).mean((2, 3))[:, : len(piece)])
+      done(len(piece))
+  return np.concatenate(parts, 1), latents
+
+
+def ways(losses_BxN, keep_NxT, levels, reward: Reward, weight: float, routers) -> dict[str, tuple[float, float]]:
+  """{way: (percentile, share of assignments measured, 0 where that is not the point)} under one preference."""
+  rewards = np.stack([reward(losses, keep_NxT, weight) for losses in losses_BxN])
+  best, worst = rewards.max(1), rewards.min(1)
+  at = lambda index: percentile(np.take_along_axis(rewards, np.asarray(index)[:, None], 1)[:, 0], best, worst)
+  place = {tuple(k): i for i, k in enumerate(keep_NxT.tolist())}
+  uniform = np.array([place[(k,) * keep_NxT.shape[1]] for k in levels])
+  same = lambda index: np.full(len(rewards), index)
+  out = {
+    "one uniform for all": (at(same(uniform[rewards[:, uniform].mean(0).argmax()])), 0),
+    "best uniform per clip": (at(uniform[rewards[:, uniform].argmax(1)]), 0),
+    "one for all": (at(same(rewards.mean(0).argmax())), 0),
+    "threshold": (at(threshold(losses_BxN, keep_NxT, lengths(keep_NxT)[rewards.argmax(1)].mean())), 0),
+  }
+  for name, find_one in (("greedy forward", search.greedy_forward), ("marginal gain", search.marginal_gain)):
+    of_clip = lambda i: lambda keep: losses_BxN[i, [place[tuple(k)] for k in keep.tolist()]]
+    results = [find_one(of_clip(i), reward, weight, levels, keep_NxT.shape[1]) for i in range(len(rewards))]
+    looks = np.mean([result.evaluations for result in results]) / len(keep_NxT)
+    out[name] = (at([place[tuple(result.keep.tolist())] for result in results]), looks)
+  for name, table_BxTxm in routers.items():
+    cost = (2 - weight) * np.array(levels) / reward.length_std
+    level = (weight * table_BxTxm / reward.loss_std + cost).argmin(2)
+    out[name] = (at([place[tuple(k)] for k in np.array(levels)[level].tolist()]), 0)
+  return out
+
+
+def threshold(losses_BxN, keep_NxT, mean_length: float) -> np.ndarray:
+  """Index [B] of the shortest assignment under a bound that gives this mean length; of the least loss where none is."""
+  order = np.argsort(lengths(keep_NxT), kind="stable")
+  ordered, total = losses_BxN[:, order], lengths(keep_NxT)[order]
+  low, high = ordered.min(), ordered.max()
+  for _ in range(60):
+    bound = (low + high) / 2
+    under = ordered <= bound
+    first = np.where(under.any(1), under.argmax(1), ordered.argmin(1))
+    low, high = (bound, high) if total[first].mean() > mean_length else (low, bound)
+  return order[first]
+
+
+def define_flags() -> None:
+  """Not at import: tests and other tools import this module beside others that take --config."""
+  config_flags.DEFINE_config_file("config", None, "Experiment file with a `label` part: configs/router.py:mini.")
+  flags.DEFINE_list("router", [], "Routers to judge.")
+  flags.DEFINE_integer("clips", 8, "Validation clips.")
+  flags.DEFINE_string("out", "", "A JSON file for the numbers.")
+  flags.mark_flags_as_required(["config"])
+
+
+if __name__ == "__main__":
+  define_flags()
+  app.run(main)
