@@ -80,3 +80,22 @@ LONGEST = tuple(
 def pytest_collection_modifyitems(items):
   """The longest files first: with one file per worker at a time, the last one started decides when the suite ends."""
   items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory):
+  """(path, tokenizer, params) of the smoke size: 4 registers, 5 time steps; random, no layer still zero."""
+  import jax
+  import numpy as np
+
+  from configs import tokenizer as experiment
+  from vftok import Tokenizer
+  from vftok.config import from_dict
+
+  tok = Tokenizer(from_dict(experiment.get_config("smoke").model.to_dict()))
+  leaves, tree = jax.tree.flatten(jax.eval_shape(tok.init, jax.random.key(0)))
+  rng = np.random.default_rng(0)
+  params = tree.unflatten([np.float32(0.2) * rng.standard_normal(x.shape, np.float32) for x in leaves])
+  path = tmp_path_factory.mktemp("tok") / "model"
+  tok.save(params, path)
+  return path, tok, params

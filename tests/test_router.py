@@ -11,12 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from router_files import clip, config
 
-from configs import router as experiment
 from configs import tokenizer as tokenizer_experiment
-from vftok import Auto, Router, Tokenizer, evaluate, train
+from vftok import Auto, Router, evaluate, train
 from vftok.allocate import at_every_count, for_preference
-from vftok.config import from_dict
 from vftok.curves import assignments, curve_table, drawn, flow_losses, sampled_losses, spearman
 from vftok.evals.nets.weights import load_lpips
 from vftok.evals.scores import clip_scores
@@ -27,39 +26,14 @@ from vftok.tools import label_budgets
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-  """A tokenizer of the smoke size, with 4 registers and 5 time steps; random, but no layer of it is still zero."""
-  cfg = tokenizer_experiment.get_config("smoke").model.to_dict()
-  tok = Tokenizer(from_dict(cfg))
-  leaves, tree = jax.tree.flatten(jax.eval_shape(tok.init, jax.random.key(0)))
-  rng = np.random.default_rng(0)
-  params = tree.unflatten([np.float32(0.2) * rng.standard_normal(x.shape, np.float32) for x in leaves])
-  path = tmp_path_factory.mktemp("tok") / "model"
-  tok.save(params, path)
-  return path, tok, params
-
-
-def config(model, out):
-  cfg = experiment.get_config("smoke")
-  cfg.label.tokenizer = str(model[0])
-  for source in (cfg.data.sources.curves, cfg.eval.sets.val.curves):
-    source.directory = str(out)
-  return cfg
-
-
-@pytest.fixture(scope="module")
-def trained(model, tmp_path_factory):
+def trained(random_model, tmp_path_factory):
   """(config, workdir) of a router trained on measured curves."""
   root = tmp_path_factory.mktemp("router")
-  cfg = config(model, root / "curves")
+  cfg = config(random_model, root / "curves")
   assert "train 8, val 4 clips under 22 assignments" in label_budgets.label(cfg, root / "curves")
   with contextlib.redirect_stdout(io.StringIO()):
     train.run(cfg, root / "run")
   return cfg, root / "run"
-
-
-def clip(frames=17, seed=0):
-  return np.random.default_rng(seed).integers(0, 255, (2, frames, 16, 16, 3), np.uint8)
 
 
 def test_assignments_and_tables():
@@ -78,8 +52,8 @@ def test_spearman():
     spearman([1, 1, 1], [1, 2, 3])
 
 
-def test_flow_losses_are_the_velocity_error_under_the_same_noise(model):
-  _, tok, params = model
+def test_flow_losses_are_the_velocity_error_under_the_same_noise(random_model):
+  _, tok, params = random_model
   latents, ids = tok.encode_latents(params, clip()), tok.encode(params, clip()).ids
   keep = np.array([[4] * 5, [1] * 5, [4, 1, 1, 1, 1]], np.int32)
   losses = flow_losses(tok.cfg, params, latents, ids, keep, (0.3, 0.7), jax.random.key(0))
@@ -93,9 +67,9 @@ def test_flow_losses_are_the_velocity_error_under_the_same_noise(model):
   np.testing.assert_allclose(losses[:, 2, :, 1], expected, rtol=1e-4)
 
 
-def test_interrupted_labelling_goes_on(model, trained, tmp_path, monkeypatch):
+def test_interrupted_labelling_goes_on(random_model, trained, tmp_path, monkeypatch):
   monkeypatch.setattr(label_budgets, "CHUNK", 4)
-  cfg, calls, measure = config(model, tmp_path / "set"), [], label_budgets.Measure.__call__
+  cfg, calls, measure = config(random_model, tmp_path / "set"), [], label_budgets.Measure.__call__
 
   def breaks(*args):
     if len(calls) == 1:
@@ -123,9 +97,9 @@ def test_interrupted_labelling_goes_on(model, trained, tmp_path, monkeypatch):
   assert sum(measured) == 2, "label.sampled.val"
 
 
-def test_sampled_losses_are_the_evaluations_own(model):
+def test_sampled_losses_are_the_evaluations_own(random_model):
   """LPIPS of an assignment, as the tables have it; a step's share comes from its own frames."""
-  _, tok, params = model
+  _, tok, params = random_model
   video, net = clip(), load_lpips("vgg")
   tokens, keep = tok.encode(params, video), np.array([[[4, 1, 2, 4, 1]], [[1, 1, 1, 1, 2]]], np.int32)
   noise = jax.random.normal(jax.random.key(0), tok.latent_shape(1, 5))
@@ -219,10 +193,10 @@ def test_a_router_learns_what_is_in_the_latents(tmp_path):
   assert keep.sum(1).tolist() == [6] * 64 and keep[busy].mean() > keep[~busy].mean() + 0.5
 
 
-def test_training_and_evaluation_leave_a_router(trained, model, tmp_path):
+def test_training_and_evaluation_leave_a_router(trained, random_model, tmp_path):
   cfg, workdir = trained
   router, params = Router.load(workdir / "model")
-  assert router.cfg.fingerprint == model[1].fingerprint(model[2]) and router.cfg.levels == (1, 2, 4)
+  assert router.cfg.fingerprint == random_model[1].fingerprint(random_model[2]) and router.cfg.levels == (1, 2, 4)
   values = evaluate.run(cfg, workdir)
   for name in ("router", "best uniform per clip", "one for all"):
     assert -1e-6 <= values[f"val/percentile/1.2/{name}"] <= 100 + 1e-6
@@ -234,7 +208,7 @@ def test_training_and_evaluation_leave_a_router(trained, model, tmp_path):
 
 
 @pytest.mark.parametrize("soft", [0.0, 0.2])
-def test_a_router_of_classes(soft, trained, model, tmp_path):
+def test_a_router_of_classes(soft, trained, random_model, tmp_path):
   """EVATok's: whole clips, one preference, a restricted argmax."""
   cfg = trained[0].copy_and_resolve_references()
   cfg.model.head, cfg.loss.soft, cfg.loss.preference, cfg.steps = "classes", soft, 1.4, 3
@@ -243,7 +217,7 @@ def test_a_router_of_classes(soft, trained, model, tmp_path):
   router, params = Router.load(tmp_path / "run" / "model")
   assert (router.cfg.head, router.cfg.preference) == ("classes", 1.4)
   assert 0 <= evaluate.run(cfg, tmp_path / "run")["val/percentile/1.4/router"] <= 100 + 1e-6
-  _, tok, tok_params = model
+  _, tok, tok_params = random_model
   video, name = clip(tok.chunk_frames + tok.stride), tmp_path / "run" / "model"
   logits = router.predict(params, tok.encode_latents(tok_params, clip()))
   assert logits.shape == (2, 3**5)
@@ -284,8 +258,8 @@ def test_classes_learn_the_best_assignment(trained):
   assert (np.abs(found - np.array(wanted)) <= 1).all(), "between levels curves are finer"
 
 
-def test_first_counts_are_the_users(model, trained):
-  _, tok, params = model
+def test_first_counts_are_the_users(random_model, trained):
+  _, tok, params = random_model
   name = trained[1] / "model"
   tokens = tok.encode(params, clip(), budget=Auto(total=12, router=name, first=(4, 3)))
   assert (np.asarray(tokens.keep)[:, :2] == [4, 3]).all() and tokens.total().tolist() == [12, 12]
@@ -297,8 +271,8 @@ def test_first_counts_are_the_users(model, trained):
     Auto(mean=2, first=(0,))
 
 
-def test_budgets_never_change_ids_and_totals_are_exact(model, trained):
-  _, tok, params = model
+def test_budgets_never_change_ids_and_totals_are_exact(random_model, trained):
+  _, tok, params = random_model
   video, name = clip(), trained[1] / "model"
   full = tok.encode(params, video)
   for budget, totals in ((Auto(mean=2.5, router=name), {12, 13}), (Auto(total=7, router=name), {7})):
@@ -310,8 +284,8 @@ def test_budgets_never_change_ids_and_totals_are_exact(model, trained):
   assert (tok.encode(params, video, budget=3).keep == 3).all()
 
 
-def test_a_stream_is_routed_like_the_whole(model, trained):
-  _, tok, params = model
+def test_a_stream_is_routed_like_the_whole(random_model, trained):
+  _, tok, params = random_model
   video, budget = clip(tok.chunk_frames + tok.stride), Auto(preference=1.2, router=trained[1] / "model")
   whole = tok.encode(params, video, budget=budget)
   pieces = list(tok.encode_stream(params, iter([video[:, :5], video[:, 5:]]), budget=budget))
@@ -337,13 +311,13 @@ def test_a_stream_is_routed_like_the_whole(model, trained):
     (lambda tok, p, r: Router.load(r.parents[1] / "nowhere"), "nowhere"),
   ],
 )
-def test_bad_budgets(call, sentence, model, trained):
+def test_bad_budgets(call, sentence, random_model, trained):
   with pytest.raises((ValueError, FileNotFoundError), match=re.escape(sentence)):
-    call(*model[1:], trained[1] / "model")
+    call(*random_model[1:], trained[1] / "model")
 
 
-def test_a_router_of_another_tokenizer_is_refused(model, trained):
-  _, tok, params = model
+def test_a_router_of_another_tokenizer_is_refused(random_model, trained):
+  _, tok, params = random_model
   other = jax.tree.map(lambda x: x, params)
   other["encoder"] = jax.tree.map(lambda x: x + 1, params["encoder"])
   with pytest.raises(ValueError, match=r"is for the tokenizer .*, this one is .*: train one for it"):
@@ -357,16 +331,16 @@ def test_a_router_of_another_tokenizer_is_refused(model, trained):
     (dict(frames=33), "label.frames is 33, expected 17: one chunk"),
   ],
 )
-def test_bad_labels(changes, sentence, model, tmp_path):
-  cfg = config(model, tmp_path / "set")
+def test_bad_labels(changes, sentence, random_model, tmp_path):
+  cfg = config(random_model, tmp_path / "set")
   cfg.label.update(changes)
   with pytest.raises(ValueError, match=re.escape(sentence)):
     label_budgets.label(cfg, tmp_path / "set")
 
 
-def test_nothing_labelled_yet(model, tmp_path):
+def test_nothing_labelled_yet(random_model, tmp_path):
   with pytest.raises(FileNotFoundError, match=r"holds no curves .*: run `python -m vftok.tools.label_budgets` first"):
-    train.run(config(model, tmp_path / "nothing"), tmp_path / "run")
+    train.run(config(random_model, tmp_path / "nothing"), tmp_path / "run")
 
 
 def test_command_line_refuses_with_a_sentence(monkeypatch, capsys):
@@ -377,13 +351,19 @@ def test_command_line_refuses_with_a_sentence(monkeypatch, capsys):
     label_budgets.main([sys.argv[0]])
 
 
-def test_vftok_encode_keeps_counts_per_step(model, trained, tmp_path, capsys):
+def test_vftok_encode_keeps_counts_per_step(random_model, trained, tmp_path, capsys):
   from vftok import cli
   from vftok.data.video_writer import write_video
   from vftok.vft import read_vft
 
   write_video(tmp_path / "clip.mp4", clip()[0], 8)
-  words = [str(model[0]), str(tmp_path / "clip.mp4"), str(tmp_path / "a.vft"), "--router", str(trained[1] / "model")]
+  words = [
+    str(random_model[0]),
+    str(tmp_path / "clip.mp4"),
+    str(tmp_path / "a.vft"),
+    "--router",
+    str(trained[1] / "model"),
+  ]
   assert cli.main(["encode", *words, "--budget", "auto:2"]) == 0
   vft = read_vft(tmp_path / "a.vft")
   assert sum(vft.keep) == 10 and len(vft.keep) == 5

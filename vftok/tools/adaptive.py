@@ -40,11 +40,15 @@ SHOWN = 6  # clips in budgets.png
 
 def main(argv: list[str]) -> None:
   begin(argv, distributed=False)
-  or_exit(run)
+  or_exit(lambda: run(flags.FLAGS))
 
 
-def run() -> None:
-  options = flags.FLAGS
+def run(options) -> None:
+  """Numbers and pictures as the flags of `define_flags` ask for them.
+
+  Raises:
+    ValueError: no such set, no clip, or a router of another tokenizer.
+  """
   cfg, (tok, params) = options.config, Tokenizer.load(options.model)
   router, weights = find(options.router, tok.fingerprint(params))
   budgets = sorted(float(n) for n in options.budgets)

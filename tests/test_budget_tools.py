@@ -1,0 +1,101 @@
+"""The tools that judge budgets: every assignment against the choices, and sampled quality at equal tokens."""
+
+import json
+from types import SimpleNamespace
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from router_files import clip, config
+
+from configs import tokenizer as tokenizer_experiment
+from vftok import Router, search
+from vftok.models.router import RouterConfig
+from vftok.reward import Reward, lengths
+from vftok.tools import adaptive, search_budgets
+
+LEVELS = (1, 2, 4)
+
+
+@pytest.fixture(scope="module")
+def router(random_model, tmp_path_factory):
+  """A router for the tiny tokenizer that has learned nothing."""
+  _, tok, params = random_model
+  shape = tok.encode_latents(params, clip()).shape[1:]
+  made = Router(RouterConfig(dim=64, depth=1, latents=shape, levels=LEVELS, fingerprint=tok.fingerprint(params)))
+  path = tmp_path_factory.mktemp("router") / "model"
+  made.save(nn.unbox(made.init(jax.random.key(0))), path)
+  return path
+
+
+def test_ways_are_ranked_as_they_must_be():
+  """Steps of unequal worth: knowing each clip beats knowing all, and that beats one number for every step."""
+  rng, keep = np.random.default_rng(0), search.all_assignments(LEVELS, 4)
+  tables = rng.gamma(0.3, 1.0, (12, 4, 1)) * np.array([1.0, 0.4, 0.0])
+  losses = np.stack([t[np.arange(4), np.log2(keep).astype(int)].sum(1) for t in tables])
+  reward = Reward.fitted(losses, LEVELS, 4)
+  found = search_budgets.ways(losses, keep, LEVELS, reward, 1.2, {"exact": tables, "none": 0 * tables})
+  share = {name: values[0] for name, values in found.items()}
+  assert share["exact"] == pytest.approx(100) and share["marginal gain"] > 97
+  assert share["one uniform for all"] < share["best uniform per clip"] < 99
+  assert share["one uniform for all"] < share["one for all"] < share["exact"]
+  assert share["none"] < share["exact"] and found["marginal gain"][1] < 0.8
+
+
+def test_threshold_meets_the_mean_length():
+  rng, keep = np.random.default_rng(1), search.all_assignments(LEVELS, 3)
+  losses = rng.uniform(0.5, 2, (40, 1)) / lengths(keep) + 0.001 * rng.random((40, len(keep)))
+  index = search_budgets.threshold(losses, keep, 6.0)
+  assert lengths(keep)[index].mean() == pytest.approx(6.0, abs=0.3)
+  hard = losses[:, 0].argmax()
+  assert lengths(keep)[index][hard] > lengths(keep)[index][losses[:, 0].argmin()]
+
+
+def test_every_assignment_is_measured(random_model, router, tmp_path, monkeypatch):
+  cfg = config(random_model, tmp_path)
+  cfg.label.times = (0.5,)
+  rows = search_budgets.compare(cfg, [str(router)], 2)
+  assert all(len(cells) == len(search_budgets.WEIGHTS) + 1 for cells in rows.values())
+  assert f"router {router}" in rows and rows["greedy forward"][-1] == f"{100 * 11 / 243:.1f} %"
+  assert float(rows["marginal gain"][0].split()[0]) <= 100
+  monkeypatch.setattr(search_budgets, "MOST", 100)
+  with pytest.raises(ValueError, match=r"243 assignments, expected at most 100 .*pass fewer"):
+    search_budgets.compare(cfg, [], 2)
+
+
+def test_assignments_have_one_mean():
+  losses = np.random.default_rng(0).random((6, 5, 1)) * np.linspace(1, 0, 8)
+  for budget in (1, 2.5, 8):
+    ways = adaptive.assignments(losses, budget)
+    assert set(ways) == set(adaptive.WAYS) - ({"uniform"} if budget == 2.5 else set())
+    for way, keep in ways.items():
+      assert keep.shape == (6, 5) and keep.sum() == pytest.approx(budget * 30, abs=3), way
+    assert (ways["one for all"] == ways["one for all"][0]).all()
+
+
+def test_savings_are_read_off_the_curve():
+  rows = {f"uniform {b}": {"per_seed": {"lpips": [0.4 - 0.1 * i]}} for i, b in enumerate((1, 2, 4))}
+  rows |= {
+    f"{way} {b}": {"per_seed": {"lpips": [0.35 - 0.1 * i]}}
+    for way in adaptive.WAYS[1:]
+    for i, b in enumerate((1, 2, 4))
+  }
+  assert adaptive.tokens_for(rows, [1, 2, 4], "router", 2) == [pytest.approx(2**0.5)]
+  assert adaptive.savings(rows, [1.0, 2.0, 4.0])[1][:2] == ["2", "29.3 % fewer"]
+
+
+def test_the_tool_leaves_numbers_and_pictures(random_model, router, tmp_path, capsys):
+  cfg = tokenizer_experiment.get_config("smoke")
+  cfg.eval.batch_size, cfg.eval.steps, cfg.data.size = 2, 2, 16
+  options = dict(config=cfg, model=str(random_model[0]), router=str(router), set="shapes", clips=3, seeds=2, rfvd=False)
+  options |= dict(budgets=["1", "2.5", "4"], out=str(tmp_path / "out"))
+  adaptive.run(SimpleNamespace(**options))
+  rows = json.loads((tmp_path / "out" / "adaptive.json").read_text())
+  assert rows["uniform 1"]["lpips"] == pytest.approx(rows["router, shared 1"]["lpips"], rel=1e-4), "one token each"
+  assert rows["router 2.5"]["clips"] == 3 and len(rows["router 2.5"]["per_seed"]["cosine"]) == 2
+  for name in ("adaptive.png", "budgets.png"):
+    assert (tmp_path / "out" / name).read_bytes()[:4] == b"\x89PNG"
+  assert "fewer" in capsys.readouterr().out
+  with pytest.raises(ValueError, match="--set is 'nothing', expected one of shapes"):
+    adaptive.run(SimpleNamespace(**options | {"set": "nothing"}))
