@@ -41,13 +41,16 @@ LOSS = dict(
   features_path="",  # its weights; vgg16 needs none
   features_reduce="mean",  # of the frames of a latent; unknown
   usage=0.0,  # weight of keeping codes spread over the batch
+  router="",  # a router whose counts a share of the clips gets in place of drawn ones
+  router_share=0.5,
+  router_preferences=(0.6, 1.8),  # of these, w_q is drawn uniformly from it
   show_steps=12,
   show_guidance=1.5,
 )
 
 
 def get_config(size: str = "mini"):
-  sizes = (smoke, mini_draft, mini, d12_d12, d18_d18, d18_d28, d18_d28_stage2)
+  sizes = (smoke, mini_draft, mini, mini_routed, d12_d12, d18_d18, d18_d28, d18_d28_stage2)
   return {make.__name__: make for make in sizes}[size]()
 
 
@@ -180,6 +183,15 @@ def mini():
     optim=dict(lr=8e-4, final=0.03, warmup=200, b2=0.98, lr_groups={"decoder/draft": 0.3}),
     ema=0.999,
   )
+
+
+def mini_routed():
+  """After `mini`: its decoder tuned to what a router asks for in half of the clips. Encoder and ids stay the same."""
+  cfg = mini()
+  cfg.title, cfg.init_from, cfg.steps = "vftok-mini routed", "vftok-mini", 4_000
+  cfg.loss.router = "runs/router/model"
+  cfg.optim.lr = 3e-4
+  return cfg
 
 
 def mini_draft():

@@ -14,13 +14,14 @@ import pytest
 from router_files import clip, config
 
 from configs import tokenizer as tokenizer_experiment
-from vftok import Auto, Router, evaluate, train
+from vftok import Auto, Router, Tokenizer, evaluate, train
 from vftok.allocate import at_every_count, for_preference
 from vftok.curves import assignments, curve_table, drawn, flow_losses, sampled_losses, spearman
 from vftok.evals.nets.weights import load_lpips
 from vftok.evals.scores import clip_scores
 from vftok.models.router import RouterConfig, RouterNet
 from vftok.search import all_assignments
+from vftok.tasks.draws import RoutedKeep
 from vftok.tasks.router import RouterTask, fit, one_for_all
 from vftok.tools import label_budgets
 
@@ -256,6 +257,33 @@ def test_classes_learn_the_best_assignment(trained):
   found = task.router.keep(jax.nn.one_hot(best, 3**5), Auto(preference=1.2))
   wanted = [for_preference(at_every_count(t, (1, 2, 4)), reward, 1.2) for t in np.asarray(table)]
   assert (np.abs(found - np.array(wanted)) <= 1).all(), "between levels curves are finer"
+
+
+def test_a_decoder_is_tuned_to_a_routers_counts(random_model, trained, tmp_path):
+  """Half of the examples get the router's counts under random preferences, the others those of the law."""
+  path, tok, params = random_model
+  cfg = tokenizer_experiment.get_config("smoke")
+  cfg.vae, cfg.init_from, cfg.freeze, cfg.loss.router = str(path), str(path), ("encoder",), str(trained[1] / "model")
+  keeper, weights = RoutedKeep.load(cfg.loss, tok)
+  keys, drawn = jax.random.split(jax.random.key(0), 200), jnp.full((200, 5), 9)
+  latents = jnp.repeat(tok.encode_latents(params, clip()), 100, 0)
+  keep = np.asarray(jax.jit(keeper)(weights, latents, drawn, keys))
+  routed = (keep != 9).all(1)
+  assert ((keep == 9).all(1) == ~routed).all() and 70 < routed.sum() < 130
+  router = Router.load(cfg.loss.router)[0]
+  possible = [
+    router.keep(router.predict(weights, latents[:1]), Auto(preference=w))[0] for w in np.linspace(0.6, 1.8, 400)
+  ]
+  assert {tuple(k) for k in keep[:100][routed[:100]].tolist()} <= {tuple(k) for k in np.array(possible).tolist()}
+  with contextlib.redirect_stdout(io.StringIO()):
+    train.run(cfg, tmp_path / "run")
+  tuned, new = Tokenizer.load(tmp_path / "run" / "model")
+  assert tuned.fingerprint(new) == tok.fingerprint(params), "stored tokens stay valid"
+  cfg.loss.router = str(tmp_path / "other")
+  other = Router(dataclasses.replace(router.cfg, levels=(1, 2)))
+  other.save(nn.unbox(other.init(jax.random.key(0))), cfg.loss.router)
+  with pytest.raises(ValueError, match=r"loss.router has head 'curves', levels \(1, 2\)"):
+    train.run(cfg, tmp_path / "more")
 
 
 def test_first_counts_are_the_users(random_model, trained):

@@ -7,6 +7,8 @@ that is not known.
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vftok.reward import Reward, check_weight, lengths
@@ -65,6 +67,22 @@ def for_preference(losses_TxK, reward: Reward, weight: float) -> np.ndarray:
   counts = np.arange(1, losses.shape[1] + 1)
   cost = lengths(counts[:, None], reward.length, reward.bits) / reward.length_std
   return (weight * losses / reward.loss_std + (2 - weight) * cost).argmin(1).astype(np.int32) + 1
+
+
+def by_preference(curves_BxTxm, levels, weight_B, loss_std: float, length_std: float, counts=None) -> jax.Array:
+  """As `for_preference` of many clips inside a program: int32 [B, T]; lengths are in tokens.
+
+  Args:
+    curves_BxTxm: falling, as a router predicts them.
+    weight_B: w_q of each clip.
+    counts: what may be chosen; None: every number from 1 to the largest level.
+  """
+  counts = np.arange(1, levels[-1] + 1) if counts is None else np.asarray(counts)
+  share_mxK = np.stack([np.interp(np.log2(counts), np.log2(levels), row) for row in np.eye(len(levels))])
+  losses_BxTxK = curves_BxTxm @ jnp.asarray(share_mxK, jnp.float32)
+  weight = weight_B[:, None, None]
+  value = weight * losses_BxTxK / loss_std + (2 - weight) * jnp.asarray(counts, jnp.float32) / length_std
+  return jnp.asarray(counts, jnp.int32)[value.argmin(2)]
 
 
 def for_mean(losses_NxTxK, mean: float) -> np.ndarray:

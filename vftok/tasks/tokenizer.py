@@ -22,9 +22,9 @@ from vftok.models.decoder import Decoder, draft_of
 from vftok.models.encoder import Encoder
 from vftok.models.heads import PrefixHead, PrefixHeadConfig, cosine_similarity
 from vftok.models.layers import patchify
-from vftok.models.nested import sample_keep
 from vftok.models.vae import VAE
 from vftok.tasks import Metrics, mean
+from vftok.tasks.draws import RoutedKeep, draw
 from vftok.tasks.linear_codes import step_code
 from vftok.tokenizer import Tokenizer
 
@@ -33,7 +33,9 @@ HIGH_TIME = 0.8  # flow times above it show whether the tokens are used: below, 
 
 
 class TokenizerTask:
-  """Parameters {"encoder", "decoder"} and, where the loss asks for them, {"heads"}; frozen {"vae", "features"}."""
+  """Parameters {"encoder", "decoder"} and, where the loss asks for them, {"heads"}; frozen {"vae"} and, likewise,
+  {"features", "router"}.
+  """
 
   def __init__(self, cfg: ConfigDict):
     self.cfg, self.law = cfg, cfg.loss
@@ -52,6 +54,9 @@ class TokenizerTask:
     if self.law.repa or self.law.prefix_features:
       self.features, self.feature_params = self._load_features()
     self.heads = self._heads()
+    self.router = None
+    if self.law.router:
+      self.router, self.router_params = RoutedKeep.load(self.law, self.tok)
 
   def _load_features(self):
     from vftok import features
@@ -97,8 +102,9 @@ class TokenizerTask:
     return params
 
   def frozen(self) -> Any:
-    vae = self.vae_params or self._random_vae
-    return {"vae": vae, "features": self.feature_params} if self.features else {"vae": vae}
+    parts = {"vae": self.vae_params or self._random_vae}
+    parts |= {"features": self.feature_params} if self.features else {}
+    return parts | ({"router": self.router_params} if self.router else {})
 
   @functools.cached_property
   def _random_vae(self):
@@ -127,7 +133,9 @@ class TokenizerTask:
   def loss(self, params, frozen, batch, keys_B, step) -> tuple[jax.Array, Metrics]:
     law, cfg = self.law, self.tok.cfg
     latents = self._latents(frozen, batch)
-    draws = jax.vmap(functools.partial(self._draw, latents.shape[1:]))(keys_B)
+    draws = jax.vmap(functools.partial(draw, law, self.tok, latents.shape[1:]))(keys_B)
+    if self.router:
+      draws["keep"] = self.router(frozen["router"], latents, draws["keep"], keys_B)
 
     z = Encoder(cfg.encoder).apply({"params": params["encoder"]}, latents)
     codes = fsq.quantize(z, cfg.levels)
@@ -183,21 +191,6 @@ class TokenizerTask:
     few, all_kept = (draws["keep"] <= 1).all(1), (draws["keep"] >= self.tok.registers).all(1)
     shown = {"null": draws["null"], "k1": few & ~draws["null"], "all": all_kept & ~draws["null"]}
     return {f"high/{name}": mean(flow_B, high & where) for name, where in shown.items()}
-
-  def _draw(self, latent_shape, key) -> dict[str, jax.Array]:
-    """All random numbers of one example."""
-    law, names = self.law, ("noise", "t", "keep", "null", "given", "given_t", "given_zero")
-    keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
-    given = jax.random.choice(keys["given"], len(law.given_probs), p=jnp.array(law.given_probs))
-    given_t = jax.random.uniform(keys["given_t"], maxval=law.given_noise)
-    return {
-      "noise": jax.random.normal(keys["noise"], latent_shape),
-      "t": flow.sample_time(keys["t"], law=law.time, mode_scale=law.mode_scale, high=law.high, low_end=law.high_from),
-      "keep": sample_keep(keys["keep"], self.tok.chunk_steps, self.tok.registers, law=law.nested, share=law.share),
-      "null": jax.random.bernoulli(keys["null"], law.null),
-      "given_BxL": jnp.arange(latent_shape[0]) < given,
-      "given_t": jnp.where(jax.random.bernoulli(keys["given_zero"], law.given_clean), 0.0, given_t),
-    }
 
   def _latents(self, frozen, batch) -> jax.Array:
     if "latents" in batch:
