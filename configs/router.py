@@ -128,7 +128,7 @@ def _paper(depth: int):
     steps=50_000,
     batch_size=128,
     mesh=dict(data=-1),
-    model=_model(dim=384, depth=6, dtype="bfloat16"),
+    model=_model(dim=384, depth=4, patch=(1, 4, 4), dtype="bfloat16"),  # 2 % of the work of a d12 encoder
     data=dict(sources=curves(f"curves_d{depth}"), workers=4),
     eval=dict(sets=dict(val=curves(f"curves_d{depth}", split="val"))),
     loss=_loss("lpips"),

@@ -28,9 +28,11 @@ from vftok.models import flow
 from vftok.models.decoder import DecoderConfig
 from vftok.models.encoder import EncoderConfig
 from vftok.models.layers import PositionConfig
+from vftok.models.router import RouterConfig
 from vftok.models.transformer import StackConfig
 from vftok.models.vae import VAE, VAEConfig
 from vftok.perf import stack_flops, vae_flops
+from vftok.router import Router
 from vftok.tokenizer import Tokenizer
 from vftok.types import VideoTokens
 
@@ -98,9 +100,10 @@ def bench_transformers(report: Report, mask: str) -> dict[str, float]:
   tokens = VideoTokens.full(jax.random.randint(key, (1, 5, 256), 0, tok.codebook_size))
   length = 5 * (256 + 256)
   encoder, decoder = stack_flops(cfg.encoder.stack, length), stack_flops(cfg.decoder.stack, length)
-  suffix = f"[{mask}]"
+  suffix, costs = f"[{mask}]", {}
   if mask == "time_block_causal":
-    report.add("encode", lambda: programs.features(cfg, params, latents), encoder)
+    encode = report.add("encode", lambda: programs.features(cfg, params, latents), encoder)
+    costs["router / encode"] = bench_router(report, latents) / encode
   took = {
     keep: report.add(
       f"decode keep {keep} {suffix}",
@@ -134,10 +137,21 @@ def bench_transformers(report: Report, mask: str) -> dict[str, float]:
     3 * (encoder + decoder),
     repeats=3,
   )
-  return {
+  return costs | {
     f"keep 16 / keep 256 {suffix}": took[16] / took[256],
     f"guided / unguided at keep 256 {suffix}": both / took[256],
   }
+
+
+def bench_router(report: Report, latents) -> float:
+  """Seconds of a router of the paper's kind (configs/router.py:d12) on config M's latents."""
+  cfg = RouterConfig(
+    dim=384, depth=4, patch=(1, 4, 4), latents=latents.shape[1:], levels=(1, 2, 4, 8, 16, 32, 64, 128, 256)
+  )
+  router = Router(cfg)
+  params = nn.unbox(router.init(jax.random.key(0)))
+  flops = stack_flops(StackConfig(cfg.dim, cfg.depth), cfg.steps * (cfg.patches + 1))
+  return report.add("router, 4 x 384", lambda: router.predict(params, latents), flops)
 
 
 def bench_vae(report: Report) -> None:
