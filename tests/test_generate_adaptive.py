@@ -1,0 +1,244 @@
+"""Models that say their own lengths: never a wrong kind of token, cached == uncached, wishes are met."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vftok import generate_adaptive, lengths, order
+from vftok.conditions import condition
+from vftok.generator import Generator, GeneratorConfig, _logits
+from vftok.models.ar import ARConfig
+from vftok.models.ar_inputs import Places
+from vftok.request import request
+from vftok.types import VideoTokens
+
+T, K, V, LEVELS = 5, 4, 29, (1, 2, 4)
+KINDS = [(form, kind) for form in lengths.FORMATS[1:] for kind in order.ORDERS]
+
+
+@functools.cache
+def model(form, kind="time_first"):
+  """Random weights, well away from symmetry: greedy choices must not hang on the last bit."""
+  levels = LEVELS if form == "length_first" else ()
+  ar = ARConfig(
+    vocab=V, steps=T, slots=K, depth=2, width=64, head_dim=32, n_classes=3, lengths=form, levels=levels, order=kind
+  )
+  gen = Generator(GeneratorConfig(ar, guidance=((65536, 1.5),)))
+  params = gen.init(jax.random.key(0))
+  return gen, jax.tree.map(lambda x: x + 0.2 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+
+
+def labels(b):
+  return {"label": np.arange(b) % 3}
+
+
+def said(gen, tokens, given=0):
+  """(ids [B, L], counts, sequence) of the extended sequence that made these tokens."""
+  cfg = gen.cfg.ar
+  ids, keep = lengths.extend(cfg, np.asarray(tokens.ids), np.asarray(tokens.keep))
+  seq = order.sequence(keep, given, order=cfg.order)
+  return order.write(ids, seq), seq
+
+
+def guided(gen, null, full, end_bias=0.0):
+  """Guided logits, in NumPy; what is impossible stays so."""
+  null, full = np.asarray(null), np.asarray(full)
+  with np.errstate(invalid="ignore"):
+    out = np.where(np.isfinite(null), null + 1.5 * (full - null), -np.inf)
+  out[..., gen.cfg.ar.vocab :] += end_bias
+  return out
+
+
+@pytest.mark.parametrize("form, kind", KINDS)
+def test_ten_thousand_tokens_of_the_right_kind(form, kind):
+  """Read from the state itself: what stands where it was written, before anything is stripped."""
+  gen, params = model(form, kind)
+  cfg = gen.cfg.ar
+  asked = request(gen.cfg, labels(1000), temperature=3.0, guidance=1.0)
+  _, memo, state, length = gen._start(params, jax.random.key(1), asked)
+  state = generate_adaptive.advance(cfg, params, memo, asked.plan, state, length, **asked.static["advance"])
+  assert state.done.all()
+  ids, keep = np.asarray(state.ids), np.asarray(state.keep)
+  inside = np.arange(cfg.total_slots) < keep[:, :, None]
+  assert inside.sum() > 10_000
+  is_length = lengths.says_length(cfg, ids) & inside
+  if form == "length_first":
+    assert (is_length == (np.arange(K + 1) == 0)).all() and set(np.unique(ids[:, :, 0])) == {V, V + 1, V + 2}
+    np.testing.assert_array_equal(np.array(LEVELS)[ids[:, :, 0] - V] + 1, keep)
+  else:
+    assert not is_length[:, :, 0].any() and is_length.any() and not is_length.all()
+    last = np.arange(K) == keep[:, :, None] - 1
+    assert not (is_length & ~last).any()  # nothing after END
+    assert (is_length | (np.arange(K) == K - 1))[last].all()  # and END at the end, but of full steps
+  tokens = gen._tokens(asked, state)
+  want = lengths.strip(cfg, ids, keep)
+  np.testing.assert_array_equal(tokens.ids, want[0])
+  np.testing.assert_array_equal(tokens.keep, want[1])
+  assert tokens.keep.min() == 1 and tokens.keep.max() == K
+  assert int(state.position) == inside.sum((1, 2)).max() and ids[inside].max() < cfg.total_vocab
+
+
+@pytest.mark.parametrize("form, kind", KINDS)
+def test_cached_equals_uncached(form, kind):
+  """Greedy, guided: every token is the likeliest of the whole forward pass over what was made."""
+  gen, params = model(form, kind)
+  bias = {"end_bias": 3.0} if form == "end_of_step" else {}  # else the likeliest never ends
+  tokens = gen.generate(params, jax.random.key(0), labels(3), temperature=0.0, **bias)
+  assert len(set(np.asarray(tokens.total()).tolist())) > 1  # ragged
+  ids, seq = said(gen, tokens)
+  logits = [gen.logits(params, ids, cond, keep=tokens.keep) for cond in (None, labels(3))]
+  np.testing.assert_array_equal(guided(gen, *logits, **bias).argmax(-1)[seq.valid_BxL], ids[seq.valid_BxL])
+
+
+@pytest.mark.parametrize("form, kind", KINDS)
+def test_a_row_of_a_batch_equals_the_row_alone(form, kind):
+  gen, params = model(form, kind)
+  wish = dict(mean_length=2.2) if form == "length_first" else dict(end_bias=0.5)
+  run = lambda b: gen.generate(params, jax.random.key(7), labels(b), top_k=9, **wish)
+  many, one = run(5), run(1)
+  np.testing.assert_array_equal(many.ids[0], one.ids[0])
+  np.testing.assert_array_equal(many.keep[0], one.keep[0])
+  assert len({tuple(row) for row in np.asarray(many.keep).tolist()}) > 1
+
+
+@pytest.mark.parametrize("form, kind", KINDS)
+def test_forced_lengths_are_met_and_given_steps_stay(form, kind):
+  gen, params = model(form, kind)
+  keep = np.array([[1, 2, 4, 1, 4], [4, 4, 4, 4, 4], [1, 1, 1, 1, 1]])
+  tokens = gen.generate(params, jax.random.key(0), labels(3), keep=keep)
+  np.testing.assert_array_equal(tokens.keep, keep)
+  assert (gen.generate(params, jax.random.key(0), labels(3), keep=2).keep == 2).all()
+  rng = np.random.default_rng(0)
+  given = VideoTokens(jnp.asarray(rng.integers(0, V, (3, 2, K)), jnp.int32), jnp.asarray([[4, 1], [2, 2], [1, 4]]))
+  kept = np.arange(K) < np.asarray(given.keep)[:, :, None]
+  for first in (True, False):
+    got = gen.generate(params, jax.random.key(0), labels(3), given=given, given_first=first, temperature=0.0)
+    np.testing.assert_array_equal(got.keep[:, :2], given.keep)
+    np.testing.assert_array_equal(got.ids[:, :2], given.ids * kept)
+    ids, seq = said(gen, got, 2 if first else 0)
+    free = seq.valid_BxL & (seq.time_BxL >= 2)
+    places = Places.of(seq.time_BxL, seq.slot_BxL)
+    logits = [_logits(gen.cfg.ar, params, ids, places, condition(gen.cfg, cond, 3)) for cond in (None, labels(3))]
+    np.testing.assert_array_equal(guided(gen, *logits).argmax(-1)[free], ids[free])
+
+
+@pytest.mark.parametrize("form, kind", KINDS)
+def test_what_is_forced_is_made(form, kind):
+  gen, params = model(form, kind)
+  forced = np.full((40, T, K), -1)
+  forced[:, 2, 1], forced[:, 4, 2] = 7, 11
+  got = gen.generate(params, jax.random.key(0), labels(40), forced=forced)
+  free = gen.generate(params, jax.random.key(0), labels(40))
+  assert (got.ids[:, 2, 1] == 7).all() and (got.ids[:, 4, 2] == 11).all()
+  assert got.keep[:, 2].min() == 2 and got.keep[:, 4].min() >= 3 > free.keep[:, 4].min()
+
+
+@pytest.mark.parametrize("wish", [1.0, 1.7, 2.5, 3.6, 4.0])
+@pytest.mark.parametrize("form, kind", [KINDS[0], KINDS[1], KINDS[2]])
+def test_mean_lengths_are_met(form, kind, wish):
+  gen, params = model(form, kind)
+  b = 100
+  options = gen.aimed(params, jax.random.key(5), labels(b), mean_length=wish)
+  made = np.asarray(gen.generate(params, jax.random.key(6), labels(b), **options).keep)
+  assert abs(made.mean() / wish - 1) < 0.1
+  own = np.asarray(gen.generate(params, jax.random.key(6), labels(b)).keep).mean()
+  assert wish < 1.1 or wish > 3.9 or abs(own / wish - 1) > 0.1 or abs(own - wish) > 0.01
+  if form == "length_first":  # what is left of a total is spent: totals spread less than independent steps would
+    independent = made.std() * np.sqrt(T)
+    assert made.sum(1).std() < 0.8 * independent + 1e-6
+
+
+def test_given_steps_do_not_count_towards_the_mean():
+  gen, params = model("length_first")
+  given = VideoTokens.full(np.zeros((100, 2, K), int))
+  made = gen.generate(params, jax.random.key(6), labels(100), mean_length=1.5, given=given).keep
+  assert abs(np.asarray(made)[:, 2:].mean() / 1.5 - 1) < 0.1 and (made[:, :2] == K).all()
+
+
+def test_tilts_have_the_mean_asked_for():
+  logits = np.random.default_rng(0).normal(size=(50, 5)) * 3
+  levels = np.array([1, 2, 4, 8, 16])
+  goal = np.random.default_rng(1).uniform(1.05, 15.9, 50)
+  tilt = np.asarray(generate_adaptive.tilt(jnp.asarray(logits), levels, jnp.asarray(goal)))
+  weights = np.exp(logits + tilt[:, None] * levels - (logits + tilt[:, None] * levels).max(1, keepdims=True))
+  np.testing.assert_allclose((weights * levels).sum(1) / weights.sum(1), goal, rtol=1e-3)
+  ends = generate_adaptive.tilt(jnp.asarray(logits), levels, jnp.asarray([0.0, 20.0] * 25))
+  assert np.asarray(ends)[::2].max() < -50 and np.asarray(ends)[1::2].min() > 50
+
+
+@pytest.mark.parametrize("form", lengths.FORMATS[1:])
+def test_lengths_without_guidance_have_the_odds_of_the_condition(form):
+  gen, params = model(form)
+  run = lambda **options: np.asarray(gen.generate(params, jax.random.key(0), labels(600), guidance=6.0, **options).keep)
+  plain = np.asarray(gen.generate(params, jax.random.key(0), labels(600), guidance=1.0).keep)
+  first = lambda keep, c: (keep[c::3, 0] == 1).mean()  # the first length of a class hangs on nothing else but content
+  spread = lambda keep: max(abs(first(keep, c) - first(plain, c)) for c in range(3))
+  if form == "length_first":  # the very first token: the same key, the same odds, the same length
+    np.testing.assert_array_equal(run(guide_lengths=False)[:, 0], plain[:, 0])
+  assert spread(run(guide_lengths=True)) > 0.1
+
+
+@pytest.mark.parametrize("form, kind", KINDS)
+def test_stream_ends_with_what_generate_gives(form, kind):
+  gen, params = model(form, kind)
+  pieces = list(gen.stream(params, jax.random.key(1), labels(3)))
+  whole = gen.generate(params, jax.random.key(1), labels(3))
+  np.testing.assert_array_equal(pieces[-1].keep, whole.keep)
+  for before, piece in zip(pieces, pieces[1:], strict=False):
+    assert (before.keep <= piece.keep).all() and before.keep.sum() <= piece.keep.sum()
+  for piece in pieces:
+    kept = np.arange(K) < np.asarray(piece.keep)[:, :, None]
+    np.testing.assert_array_equal(piece.ids, np.asarray(whole.ids) * kept)
+  if kind == "time_first" and form == "length_first":
+    assert not pieces[0].keep.any() and (pieces[1].keep >= 1).all()  # lengths, then one of each step
+
+
+def test_one_program_for_all_wishes():
+  gen, params = model("length_first")
+  generate_adaptive.advance.clear_cache()
+  for options in (dict(), dict(keep=1), dict(keep=np.array([[4, 1, 2, 4, 1]])), dict(guide_lengths=False)):
+    gen.generate(params, jax.random.key(0), labels(1), **options)
+  assert generate_adaptive.advance._cache_size() == 1
+  for mean in (1.5, 3.0):
+    gen.generate(params, jax.random.key(0), labels(1), mean_length=mean)
+  assert generate_adaptive.advance._cache_size() == 2
+
+
+BAD = {
+  "mean too small": ("length_first", dict(mean_length=0.5), r"mean_length is 0.5, expected 1\.\.4"),
+  "mean too large": ("end_of_step", dict(mean_length=4.5), r"mean_length is 4.5, expected 1\.\.4"),
+  "mean nan": ("length_first", dict(mean_length=float("nan")), "mean_length is nan"),
+  "mean and keep": ("length_first", dict(mean_length=2, keep=2), "mean_length is 2 and keep is 2, expected one"),
+  "mean by END": ("end_of_step", dict(mean_length=2), r"pass end_bias=gen\.calibrate"),
+  "bias without END": ("length_first", dict(end_bias=1.0), "there is no END"),
+  "bias": ("end_of_step", dict(end_bias=float("inf")), "expected a finite number"),
+  "no level": ("length_first", dict(keep=3), r"keep is 3, expected one of the levels \(1, 2, 4\)"),
+  "no step": ("end_of_step", dict(keep=[[1, 0, 1, 1, 1]]), r"keep is 0, expected 1\.\.4"),
+  "given": ("length_first", dict(given=VideoTokens.full(np.zeros((1, 2, K), int)).truncate(3)), "keep is 3"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_wishes_are_one_sentence(name):
+  form, options, message = BAD[name]
+  gen, params = model(form)
+  with pytest.raises(ValueError, match=message) as caught:
+    gen.generate(params, jax.random.key(0), {"label": [0]}, **options)
+  assert "\n" not in str(caught.value)
+
+
+def test_fixed_models_refuse_wishes_for_lengths():
+  gen, params = model("length_first")
+  fixed = Generator(dataclasses.replace(gen.cfg, ar=dataclasses.replace(gen.cfg.ar, lengths="none", levels=())))
+  with pytest.raises(ValueError, match="this model makes as many tokens as `keep` says"):
+    fixed.generate(params, jax.random.key(0), None, mean_length=2)
+  with pytest.raises(ValueError, match="end_bias is 1.0, expected 0"):
+    fixed.generate(params, jax.random.key(0), None, end_bias=1.0)
+  with pytest.raises(ValueError, match="lengths are 'length_first', expected"):
+    gen.calibrate(params, jax.random.key(0), None, mean_length=2)
+  with pytest.raises(ValueError, match="keep is 3, expected one of the levels"):
+    gen.logits(params, np.zeros((1, 4), int), None, keep=np.full((1, T), 3))
