@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -17,18 +18,28 @@ from vftok.request import request
 from vftok.types import VideoTokens
 
 T, K, V, LEVELS = 5, 4, 29, (1, 2, 4)
+B = 150  # the same in all tests, so that they share programs
 KINDS = [(form, kind) for form in lengths.FORMATS[1:] for kind in order.ORDERS]
 
 
 @functools.cache
-def model(form, kind="time_first"):
+def model(form, kind="time_first", depth=1):
   """Random weights, well away from symmetry: greedy choices must not hang on the last bit."""
   levels = LEVELS if form == "length_first" else ()
   ar = ARConfig(
-    vocab=V, steps=T, slots=K, depth=2, width=64, head_dim=32, n_classes=3, lengths=form, levels=levels, order=kind
+    vocab=V,
+    steps=T,
+    slots=K,
+    depth=depth,
+    width=64,
+    head_dim=32,
+    n_classes=3,
+    lengths=form,
+    levels=levels,
+    order=kind,
   )
   gen = Generator(GeneratorConfig(ar, guidance=((65536, 1.5),)))
-  params = gen.init(jax.random.key(0))
+  params = jax.jit(gen.init)(jax.random.key(0))
   return gen, jax.tree.map(lambda x: x + 0.2 * jax.random.normal(jax.random.key(x.size), x.shape), params)
 
 
@@ -58,13 +69,20 @@ def test_ten_thousand_tokens_of_the_right_kind(form, kind):
   """Read from the state itself: what stands where it was written, before anything is stripped."""
   gen, params = model(form, kind)
   cfg = gen.cfg.ar
-  asked = request(gen.cfg, labels(1000), temperature=3.0, guidance=1.0)
-  _, memo, state, length = gen._start(params, jax.random.key(1), asked)
-  state = generate_adaptive.advance(cfg, params, memo, asked.plan, state, length, **asked.static["advance"])
-  assert state.done.all()
-  ids, keep = np.asarray(state.ids), np.asarray(state.keep)
+  asked, ids, keep = request(gen.cfg, labels(B), temperature=3.0), [], []
+  for seed in range(6):
+    _, memo, state, length = gen._start(params, jax.random.key(seed), asked)
+    state = generate_adaptive.advance(cfg, params, memo, asked.plan, state, length, **asked.static["advance"])
+    assert state.done.all()
+    tokens, want = gen._tokens(asked, state), lengths.strip(cfg, np.asarray(state.ids), np.asarray(state.keep))
+    np.testing.assert_array_equal(tokens.ids, want[0])
+    np.testing.assert_array_equal(tokens.keep, want[1])
+    assert int(state.position) == state.keep.sum(1).max()
+    ids.append(np.asarray(state.ids))
+    keep.append(np.asarray(state.keep))
+  ids, keep = np.concatenate(ids), np.concatenate(keep)
   inside = np.arange(cfg.total_slots) < keep[:, :, None]
-  assert inside.sum() > 10_000
+  assert inside.sum() > 10_000 and ids[inside].max() < cfg.total_vocab and len(np.unique(keep)) == 3
   is_length = lengths.says_length(cfg, ids) & inside
   if form == "length_first":
     assert (is_length == (np.arange(K + 1) == 0)).all() and set(np.unique(ids[:, :, 0])) == {V, V + 1, V + 2}
@@ -74,23 +92,17 @@ def test_ten_thousand_tokens_of_the_right_kind(form, kind):
     last = np.arange(K) == keep[:, :, None] - 1
     assert not (is_length & ~last).any()  # nothing after END
     assert (is_length | (np.arange(K) == K - 1))[last].all()  # and END at the end, but of full steps
-  tokens = gen._tokens(asked, state)
-  want = lengths.strip(cfg, ids, keep)
-  np.testing.assert_array_equal(tokens.ids, want[0])
-  np.testing.assert_array_equal(tokens.keep, want[1])
-  assert tokens.keep.min() == 1 and tokens.keep.max() == K
-  assert int(state.position) == inside.sum((1, 2)).max() and ids[inside].max() < cfg.total_vocab
 
 
 @pytest.mark.parametrize("form, kind", KINDS)
 def test_cached_equals_uncached(form, kind):
   """Greedy, guided: every token is the likeliest of the whole forward pass over what was made."""
-  gen, params = model(form, kind)
+  gen, params = model(form, kind, 2 if (form, kind) == KINDS[0] else 1)
   bias = {"end_bias": 3.0} if form == "end_of_step" else {}  # else the likeliest never ends
-  tokens = gen.generate(params, jax.random.key(0), labels(3), temperature=0.0, **bias)
+  tokens = gen.generate(params, jax.random.key(0), labels(B), temperature=0.0, **bias)
   assert len(set(np.asarray(tokens.total()).tolist())) > 1  # ragged
   ids, seq = said(gen, tokens)
-  logits = [gen.logits(params, ids, cond, keep=tokens.keep) for cond in (None, labels(3))]
+  logits = [gen.logits(params, ids, cond, keep=tokens.keep) for cond in (None, labels(B))]
   np.testing.assert_array_equal(guided(gen, *logits, **bias).argmax(-1)[seq.valid_BxL], ids[seq.valid_BxL])
 
 
@@ -98,8 +110,8 @@ def test_cached_equals_uncached(form, kind):
 def test_a_row_of_a_batch_equals_the_row_alone(form, kind):
   gen, params = model(form, kind)
   wish = dict(mean_length=2.2) if form == "length_first" else dict(end_bias=0.5)
-  run = lambda b: gen.generate(params, jax.random.key(7), labels(b), top_k=9, **wish)
-  many, one = run(5), run(1)
+  run = lambda b: gen.generate(params, jax.random.key(7), labels(b), **wish)
+  many, one = run(B), run(1)
   np.testing.assert_array_equal(many.ids[0], one.ids[0])
   np.testing.assert_array_equal(many.keep[0], one.keep[0])
   assert len({tuple(row) for row in np.asarray(many.keep).tolist()}) > 1
@@ -108,44 +120,46 @@ def test_a_row_of_a_batch_equals_the_row_alone(form, kind):
 @pytest.mark.parametrize("form, kind", KINDS)
 def test_forced_lengths_are_met_and_given_steps_stay(form, kind):
   gen, params = model(form, kind)
-  keep = np.array([[1, 2, 4, 1, 4], [4, 4, 4, 4, 4], [1, 1, 1, 1, 1]])
-  tokens = gen.generate(params, jax.random.key(0), labels(3), keep=keep)
+  keep = np.array([[1, 2, 4, 1, 4], [4, 4, 4, 4, 4], [1, 1, 1, 1, 1]] * (B // 3))
+  tokens = gen.generate(params, jax.random.key(0), labels(B), keep=keep)
   np.testing.assert_array_equal(tokens.keep, keep)
-  assert (gen.generate(params, jax.random.key(0), labels(3), keep=2).keep == 2).all()
+  assert (gen.generate(params, jax.random.key(0), labels(B), keep=2).keep == 2).all()
   rng = np.random.default_rng(0)
-  given = VideoTokens(jnp.asarray(rng.integers(0, V, (3, 2, K)), jnp.int32), jnp.asarray([[4, 1], [2, 2], [1, 4]]))
+  given = VideoTokens(
+    jnp.asarray(rng.integers(0, V, (B, 2, K)), jnp.int32), jnp.asarray([[4, 1], [2, 2], [1, 4]] * (B // 3))
+  )
   kept = np.arange(K) < np.asarray(given.keep)[:, :, None]
   for first in (True, False):
-    got = gen.generate(params, jax.random.key(0), labels(3), given=given, given_first=first, temperature=0.0)
+    got = gen.generate(params, jax.random.key(0), labels(B), given=given, given_first=first, temperature=0.0)
     np.testing.assert_array_equal(got.keep[:, :2], given.keep)
     np.testing.assert_array_equal(got.ids[:, :2], given.ids * kept)
     ids, seq = said(gen, got, 2 if first else 0)
     free = seq.valid_BxL & (seq.time_BxL >= 2)
     places = Places.of(seq.time_BxL, seq.slot_BxL)
-    logits = [_logits(gen.cfg.ar, params, ids, places, condition(gen.cfg, cond, 3)) for cond in (None, labels(3))]
+    logits = [_logits(gen.cfg.ar, params, ids, places, condition(gen.cfg, cond, B)) for cond in (None, labels(B))]
     np.testing.assert_array_equal(guided(gen, *logits).argmax(-1)[free], ids[free])
 
 
 @pytest.mark.parametrize("form, kind", KINDS)
 def test_what_is_forced_is_made(form, kind):
   gen, params = model(form, kind)
-  forced = np.full((40, T, K), -1)
+  forced = np.full((B, T, K), -1)
   forced[:, 2, 1], forced[:, 4, 2] = 7, 11
-  got = gen.generate(params, jax.random.key(0), labels(40), forced=forced)
-  free = gen.generate(params, jax.random.key(0), labels(40))
+  bias = {"end_bias": 3.0} if form == "end_of_step" else {}
+  got = gen.generate(params, jax.random.key(0), labels(B), forced=forced, **bias)
+  free = gen.generate(params, jax.random.key(0), labels(B), **bias)
   assert (got.ids[:, 2, 1] == 7).all() and (got.ids[:, 4, 2] == 11).all()
   assert got.keep[:, 2].min() == 2 and got.keep[:, 4].min() >= 3 > free.keep[:, 4].min()
 
 
-@pytest.mark.parametrize("wish", [1.0, 1.7, 2.5, 3.6, 4.0])
+@pytest.mark.parametrize("wish", [1.0, 2.4, 3.6])
 @pytest.mark.parametrize("form, kind", [KINDS[0], KINDS[1], KINDS[2]])
 def test_mean_lengths_are_met(form, kind, wish):
   gen, params = model(form, kind)
-  b = 100
-  options = gen.aimed(params, jax.random.key(5), labels(b), mean_length=wish)
-  made = np.asarray(gen.generate(params, jax.random.key(6), labels(b), **options).keep)
+  options = gen.aimed(params, jax.random.key(5), labels(B), mean_length=wish)
+  made = np.asarray(gen.generate(params, jax.random.key(6), labels(B), **options).keep)
   assert abs(made.mean() / wish - 1) < 0.1
-  own = np.asarray(gen.generate(params, jax.random.key(6), labels(b)).keep).mean()
+  own = np.asarray(gen.generate(params, jax.random.key(6), labels(B)).keep).mean()
   assert wish < 1.1 or wish > 3.9 or abs(own / wish - 1) > 0.1 or abs(own - wish) > 0.01
   if form == "length_first":  # what is left of a total is spent: totals spread less than independent steps would
     independent = made.std() * np.sqrt(T)
@@ -154,8 +168,8 @@ def test_mean_lengths_are_met(form, kind, wish):
 
 def test_given_steps_do_not_count_towards_the_mean():
   gen, params = model("length_first")
-  given = VideoTokens.full(np.zeros((100, 2, K), int))
-  made = gen.generate(params, jax.random.key(6), labels(100), mean_length=1.5, given=given).keep
+  given = VideoTokens.full(np.zeros((B, 2, K), int))
+  made = gen.generate(params, jax.random.key(6), labels(B), mean_length=1.5, given=given).keep
   assert abs(np.asarray(made)[:, 2:].mean() / 1.5 - 1) < 0.1 and (made[:, :2] == K).all()
 
 
@@ -173,22 +187,29 @@ def test_tilts_have_the_mean_asked_for():
 @pytest.mark.parametrize("form", lengths.FORMATS[1:])
 def test_lengths_without_guidance_have_the_odds_of_the_condition(form):
   gen, params = model(form)
-  run = lambda **options: np.asarray(gen.generate(params, jax.random.key(0), labels(600), guidance=6.0, **options).keep)
-  plain = np.asarray(gen.generate(params, jax.random.key(0), labels(600), guidance=1.0).keep)
-  first = lambda keep, c: (keep[c::3, 0] == 1).mean()  # the first length of a class hangs on nothing else but content
-  spread = lambda keep: max(abs(first(keep, c) - first(plain, c)) for c in range(3))
+  cfg = gen.cfg.ar
+  logits = np.random.default_rng(0).normal(size=(2, 3, cfg.total_vocab))  # with and without condition
+  plan = request(gen.cfg, labels(3), guidance=6.0).plan
+  odds = lambda x: np.asarray(jax.nn.softmax(x, axis=-1))
+  both = [generate_adaptive._guided(cfg, plan._replace(guide_lengths=g), logits.reshape(6, -1)) for g in (True, False)]
+  want = logits[1] + 6 * (logits[0] - logits[1])
+  np.testing.assert_allclose(both[0], want, rtol=1e-4)
+  np.testing.assert_allclose(odds(both[1])[:, V:], odds(logits[0])[:, V:], rtol=1e-4)
+  np.testing.assert_allclose(odds(both[1][:, :V]), odds(want[:, :V]), rtol=1e-3)
   if form == "length_first":  # the very first token: the same key, the same odds, the same length
-    np.testing.assert_array_equal(run(guide_lengths=False)[:, 0], plain[:, 0])
-  assert spread(run(guide_lengths=True)) > 0.1
+    first = lambda **options: gen.generate(params, jax.random.key(0), labels(B), **options).keep[:, 0]
+    plain = first(guidance=1.0)
+    np.testing.assert_array_equal(first(guidance=6.0, guide_lengths=False), plain)
+    assert (first(guidance=6.0) != plain).any()
 
 
 @pytest.mark.parametrize("form, kind", KINDS)
 def test_stream_ends_with_what_generate_gives(form, kind):
   gen, params = model(form, kind)
-  pieces = list(gen.stream(params, jax.random.key(1), labels(3)))
-  whole = gen.generate(params, jax.random.key(1), labels(3))
+  pieces = list(gen.stream(params, jax.random.key(1), labels(B)))
+  whole = gen.generate(params, jax.random.key(1), labels(B))
   np.testing.assert_array_equal(pieces[-1].keep, whole.keep)
-  for before, piece in zip(pieces, pieces[1:], strict=False):
+  for before, piece in itertools.pairwise(pieces):
     assert (before.keep <= piece.keep).all() and before.keep.sum() <= piece.keep.sum()
   for piece in pieces:
     kept = np.arange(K) < np.asarray(piece.keep)[:, :, None]
@@ -236,7 +257,7 @@ def test_fixed_models_refuse_wishes_for_lengths():
   fixed = Generator(dataclasses.replace(gen.cfg, ar=dataclasses.replace(gen.cfg.ar, lengths="none", levels=())))
   with pytest.raises(ValueError, match="this model makes as many tokens as `keep` says"):
     fixed.generate(params, jax.random.key(0), None, mean_length=2)
-  with pytest.raises(ValueError, match="end_bias is 1.0, expected 0"):
+  with pytest.raises(ValueError, match=r"end_bias is 1\.0, expected 0"):
     fixed.generate(params, jax.random.key(0), None, end_bias=1.0)
   with pytest.raises(ValueError, match="lengths are 'length_first', expected"):
     gen.calibrate(params, jax.random.key(0), None, mean_length=2)

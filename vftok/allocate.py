@@ -67,6 +67,20 @@ def for_preference(losses_TxK, reward: Reward, weight: float) -> np.ndarray:
   return (weight * losses / reward.loss_std + (2 - weight) * cost).argmin(1).astype(np.int32) + 1
 
 
+def among_levels(curves_xTxM, levels, reward: Reward, weight, xp=np):
+  """As `for_preference`, choosing among the levels alone: int32 [..., T]. Also inside a program (xp: jax.numpy).
+
+  Args:
+    curves_xTxM: losses that fall from level to level, as a router gives them.
+    weight: w_q, a number or, with leading axes, what broadcasts against [..., T, m].
+  """
+  levels = xp.asarray(levels)
+  cost_M = levels * ((reward.bits if reward.length == "bits" else 1.0) / reward.length_std)
+  if reward.length == "log":
+    cost_M = xp.log2(levels) / reward.length_std
+  return levels[(weight * curves_xTxM / reward.loss_std + (2 - weight) * cost_M).argmin(-1)].astype(np.int32)
+
+
 def for_mean(losses_NxTxK, mean: float) -> np.ndarray:
   """Tokens per step, int32 [N, T], of many clips that share a total: `mean` tokens per step of all of them together.
 

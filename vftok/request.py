@@ -1,4 +1,4 @@
-"""What is asked of a generator, checked and as arrays: the options of `Generator.generate`, which says what they are."""
+"""What is asked of a generator, checked and as arrays: the options of `Generator.generate`, which explains them."""
 
 from __future__ import annotations
 
@@ -175,9 +175,7 @@ def _budgets(cfg: ARConfig, keep, b: int, steps: int) -> np.ndarray:
       f"keep is {str(keep)[:40]!r}, expected whole numbers: one, [{steps}], [{b}, 1] or [{b}, {steps}] of them."
     )
   if counts.min() < 0 or counts.max() > cfg.slots or (counts.ndim == 0 and counts == 0):
-    raise ValueError(
-      f"keep is {counts.min() if counts.min() < 1 else counts.max()}, expected 1..{cfg.slots} per step."
-    )
+    raise ValueError(f"keep is {counts.min() if counts.min() < 1 else counts.max()}, expected 1..{cfg.slots} per step.")
   return np.array(np.broadcast_to(counts, (b, steps)), np.int32)
 
 

@@ -84,12 +84,9 @@ class Router:
     return np.stack(out)
 
   def reward(self) -> Reward:
-    """What preferences are weighed by: the constants of its training set, lengths in tokens of one chunk.
-
-    A longer video is weighed chunk by chunk, so that a stream gets what the whole gets.
-    """
-    of_lengths = Reward.fitted([0.0, 1.0], self.cfg.levels, self.cfg.steps)
-    return dataclasses.replace(of_lengths, loss_mean=self.cfg.loss_mean, loss_std=self.cfg.loss_std)
+    """What preferences are weighed by. A longer video is weighed chunk by chunk, so that a stream gets what it gets."""
+    cfg = self.cfg
+    return Reward.of_router(cfg.levels, cfg.steps, loss_mean=cfg.loss_mean, loss_std=cfg.loss_std)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -102,21 +99,30 @@ def encode(tok, params, pieces, fit: str, budget: Auto, *, whole: bool) -> Itera
   if budget.total is not None and not whole:
     raise ValueError("budget.total is of a whole video, expected mean or preference where frames come as a stream.")
   router, weights = find(budget.router, tok.fingerprint(params))
-  curves = []
+  routed = encode_with_curves(tok, params, pieces, fit, router, weights)
+  if whole:
+    chunks, curves = zip(*routed, strict=True)
+    yield VideoTokens.concat(chunks).truncate(router.keep(np.concatenate(curves, axis=1), budget))
+    return
+  for tokens, curves in routed:
+    yield tokens.truncate(router.keep(curves, budget))
+
+
+def encode_with_curves(
+  tok, params, pieces, fit: str, router: Router, weights
+) -> Iterator[tuple[VideoTokens, jax.Array]]:
+  """(all tokens, curves [B, T, m]) of each chunk."""
+  curves = None
 
   def run(chunk):
+    nonlocal curves
     latents = programs.vae_encode(tok.cfg, params, chunk)[0]
     predicted = router.curves(weights, latents)
-    curves.append(predicted if not curves else predicted[:, tok.overlap_steps :])
+    curves = predicted if curves is None else predicted[:, tok.overlap_steps :]
     return programs.encode_latents(tok.cfg, params, latents, chunk, tok.dino)
 
-  chunks = stream.encode_chunks(tok, run, pieces, fit)
-  if whole:
-    tokens = VideoTokens.concat(list(chunks))
-    yield tokens.truncate(router.keep(np.concatenate(curves, axis=1), budget))
-    return
-  for tokens in chunks:
-    yield tokens.truncate(router.keep(curves[-1], budget))
+  for tokens in stream.encode_chunks(tok, run, pieces, fit):
+    yield tokens, curves
 
 
 def find(name: str | os.PathLike | None, fingerprint: str) -> tuple[Router, Params]:
