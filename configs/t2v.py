@@ -1,4 +1,4 @@
-"""Text-to-video: configs/t2v.py:SIZE with SIZE one of smoke, mini, mini_adaptive, long, 66m, 113m, 268m, ... 5.2b (configs/ar.py).
+"""Text-to-video: configs/t2v.py:SIZE with SIZE one of smoke, mini, mini_adaptive, long, 66m, 113m, 268m, ... 5.2b.
 
 `python -m vftok.tools.tokenize_dataset --config=configs/t2v.py:SIZE` makes the tokens it trains on.
 """

@@ -1,4 +1,4 @@
-"""Training models that say their own lengths: counts as the router wants them, packed rows, the whole way to samples."""
+"""Training models that say their own lengths: counts as the router wants them, packed rows, all the way to samples."""
 
 import dataclasses
 

@@ -18,7 +18,7 @@ from vftok.checks import check_key
 from vftok.conditions import condition
 from vftok.models.ar import AR, ARConfig
 from vftok.models.ar_inputs import Places
-from vftok.request import Adaptive, Fixed, check_ids, check_lengths, request
+from vftok.request import Adaptive, Fixed, check_ids, check_mean, request
 from vftok.types import VideoTokens
 
 Params = dict[str, Any]
@@ -160,20 +160,23 @@ class Generator:
   def calibrate(self, params: Params, key: jax.Array, cond=None, *, mean_length: float, **options) -> float:
     """The `end_bias` under which samples of a model that stops by END have `mean_length` tokens per step on average.
 
-    By bisection over ten batches of samples with the same noise; as exact as the mean of one batch is: pass some dozen
-    conditions, or `batch`. Steps that `given` holds do not count.
+    By bisection over ten batches of samples with the same noise, of 64 rows at least: rows are repeated. As exact as
+    the mean of one batch is. Steps that `given` holds do not count.
 
     Args:
-      cond: and other options, as in `generate`.
+      cond: and other options, as in `generate`; it holds for requests like these.
 
     Raises:
       ValueError: a model that says no END, or a mean outside 1..K.
     """
-    cfg, given = self.cfg.ar, options.get("given")
-    if cfg.lengths != "end_of_step" or not 1 <= mean_length <= cfg.slots:
-      raise ValueError(
-        f"mean_length is {mean_length} and lengths are {cfg.lengths!r}, expected 1..{cfg.slots} and 'end_of_step'."
-      )
+    cfg, given, forced = self.cfg.ar, options.get("given"), options.pop("forced", None)
+    if cfg.lengths != "end_of_step":
+      raise ValueError(f"lengths are {cfg.lengths!r}, expected 'end_of_step': there is no END to calibrate.")
+    check_mean(cfg, options.get("keep"), mean_length)
+    cond = condition(self.cfg, cond, options.pop("batch", None))
+    more = -(-64 // len(cond.null_BxG))
+    cond, options["given"] = jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x), more, axis=0), (cond, given))
+    options["forced"] = None if forced is None else np.repeat(forced, more, axis=0)
     low, high = -30.0, 30.0
     for _ in range(10):
       end_bias = (low + high) / 2
@@ -186,7 +189,7 @@ class Generator:
     """What to pass to `generate` for a mean length, whatever way this model says lengths."""
     if self.cfg.ar.lengths == "end_of_step":
       return {"end_bias": self.calibrate(params, key, cond, mean_length=mean_length, **options)}
-    check_lengths(self.cfg.ar, options.get("keep"), mean_length)
+    check_mean(self.cfg.ar, options.get("keep"), mean_length)
     return {"mean_length": mean_length}
 
   def _start(self, params, key, asked: Fixed | Adaptive):

@@ -141,20 +141,28 @@ def _adaptive(cfg: ARConfig, forced_BxTxK, counts_BxT, given, given_steps: int, 
 def check_lengths(cfg: ARConfig, keep=None, mean_length: float | None = None, end_bias: float = 0.0) -> None:
   """Raises ValueError where a model cannot take such wishes for lengths."""
   if mean_length is not None:
-    wish = f"mean_length is {mean_length}"
-    if cfg.lengths == "none":
-      raise ValueError(f"{wish}, expected none: this model makes as many tokens as `keep` says, so pass that.")
-    if keep is not None:
-      raise ValueError(f"{wish} and keep is {str(keep)[:40]}, expected one of the two.")
-    low = cfg.levels[0] if cfg.levels else 1
-    if isinstance(mean_length, bool) or not low <= mean_length <= cfg.slots:
-      raise ValueError(f"{wish}, expected {low}..{cfg.slots} tokens per time step.")
+    check_mean(cfg, keep, mean_length)
     if cfg.lengths == "end_of_step":
-      raise ValueError(f"{wish}, expected none for a model that stops steps by END: pass end_bias=gen.calibrate(...).")
+      raise ValueError(
+        f"mean_length is {mean_length}, expected none for a model that stops steps by END: pass "
+        "end_bias=gen.calibrate(..., mean_length=...)."
+      )
   if end_bias and cfg.lengths != "end_of_step":
     raise ValueError(f"end_bias is {end_bias}, expected 0 where lengths are {cfg.lengths!r}: there is no END.")
   if not np.isfinite(end_bias):
     raise ValueError(f"end_bias is {end_bias}, expected a finite number.")
+
+
+def check_mean(cfg: ARConfig, keep, mean_length: float) -> None:
+  """Raises ValueError where a model cannot make so many tokens per time step on average."""
+  wish = f"mean_length is {mean_length}"
+  if cfg.lengths == "none":
+    raise ValueError(f"{wish}, expected none: this model makes as many tokens as `keep` says, so pass that.")
+  if keep is not None:
+    raise ValueError(f"{wish} and keep is {str(keep)[:40]}, expected one of the two.")
+  low = cfg.levels[0] if cfg.levels else 1
+  if isinstance(mean_length, bool) or not low <= mean_length <= cfg.slots:
+    raise ValueError(f"{wish}, expected {low}..{cfg.slots} tokens per time step.")
 
 
 def check_ids(ids, shape_most: int, vocab: int):

@@ -84,7 +84,10 @@ def tokens(split: str, *, directory: str | os.PathLike, fingerprint: str | None 
 
 
 class TokensSource(TfdsSource):
-  """Records with "ids" uint16 [T, K] and, with text, "text_emb" float16 [S, C], "text_mask" bool [S]; routed, "curves" float32."""
+  """Records with "ids" uint16 [T, K] and, with text, "text_emb" float16 [S, C], "text_mask" bool [S].
+
+  Where clips were routed there is "curves" float32 [T, m] too.
+  """
 
   def __init__(self, builder, split, meta):
     super().__init__(builder, split, video="ids", name="name")

@@ -2,8 +2,9 @@
 
 Reads `config.tokenize` (tokenizer, splits of sources, text encoder) and writes an ArrayRecord set to the directory that
 `config.data.sources.tokens` names: ids at full length, caption, label and, where asked for, the caption's features and
-what a router predicts the clip to lose at each number of tokens. Any budget is a slice of it. A run that was stopped goes on where it was; the set appears when it is whole. On a pod, hosts
-share the work by chunks and the first one joins them (on a file system that all of them see).
+what a router predicts the clip to lose at each number of tokens. Any budget is a slice of it. A run that was stopped
+goes on where it was; the set appears when it is whole. On a pod, hosts share the work by chunks and the first one joins
+them (on a file system that all of them see).
 """
 
 from __future__ import annotations
