@@ -23,7 +23,8 @@ LOSS = dict(
 )
 
 
-# Beside LOSS, for models that say their own lengths: how long a router wants clips, and how many share a row.
+# Beside LOSS, for models that say their own lengths: range of the preference (w_q) under which a router is asked how
+# long clips are, and how many clips share a row.
 ADAPTIVE = dict(preference=(1.0, 1.4), pack=2)
 
 

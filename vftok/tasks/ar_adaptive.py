@@ -23,7 +23,10 @@ from vftok.tasks.ar import ARTask
 
 
 class AdaptiveARTask(ARTask):
-  """As ARTask; `loss.preference` (low, high) is the range of w_q, `loss.pack` how many sequences share a row."""
+  """As ARTask; `loss.preference` (low, high) is the range of w_q, `loss.pack` how many sequences share a row.
+
+  Choose the range by "tokens_per_step": lengths that are never seen in training cannot be asked for later.
+  """
 
   def __init__(self, cfg: ConfigDict, metas: list[dict] | None = None):
     super().__init__(cfg, metas)
@@ -32,15 +35,19 @@ class AdaptiveARTask(ARTask):
     constants = {name: router[name] for name in ("steps", "loss_mean", "loss_std")}
     self.reward = Reward.of_router(router["levels"], **constants)
     low, high = self.law.preference
-    if not 0 <= low <= high <= 2:
-      raise ValueError(f"loss.preference is {(low, high)}, expected 0 <= low <= high <= 2.")
+    if not 0 < low <= high < 2:
+      raise ValueError(f"loss.preference is {(low, high)}, expected 0 < low <= high < 2.")
     group = cfg.batch_size // cfg.accumulate
     if self.law.pack < 1 or group % self.law.pack:
       raise ValueError(f"loss.pack is {self.law.pack}, expected a divisor of the {group} examples computed at once.")
 
   def loss(self, params, frozen, batch, keys_B, step) -> tuple[jax.Array, Metrics]:
     draws = jax.vmap(self._draw)(keys_B)
-    keep_BxT = self.counts(batch, draws["preference"])
+    uniform_B = draws["uniform"]
+    if self.law.pack > 1 and len(uniform_B) % 2 == 0:
+      # Long beside short: a pair mirrors its draws, so that few rows overflow and those left out are no longer ones.
+      uniform_B = jnp.stack([uniform_B[::2], 1 - uniform_B[::2]], axis=1).reshape(-1)
+    keep_BxT = self.counts(batch, self.preferences(uniform_B))
     steps = jnp.arange(keep_BxT.shape[1])
     # Given steps may have come with any level: what they show is the past, not what the router would say of it.
     keep_BxT = jnp.where(steps < draws["given"][:, None], draws["given_level"][:, None], keep_BxT)
@@ -60,11 +67,14 @@ class AdaptiveARTask(ARTask):
     return loss, metrics | self._by_slot(nll_RxL, predicted & ~says & ~null_RxL, self._content(seq))
 
   def _draw(self, key) -> dict[str, jax.Array]:
-    preference, level, key = jax.random.split(key, 3)
-    low, high = self.law.preference
-    own = {"preference": jax.random.uniform(preference, minval=low, maxval=high)}
-    own["given_level"] = jax.random.choice(level, jnp.array(self.levels))
-    return super()._draw(key) | own
+    uniform, level, key = jax.random.split(key, 3)
+    own = {"given_level": jax.random.choice(level, jnp.array(self.levels))}
+    return super()._draw(key) | own | {"uniform": jax.random.uniform(uniform)}
+
+  def preferences(self, uniform_B) -> jax.Array:
+    """w_q [B] of numbers in 0..1, even in the log of what a token costs, (2 - w_q) / w_q: so are lengths, roughly."""
+    low, high = (np.log((2 - w) / w) for w in self.law.preference)
+    return 2 / (1 + jnp.exp(low + (high - low) * uniform_B))
 
   def counts(self, batch, preference_B) -> jax.Array:
     """int32 [B, T]: the router's tokens of each step under a preference per clip."""
@@ -107,9 +117,9 @@ class AdaptiveARTask(ARTask):
     return super().flops() / self.law.pack
 
   def _sums(self, params, batch) -> Metrics:
-    """Every clip at the middle preference, whole and unpacked."""
+    """Every clip at the middle of the preferences, whole and unpacked."""
     b, cfg = len(batch["ids"]), self.gen.cfg.ar
-    keep = self.counts(batch, jnp.full(b, np.mean(self.law.preference)))
+    keep = self.counts(batch, self.preferences(jnp.full(b, 0.5)))
     out = {"tokens_per_step": mean(keep.mean(1), batch["_mask"])}
     for name, null in (("", False), ("null/", True)):
       nll, seq, ids, _, _ = self._rows(params, batch, keep, 0, jnp.full(b, null))
