@@ -148,8 +148,12 @@ def test_more_preference_means_more_tokens(stored):
   assert made[0] < made[1] < made[2]
   keys = jax.random.split(jax.random.key(0), 200)
   drawn = jax.vmap(task._draw)(keys)
+  odds = np.array(task.gen.cfg.length_odds)
+  assert odds.shape == (T, 3) and np.allclose(odds.sum(1), 1)
+  kept = np.mean([task.counts(batch_of(stored, 16), np.full(16, w)) for w in task.preferences(np.arange(50) / 50)])
+  assert abs((odds * LEVELS).sum(1).mean() / kept - 1) < 0.1
   weights = np.asarray(task.preferences(drawn["uniform"]))
-  assert 1.0 <= weights.min() < 1.02 and 1.38 < weights.max() <= 1.4 and 0.08 < weights.std()
+  assert 1.0 <= weights.min() < 1.02 and 1.38 < weights.max() <= 1.4 and weights.std() > 0.08
   np.testing.assert_allclose(task.preferences(np.array([0.0, 0.5, 1.0])), [1.0, 1.2087, 1.4], rtol=1e-4)
   assert set(np.asarray(drawn["given_level"]).tolist()) == set(LEVELS)
 

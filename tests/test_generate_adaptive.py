@@ -177,11 +177,38 @@ def test_tilts_have_the_mean_asked_for():
   logits = np.random.default_rng(0).normal(size=(50, 5)) * 3
   levels = np.array([1, 2, 4, 8, 16])
   goal = np.random.default_rng(1).uniform(1.05, 15.9, 50)
-  tilt = np.asarray(generate_adaptive.tilt(jnp.asarray(logits), levels, jnp.asarray(goal)))
+  tilt_of = lambda goal: np.asarray(generate_adaptive.tilt(jnp.asarray(logits)[:, None], 1, levels, jnp.asarray(goal)))
+  tilt = tilt_of(goal)
   weights = np.exp(logits + tilt[:, None] * levels - (logits + tilt[:, None] * levels).max(1, keepdims=True))
   np.testing.assert_allclose((weights * levels).sum(1) / weights.sum(1), goal, rtol=1e-3)
-  ends = generate_adaptive.tilt(jnp.asarray(logits), levels, jnp.asarray([0.0, 20.0] * 25))
-  assert np.asarray(ends)[::2].max() < -50 and np.asarray(ends)[1::2].min() > 50
+  ends = tilt_of([0.0, 20.0] * 25)
+  assert ends[::2].max() < -50 and ends[1::2].min() > 50
+  # Several lengths share one price.
+  shared = generate_adaptive.tilt(
+    jnp.asarray(logits).reshape(10, 5, 5), np.array([1, 2, 0, 1, 1]), levels, np.full(10, 30.0)
+  )
+  odds = np.asarray(jax.nn.softmax(logits.reshape(10, 5, 5) + np.asarray(shared)[:, None, None] * levels, axis=-1))
+  np.testing.assert_allclose(((odds * levels).sum(-1) * [1, 2, 0, 1, 1]).sum(1), 30, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", order.ORDERS)
+def test_known_odds_spread_a_mean_over_time_as_the_model_does(kind):
+  """Steps differ in length: without odds each is brought to the mean, with them they stay as different as they were."""
+  gen, params = model("length_first", kind)
+  time_table = params["time_table"] + 1.5 * jax.random.normal(jax.random.key(9), params["time_table"].shape)
+  params = params | {"time_table": time_table}
+  run = lambda g, **wish: np.asarray(g.generate(params, jax.random.key(3), labels(B), **wish).keep)
+  own = run(gen)
+  odds = ((own[:, :, None] == np.array(LEVELS)).mean(0) + 1e-3).tolist()
+  known = Generator(dataclasses.replace(gen.cfg, length_odds=tuple(map(tuple, odds))))
+  profile = own.mean(0)
+  flat, spread = (run(g, mean_length=float(profile.mean())) for g in (gen, known))
+  assert profile.std() > 0.4
+  assert abs(flat.mean() / profile.mean() - 1) < 0.1 > abs(spread.mean() / profile.mean() - 1)
+  off = lambda keep: np.abs(keep.mean(0) - profile).mean()
+  assert off(spread) < 0.5 * off(flat)
+  short = run(known, mean_length=1.5)
+  assert abs(short.mean() / 1.5 - 1) < 0.1 and np.corrcoef(short.mean(0), profile)[0, 1] > 0.5
 
 
 @pytest.mark.parametrize("form", lengths.FORMATS[1:])
@@ -250,6 +277,12 @@ def test_bad_wishes_are_one_sentence(name):
   with pytest.raises(ValueError, match=message) as caught:
     gen.generate(params, jax.random.key(0), {"label": [0]}, **options)
   assert "\n" not in str(caught.value)
+
+
+def test_odds_that_fit_no_model():
+  gen, _ = model("length_first")
+  with pytest.raises(ValueError, match=r"length_odds are .*, expected 5 rows of 3 numbers above 0"):
+    dataclasses.replace(gen.cfg, length_odds=((0.5, 0.5, 0.0),) * T)
 
 
 def test_fixed_models_refuse_wishes_for_lengths():

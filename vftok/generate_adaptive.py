@@ -33,6 +33,7 @@ class Plan(NamedTuple):
     given, first: int32 scalars; the first so many steps are given, and so many of them come before all others.
     guidance_B, temperature, top_p: as in `generate.Plan`. guide_lengths: bool scalar, whether lengths are guided too.
     mean_length: float32 scalar, content tokens per step that is not given; end_bias: added to the logit of END.
+    odds_TxM: float32, log-probability of each level at each step over all videos, or None where it is not known.
   """
 
   forced_BxTxK: Any
@@ -46,6 +47,7 @@ class Plan(NamedTuple):
   top_p: Any
   mean_length: Any
   end_bias: Any
+  odds_TxM: Any = None
 
 
 class Prefix(NamedTuple):
@@ -165,33 +167,44 @@ def _masked(cfg: ARConfig, plan: Plan, s: State, logits_BxV, aimed: bool):
   said = jnp.where(says_BxM >= least_B[:, None], said, -jnp.inf)
   if aimed:
     t_on = jnp.where(plan.temperature > 0, plan.temperature, 1.0)
-    tilt_B = tilt(said / t_on, cfg.levels, _goal(plan, s))
+    tilt_B = _tilt(cfg, plan, s, said / t_on)
     said = jnp.where(s.slot[:, None] == 0, said + t_on * tilt_B[:, None] * says_BxM, said)
   return jnp.concatenate([content, said + plan.end_bias], axis=1)
 
 
-def _goal(plan: Plan, s: State):
-  """float32 [B]: what is left of the wished total, for each step that has no length yet."""
-  ours = jnp.arange(s.keep.shape[1]) >= plan.given
-  known = ours & (s.keep > 1)  # of LEN alone to LEN and content
-  spent_B = jnp.where(known, s.keep - 1, 0).sum(1)
-  return (plan.mean_length * ours.sum() - spent_B) / jnp.maximum((ours & ~known).sum(1), 1)
+def _tilt(cfg: ARConfig, plan: Plan, s: State, logits_BxM):
+  """float32 [B]: the price of a token under which this length and those to come spend what is left of the total.
 
-
-def tilt(logits_BxM, levels, goal_B):
-  """float32 [B]: x for which levels of probability p(level) exp(x level) / Z have that mean, as far as one does.
-
-  By bisection: the mean rises with x. Levels at -inf have no part in it.
+  One price for all of them: a step that needs much, in the model's eyes, still gets much. Lengths to come are taken to
+  have the odds that they have over all videos; where these are not known, the odds of this one.
   """
-  levels = jnp.asarray(levels, jnp.float32)
+  t = s.keep.shape[1]
+  ours = jnp.arange(t) >= plan.given
+  known_BxT = s.keep > 1  # of LEN alone to LEN and content
+  left_B = plan.mean_length * ours.sum() - jnp.where(ours & known_BxT, s.keep - 1, 0).sum(1)
+  to_come_BxT = ours & ~known_BxT & (jnp.arange(t) != s.time[:, None])
+  if plan.odds_TxM is None:
+    return tilt(logits_BxM[:, None], 1 + to_come_BxT.sum(1, keepdims=True), cfg.levels, left_B)
+  odds_BxTxM = jnp.broadcast_to(plan.odds_TxM, (len(left_B), *plan.odds_TxM.shape))
+  own = jnp.ones((len(left_B), 1), bool)
+  both = jnp.concatenate([logits_BxM[:, None], odds_BxTxM], axis=1)
+  return tilt(both, jnp.concatenate([own, to_come_BxT], axis=1), cfg.levels, left_B)
+
+
+def tilt(logits_BxNxM, times_BxN, levels, total_B):
+  """float32 [B]: x for which N lengths of probability p(level) exp(x level) / Z add up to a total on average.
+
+  By bisection: sums rise with x; a total that none reaches gets the end. Length n comes `times` times. Levels at -inf
+  have no part in it.
+  """
+  levels, b = jnp.asarray(levels, jnp.float32), len(logits_BxNxM)
 
   def halve(_, bounds):
     low, high = bounds
     middle = (low + high) / 2
-    weights = jax.nn.softmax(logits_BxM + middle[:, None] * levels, axis=-1)
-    short = (weights * levels).sum(-1) < goal_B
+    weights = jax.nn.softmax(logits_BxNxM + middle[:, None, None] * levels, axis=-1)
+    short = ((weights * levels).sum(-1) * times_BxN).sum(-1) < total_B
     return jnp.where(short, middle, low), jnp.where(short, high, middle)
 
-  ends = jnp.full(len(logits_BxM), -MOST_TILT), jnp.full(len(logits_BxM), MOST_TILT)
-  low, high = jax.lax.fori_loop(0, 40, halve, ends)
+  low, high = jax.lax.fori_loop(0, 40, halve, (jnp.full(b, -MOST_TILT), jnp.full(b, MOST_TILT)))
   return (low + high) / 2

@@ -33,6 +33,8 @@ class GeneratorConfig:
   text_tokens: the most features of a prompt.
   classes: names of the classes, or () where they are numbers only.
   guidance: (largest budget, scale) pairs: what `generate` uses by itself.
+  length_odds: how often each time step has each of `ar.levels` in what it was trained on; () where that is not known.
+    A mean length is spread over time by it.
   """
 
   ar: ARConfig
@@ -43,6 +45,13 @@ class GeneratorConfig:
   text_tokens: int = 32
   classes: tuple[str, ...] = ()
   guidance: tuple[tuple[int, float], ...] = ((4, 3.0), (32, 2.0), (65536, 1.0))  # VideoFlexTok on K600, by SemanTok
+  length_odds: tuple[tuple[float, ...], ...] = ()
+
+  def __post_init__(self):
+    odds, steps, levels = self.length_odds, self.ar.steps, len(self.ar.levels)
+    whole = len(odds) == steps and all(len(row) == levels and min(row, default=0) > 0 for row in odds)
+    if odds and not whole:
+      raise ValueError(f"length_odds are {str(odds)[:60]}, expected {steps} rows of {levels} numbers above 0.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +130,8 @@ class Generator:
       batch: how many videos where `cond` is None; default 1.
       keep: tokens per time step: an int, [T], [B, 1] (a budget per video) or [B, T]. Default all K; a model that says
         lengths decides itself, and may be forced to counts that it knows.
-      mean_length: tokens per time step on average, 1..K, of a model that says lengths first: it tilts each length's
-        odds so that what is left of the total is met on average. Models that stop by END take `end_bias`.
+      mean_length: tokens per time step on average, 1..K, of a model that says lengths first: its lengths are tilted by
+        one price per token, so that each video has that total on average. Models that stop by END take `end_bias`.
       end_bias: added to the logit of END; `calibrate` finds the one for a mean length.
       guide_lengths: False leaves what says lengths without guidance.
       steps: time steps T; default the model's.

@@ -98,6 +98,7 @@ def request(
   if ar.lengths != "none":
     extra = dict(guide_lengths=jnp.asarray(bool(guide_lengths)), end_bias=jnp.float32(end_bias))
     extra |= dict(mean_length=jnp.float32(0 if mean_length is None else mean_length))
+    extra |= dict(odds_TxM=jnp.log(jnp.array(cfg.length_odds)[:steps]) if cfg.length_odds else None)
     plan, prefix = _adaptive(ar, forced_BxTxK, counts, given, given_steps, first, scales | extra)
     return Adaptive(plan, prefix, cond, dict(start=start, advance=advance | dict(aimed=mean_length is not None)))
   seq = order.sequence(counts, first, order=ar.order)

@@ -6,6 +6,7 @@ sampled: a length is drawn among lengths, content among content.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -14,12 +15,16 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vftok import allocate, lengths, order
+from vftok.data.sources import make_source
+from vftok.generator import Generator
 from vftok.models.ar import AR
 from vftok.models.ar_inputs import Condition, Places, of_segment
 from vftok.pack import Packing, pack
 from vftok.reward import Reward
 from vftok.tasks import Metrics, mean
 from vftok.tasks.ar import ARTask
+
+SAMPLE = 256  # clips of each source that the odds of lengths are counted in
 
 
 class AdaptiveARTask(ARTask):
@@ -40,6 +45,24 @@ class AdaptiveARTask(ARTask):
     group = cfg.batch_size // cfg.accumulate
     if self.law.pack < 1 or group % self.law.pack:
       raise ValueError(f"loss.pack is {self.law.pack}, expected a divisor of the {group} examples computed at once.")
+
+    if metas is None and self.gen.cfg.ar.levels:
+      self.gen = Generator(dataclasses.replace(self.gen.cfg, length_odds=self._odds()))
+
+  def _odds(self) -> tuple[tuple[float, ...], ...]:
+    """How often each step gets each level over clips and preferences, in the mix of the sources."""
+    uniform, odds, weights = (np.arange(SAMPLE) + 0.5) / SAMPLE, [], []
+    uniform = np.random.default_rng(0).permutation(uniform)
+    for source in self.cfg.data.sources.to_dict().values():
+      options = {key: value for key, value in source.items() if key not in ("kind", "weight", "split")}
+      records = make_source(source["kind"], source.get("split", "train"), options)
+      picked = np.linspace(0, len(records) - 1, SAMPLE).astype(int)
+      curves = np.stack([records[int(i)]["curves"] for i in picked])
+      keep_NxT = np.asarray(self.counts({"curves": curves}, self.preferences(uniform)))
+      odds.append((keep_NxT[:, :, None] == np.array(self.levels)).mean(0))
+      weights.append(source.get("weight", 1.0))
+    mixed = np.average(odds, axis=0, weights=weights) + 1e-3  # nothing is impossible
+    return tuple(tuple(float(x) for x in row) for row in mixed / mixed.sum(1, keepdims=True))
 
   def loss(self, params, frozen, batch, keys_B, step) -> tuple[jax.Array, Metrics]:
     draws = jax.vmap(self._draw)(keys_B)
