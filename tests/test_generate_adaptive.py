@@ -159,6 +159,8 @@ def test_mean_lengths_are_met(form, kind, wish):
   options = gen.aimed(params, jax.random.key(5), labels(B), mean_length=wish)
   made = np.asarray(gen.generate(params, jax.random.key(6), labels(B), **options).keep)
   assert abs(made.mean() / wish - 1) < 0.1
+  if form == "length_first":  # nor does any video stray by more than a level of the last step
+    assert np.abs(made.sum(1) - wish * T).max() <= 2
   own = np.asarray(gen.generate(params, jax.random.key(6), labels(B)).keep).mean()
   assert wish < 1.1 or wish > 3.9 or abs(own / wish - 1) > 0.1 or abs(own - wish) > 0.01
   if form == "length_first":  # what is left of a total is spent: totals spread less than independent steps would

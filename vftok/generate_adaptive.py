@@ -166,29 +166,36 @@ def _masked(cfg: ARConfig, plan: Plan, s: State, logits_BxV, aimed: bool):
   least_B = plan.least_BxT[jnp.arange(len(s.keys)), s.time]
   said = jnp.where(says_BxM >= least_B[:, None], said, -jnp.inf)
   if aimed:
-    t_on = jnp.where(plan.temperature > 0, plan.temperature, 1.0)
-    tilt_B = _tilt(cfg, plan, s, said / t_on)
-    said = jnp.where(s.slot[:, None] == 0, said + t_on * tilt_B[:, None] * says_BxM, said)
+    said = jnp.where(s.slot[:, None] == 0, _aimed(cfg, plan, s, said), said)
   return jnp.concatenate([content, said + plan.end_bias], axis=1)
 
 
-def _tilt(cfg: ARConfig, plan: Plan, s: State, logits_BxM):
-  """float32 [B]: the price of a token under which this length and those to come spend what is left of the total.
+def _aimed(cfg: ARConfig, plan: Plan, s: State, logits_BxM):
+  """Logits of levels at the price of a token under which this length and those to come spend what is left of the total.
 
   One price for all of them: a step that needs much, in the model's eyes, still gets much. Lengths to come are taken to
   have the odds that they have over all videos; where these are not known, the odds of this one.
   """
-  t = s.keep.shape[1]
+  t, levels = s.keep.shape[1], jnp.asarray(cfg.levels)
   ours = jnp.arange(t) >= plan.given
   known_BxT = s.keep > 1  # of LEN alone to LEN and content
   left_B = plan.mean_length * ours.sum() - jnp.where(ours & known_BxT, s.keep - 1, 0).sum(1)
   to_come_BxT = ours & ~known_BxT & (jnp.arange(t) != s.time[:, None])
-  if plan.odds_TxM is None:
-    return tilt(logits_BxM[:, None], 1 + to_come_BxT.sum(1, keepdims=True), cfg.levels, left_B)
-  odds_BxTxM = jnp.broadcast_to(plan.odds_TxM, (len(left_B), *plan.odds_TxM.shape))
-  own = jnp.ones((len(left_B), 1), bool)
-  both = jnp.concatenate([logits_BxM[:, None], odds_BxTxM], axis=1)
-  return tilt(both, jnp.concatenate([own, to_come_BxT], axis=1), cfg.levels, left_B)
+  n_Bx1 = to_come_BxT.sum(1, keepdims=True)
+
+  # Out: levels next to which a nearer one already spends, or saves, all that those to come can make up for.
+  most, need = (left_B[:, None] - n_Bx1 * levels[i] for i in (0, -1))
+  longer, shorter = jnp.append(levels[1:], jnp.inf), jnp.append(-jnp.inf, levels[:-1])
+  fit = (shorter < most - 1e-3) & (longer > need + 1e-3) & jnp.isfinite(logits_BxM)
+  logits_BxM = jnp.where(fit | ~fit.any(1, keepdims=True), logits_BxM, -jnp.inf)
+
+  on = jnp.where(plan.temperature > 0, plan.temperature, 1.0)
+  lengths_BxNxM, times_BxN = logits_BxM[:, None] / on, 1 + n_Bx1
+  if plan.odds_TxM is not None:
+    odds_BxTxM = jnp.broadcast_to(plan.odds_TxM, (len(left_B), *plan.odds_TxM.shape))
+    lengths_BxNxM = jnp.concatenate([lengths_BxNxM, odds_BxTxM], axis=1)
+    times_BxN = jnp.concatenate([jnp.ones_like(n_Bx1), to_come_BxT], axis=1)
+  return logits_BxM + on * tilt(lengths_BxNxM, times_BxN, levels, left_B)[:, None] * levels
 
 
 def tilt(logits_BxNxM, times_BxN, levels, total_B):

@@ -66,10 +66,7 @@ class AdaptiveARTask(ARTask):
 
   def loss(self, params, frozen, batch, keys_B, step) -> tuple[jax.Array, Metrics]:
     draws = jax.vmap(self._draw)(keys_B)
-    uniform_B = draws["uniform"]
-    if self.law.pack > 1 and len(uniform_B) % 2 == 0:
-      # Long beside short: a pair mirrors its draws, so that few rows overflow and those left out are no longer ones.
-      uniform_B = jnp.stack([uniform_B[::2], 1 - uniform_B[::2]], axis=1).reshape(-1)
+    uniform_B = mirrored(draws["uniform"]) if self.law.pack > 1 else draws["uniform"]
     keep_BxT = self.counts(batch, self.preferences(uniform_B))
     steps = jnp.arange(keep_BxT.shape[1])
     # Given steps may have come with any level: what they show is the past, not what the router would say of it.
@@ -153,6 +150,16 @@ class AdaptiveARTask(ARTask):
         out[name + {"nll": "bits_per_content_token", "nll/lengths": "bits_per_length_token"}[kind]] = value
       out |= {f"{name}{k}": v for k, v in self._by_slot(nll, where & ~says, self._content(seq)).items()}
     return out
+
+
+def mirrored(uniform_B) -> jax.Array:
+  """Draws of 0..1 of which every second one mirrors its neighbour: a long clip stands beside a short one.
+
+  So few rows overflow, and what is left out is not always long. Each draw by itself is as uniform as before.
+  """
+  pairs = len(uniform_B) // 2
+  both = jnp.stack([uniform_B[: 2 * pairs : 2], 1 - uniform_B[: 2 * pairs : 2]], axis=1)
+  return jnp.concatenate([both.reshape(-1), uniform_B[2 * pairs :]])
 
 
 def _packed(packing: Packing, seq: order.Sequence, ids, cond: Condition, group: int):
