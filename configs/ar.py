@@ -23,12 +23,22 @@ LOSS = dict(
 )
 
 
-def model(depth: int, *, text: bool, slots: int = 0, width: int = 0, head_dim: int = 64, **own) -> dict:
-  """A generator's config as a plain dict; what the stored tokens say (vocabulary, steps, slots) is filled in later."""
+# Beside LOSS, for models that say their own lengths: range of the preference (w_q) under which a router is asked how
+# long clips are, and how many clips share a row.
+ADAPTIVE = dict(preference=(1.0, 1.4), pack=2)
+
+
+def model(
+  depth: int, *, text: bool, slots: int = 0, width: int = 0, head_dim: int = 64, lengths: str = "none", **own
+) -> dict:
+  """A generator's config as a plain dict; what stored tokens say (vocabulary, steps, slots, levels) is filled in later.
+
+  lengths: "length_first" or "end_of_step" for a model that says its own (vftok/lengths.py).
+  """
   names = dict(ctx_dim=384, n_ctx_null=16) if text else {}
   ar = ARConfig(vocab=1, steps=1, slots=slots or 1, depth=depth, width=width, head_dim=head_dim, **names, **own)
   data = dataclasses.asdict(GeneratorConfig(ar))
-  data["ar"]["slots"] = slots
+  data["ar"] |= dict(slots=slots, lengths=lengths)
   return data
 
 
@@ -106,6 +116,7 @@ def tokenize(tokenizer: str, sources: dict, val: dict | None = None, **own) -> d
       text="",  # a text encoder, "minilm" or "t5"
       text_path="",
       text_tokens=32,
+      router="",  # whose predictions lengths are learned from: a directory, "auto": the shipped one, "": none
       frames=17,
       size=256,
       fps=8.0,
@@ -115,15 +126,16 @@ def tokenize(tokenizer: str, sources: dict, val: dict | None = None, **own) -> d
   )
 
 
-def smoke(*, text: bool, directory: str):
+def smoke(*, text: bool, directory: str, lengths: str = "none"):
   """Two seconds a step on any machine: for tests."""
+  law = {**LOSS, "given_probs": (0.5, 0.5), "show_steps": 2}
   return common.base(
     task="ar",
     title="AR smoke",
     steps=4,
     batch_size=4,
-    model=model(1, text=text, **(dict(n_classes=3) if not text else {})),
-    loss={**LOSS, "given_probs": (0.5, 0.5), "show_steps": 2},
+    model=model(1, text=text, lengths=lengths, **(dict(n_classes=3) if not text else {})),
+    loss=law if lengths == "none" else {**law, **ADAPTIVE},
     data=dict(sources=dict(tokens=dict(kind="tokens", directory=directory)), workers=0),
     eval=dict(sets=dict(val=dict(tokens=dict(kind="tokens", directory=directory, split="val"))), batch_size=4),
     optim=dict(lr=1e-3, warmup=2),

@@ -1,4 +1,4 @@
-"""Text-to-video: configs/t2v.py:SIZE with SIZE one of smoke, mini, long, 66m, 113m, 268m, ... 5.2b (configs/ar.py).
+"""Text-to-video: configs/t2v.py:SIZE with SIZE one of smoke, mini, mini_adaptive, long, 66m, 113m, 268m, ... 5.2b.
 
 `python -m vftok.tools.tokenize_dataset --config=configs/t2v.py:SIZE` makes the tokens it trains on.
 """
@@ -23,12 +23,22 @@ def get_config(size: str = "mini"):
     # Compute-optimal: 20 tokens per parameter (16 D^2 per block); the arm that learns 32 tokens per step.
     cfg = ar.paper(depth, text=True, slots=32, tokens_seen=20 * 16 * (64 * depth) ** 2 * depth, length=160)
   else:
-    cfg = {"smoke": smoke, "mini": mini, "long": long}[size]()
+    cfg = {
+      "smoke": smoke,
+      "smoke_adaptive": smoke_adaptive,
+      "mini": mini,
+      "mini_adaptive": mini_adaptive,
+      "long": long,
+    }[size]()
   return cfg
 
 
 def smoke():
   return ar.smoke(text=True, directory="tokens_smoke")
+
+
+def smoke_adaptive():
+  return ar.smoke(text=True, directory="tokens_smoke_adaptive", lengths="length_first")
 
 
 def mini():
@@ -52,6 +62,19 @@ def mini():
     sample=ar.SAMPLE,
     tokenize=ar.tokenize("vftok-mini", train, val, size=32, text="minilm", text_tokens=24),
   )
+
+
+def mini_adaptive():
+  """As mini, and how many tokens each time step gets is the model's own choice, learned from a router."""
+  cfg = mini()
+  cfg.title = "vftok-mini-t2v, adaptive"
+  cfg.model.ar.lengths = "length_first"
+  # By our router of 1,500 steps 1.6 to 12 tokens per step on average, 4.8 over the range; look at tokens_per_step.
+  cfg.loss.update({**ar.ADAPTIVE, "preference": (1.4, 1.96)})
+  for source in (cfg.data.sources.tokens, cfg.eval.sets.val.tokens):
+    source.directory = ar.tokens("tokens_mini_adaptive")["tokens"]["directory"]
+  cfg.tokenize.router = "auto"
+  return cfg
 
 
 def long():

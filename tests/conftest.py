@@ -68,6 +68,8 @@ LONGEST = tuple(
     "multidevice",
     "reconstruction",
     "ar_task",
+    "ar_adaptive",
+    "generate_adaptive",
     "tokenizer",
     "switches",
     "parity",

@@ -73,6 +73,36 @@ def test_neighbours_find_copies():
   assert generation.Neighbours(clips).nearest(grey)[0][0] > 0.05
 
 
+@pytest.mark.parametrize("form", ["length_first", pytest.param("end_of_step", marks=pytest.mark.slow)])
+def test_a_generator_that_says_lengths_is_scored_at_means_and_its_own(form, tmp_path):
+  tok = vftok.Tokenizer(model_config.from_dict(tokenizer_configs.get_config("smoke").model.to_dict()))
+  params = jax.jit(tok.init)(jax.random.key(0))
+  levels = (1, 2, 4) if form == "length_first" else ()
+  gen = Generator(GeneratorConfig(ARConfig(vocab=25, steps=5, slots=4, depth=1, lengths=form, levels=levels)))
+  clips = np.random.default_rng(0).integers(0, 255, (8, 17, 16, 16, 3)).astype(np.uint8)
+  batch = {"video": clips, "caption": np.array(["a"] * 8, object), "label": np.zeros(8, int), "_mask": np.ones(8, bool)}
+  evaluation = generation.evaluate(
+    gen,
+    jax.jit(gen.init)(jax.random.key(1)),
+    tok,
+    params,
+    [batch] * 2,
+    split="val",
+    keeps=(1, 2),
+    steps=1,
+    neighbours=generation.Neighbours(clips),
+    fvd=False,
+  )
+  rows = {row["name"]: row for row in evaluation.rows}
+  assert list(rows)[-1] == "generated own lengths" and rows["real"]["tokens"] is None
+  assert rows["generated keep 1"]["tokens"] == 5 and abs(rows["generated keep 2"]["tokens"] / 10 - 1) < 0.3
+  assert rows["generated keep 2"]["tokens"] < rows["generated own lengths"]["tokens"] < 20
+  assert rows["generated keep 2"]["keep"] == rows["generated keep 2"]["tokens"] / 5
+  assert evaluation.scalars()["tokens/reconstructed keep 2"] == 10
+  generation_report.write(tmp_path / "report", evaluation, [], title="t", fps=8.0)
+  assert "| generated own lengths |" in (tmp_path / "report" / "table.md").read_text()
+
+
 def test_a_generator_is_scored_at_every_budget(tmp_path):
   tok = vftok.Tokenizer(model_config.from_dict(tokenizer_configs.get_config("smoke").model.to_dict()))
   params = jax.jit(tok.init)(jax.random.key(0))

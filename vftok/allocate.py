@@ -69,20 +69,31 @@ def for_preference(losses_TxK, reward: Reward, weight: float) -> np.ndarray:
   return (weight * losses / reward.loss_std + (2 - weight) * cost).argmin(1).astype(np.int32) + 1
 
 
-def by_preference(curves_BxTxm, levels, weight_B, loss_std: float, length_std: float, counts=None) -> jax.Array:
-  """As `for_preference` of many clips inside a program: int32 [B, T]; lengths are in tokens.
+def among_levels(curves_xTxM, levels, reward: Reward, weight, xp=np):
+  """As `for_preference`, choosing among the levels alone: int32 [..., T]. Also inside a program (xp: jax.numpy).
 
   Args:
-    curves_BxTxm: falling, as a router predicts them.
-    weight_B: w_q of each clip.
-    counts: what may be chosen; None: every number from 1 to the largest level.
+    curves_xTxM: losses that fall from level to level, as a router gives them.
+    weight: w_q, a number or, with leading axes, what broadcasts against [..., T, m].
   """
-  counts = np.arange(1, levels[-1] + 1) if counts is None else np.asarray(counts)
-  share_mxK = np.stack([np.interp(np.log2(counts), np.log2(levels), row) for row in np.eye(len(levels))])
-  losses_BxTxK = curves_BxTxm @ jnp.asarray(share_mxK, jnp.float32)
-  weight = weight_B[:, None, None]
-  value = weight * losses_BxTxK / loss_std + (2 - weight) * jnp.asarray(counts, jnp.float32) / length_std
-  return jnp.asarray(counts, jnp.int32)[value.argmin(2)]
+  levels = xp.asarray(levels)
+  cost_M = levels * ((reward.bits if reward.length == "bits" else 1.0) / reward.length_std)
+  if reward.length == "log":
+    cost_M = xp.log2(levels) / reward.length_std
+  return levels[(weight * curves_xTxM / reward.loss_std + (2 - weight) * cost_M).argmin(-1)].astype(np.int32)
+
+
+def by_preference(curves_BxTxm, levels, reward: Reward, weight_B) -> jax.Array:
+  """As `for_preference` of many clips inside a program: int32 [B, T], any count from 1 to the largest level.
+
+  Args:
+    curves_BxTxm: losses that fall from level to level, as a router gives them.
+    weight_B: w_q of each clip.
+  """
+  counts = np.arange(1, levels[-1] + 1)
+  shares_mxK = np.stack([np.interp(np.log2(counts), np.log2(levels), row) for row in np.eye(len(levels))])
+  losses_BxTxK = curves_BxTxm @ jnp.asarray(shares_mxK, jnp.float32)
+  return among_levels(losses_BxTxK, counts, reward, weight_B[:, None, None], xp=jnp)
 
 
 def for_mean(losses_NxTxK, mean: float) -> np.ndarray:

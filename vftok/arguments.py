@@ -75,6 +75,7 @@ def parser(runs: Sequence[Callable]) -> argparse.ArgumentParser:
   sub.add_argument("--first-frames", metavar="VIDEO", help="start with the first frames of this video")
   sub.add_argument("--first-count", type=int, default=5, metavar="N", help="how many of them: 1, 5, 9, ... (default 5)")
   sub.add_argument("--keep", type=_counts, metavar="K1,K2,...", help="budgets to show (default: all tokens)")
+  sub.add_argument("--mean-length", type=float, metavar="M", help="tokens per time step on average (adaptive models)")
   sub.add_argument(
     "--frames",
     "--long",

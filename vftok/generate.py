@@ -63,23 +63,11 @@ def start(cfg: ARConfig, params, plan: Plan, cond: Condition, keys_B, *, guided:
 
   With guided=True the batch is doubled by rows that have no condition.
   """
-  b, length = plan.forced_BxL.shape
-  rows = 2 * b if guided else b
-  cond = _doubled(cond) if guided else cond
-  layers = [jax.tree.map(lambda x, i=i: x[i], params["blocks"]) for i in range(cfg.depth)]
-  model = AR(cfg)
-  context = model.apply({"params": params}, cond, plan.places, (rows, 1), method=AR.context)
-  text_kv = seen = None
-  if context is not None:
-    text_kv = [Block(cfg).apply({"params": layer}, context, method=Block.text_keys) for layer in layers]
-    seen = context.seen_BxLxM
-  memo = Memo(layers, cond, text_kv, seen)
-  empty = constrain(jnp.zeros((rows, cfg.heads, length, cfg.head_dim), cfg.dtype), "batch", "heads", None, None)
-  cache = [(empty, empty)] * cfg.depth
+  memo, cache = prepare(cfg, params, cond, plan.forced_BxL.shape[1], guided=guided)
   ids = jnp.maximum(plan.forced_BxL, 0)
   if prefill:
     last = jnp.pad(ids, ((0, 0), (1, 0)), constant_values=-1)[:, :prefill]
-    _, cache = _forward(cfg, params, memo, plan, last, cache, 0)
+    _, cache = forward(cfg, params, memo, _cut(plan.places, 0, prefill), last, cache, 0)
   return memo, DecodeState(ids, cache, jnp.int32(prefill), keys_B)
 
 
@@ -88,13 +76,10 @@ def advance(cfg: ARConfig, params, memo: Memo, plan: Plan, state: DecodeState, s
   """The state after tokens up to position `stop` (data) are made; `nucleus` turns plan.top_p on."""
 
   def step(state: DecodeState) -> DecodeState:
-    b, at = len(state.ids), state.position
+    at = state.position
     last_B = jnp.where(at > 0, jax.lax.dynamic_index_in_dim(state.ids, jnp.maximum(at - 1, 0), 1, False), -1)
-    logits, cache = _forward(cfg, params, memo, plan, last_B[:, None], state.cache, at)
-    logits_BxV = logits[:b, 0]
-    if guided:
-      null_BxV = logits[b:, 0]
-      logits_BxV = null_BxV + plan.guidance_B[:, None] * (logits_BxV - null_BxV)
+    logits, cache = forward(cfg, params, memo, _cut(plan.places, at, 1), last_B[:, None], state.cache, at)
+    logits_BxV = guide(logits[:, 0], plan.guidance_B) if guided else logits[:, 0]
     keys_B = jax.vmap(jax.random.fold_in, (0, None))(state.keys, at)
     made_B = sample(logits_BxV, keys_B, plan.temperature, top_k=top_k, top_p=plan.top_p if nucleus else None)
     forced_B = jax.lax.dynamic_index_in_dim(plan.forced_BxL, at, 1, False)
@@ -125,12 +110,26 @@ def sample(logits_BxV, keys_B, temperature, *, top_k: int = 0, top_p=None) -> ja
   return jnp.where(temperature > 0, drawn, likeliest).astype(jnp.int32)
 
 
-def _forward(cfg: ARConfig, params, memo: Memo, plan: Plan, last_BxN, cache, position):
-  """(logits [R, N, V], cache) of N positions from `position` on."""
-  n, length = last_BxN.shape[1], plan.forced_BxL.shape[1]
+def prepare(cfg: ARConfig, params, cond: Condition, length: int, *, guided: bool) -> tuple[Memo, Any]:
+  """(memo, empty cache of so many positions); with guided=True for twice the rows."""
+  cond = _doubled(cond) if guided else cond
+  rows = len(cond.null_BxG)
+  layers = [jax.tree.map(lambda x, i=i: x[i], params["blocks"]) for i in range(cfg.depth)]
+  nowhere = Places(*[jnp.zeros((1, 1), jnp.int32)] * 4)  # a text says the same at every place
+  context = AR(cfg).apply({"params": params}, cond, nowhere, (rows, 1), method=AR.context)
+  text_kv = seen = None
+  if context is not None:
+    text_kv = [Block(cfg).apply({"params": layer}, context, method=Block.text_keys) for layer in layers]
+    seen = context.seen_BxLxM
+  empty = constrain(jnp.zeros((rows, cfg.heads, length, cfg.head_dim), cfg.dtype), "batch", "heads", None, None)
+  return Memo(layers, cond, text_kv, seen), [(empty, empty)] * cfg.depth
+
+
+def forward(cfg: ARConfig, params, memo: Memo, places: Places, last_BxN, cache, position):
+  """(logits [R, N, V'], cache) of N positions from `position` on, which stand at `places`."""
+  n, length = last_BxN.shape[1], cache[0][0].shape[2]
   rows = memo.cond.null_BxG.shape[0]
-  cut = lambda x: None if x is None else jax.lax.dynamic_slice_in_dim(x, position, n, axis=1)
-  places = jax.tree.map(lambda x: _rows(cut(x), rows), plan.places)
+  places = jax.tree.map(lambda x: _rows(x, rows), places)
   model = functools.partial(AR(cfg).apply, {"params": params})
   x = model(_rows(last_BxN, rows), places, memo.cond, method=AR.embed)
   seen = (jnp.arange(length) <= position + jnp.arange(n)[:, None])[None]
@@ -142,6 +141,16 @@ def _forward(cfg: ARConfig, params, memo: Memo, plan: Plan, last_BxN, cache, pos
     (x, kept), _ = Block(cfg).apply({"params": layer}, (x, cache[i]), context, **where)
     filled.append(kept)
   return model(x, method=AR.logits), filled
+
+
+def guide(logits_RxV, guidance_B):
+  """[B, V]: u + w (c - u) of rows with the condition, c, and the same rows without, u."""
+  full_BxV, null_BxV = jnp.split(logits_RxV, 2)
+  return null_BxV + guidance_B[:, None] * (full_BxV - null_BxV)
+
+
+def _cut(places: Places, position, n: int) -> Places:
+  return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, position, n, axis=1), places)
 
 
 def _rows(x, rows: int):

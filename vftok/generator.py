@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vftok import generate, order
+from vftok import generate, generate_adaptive, lengths, order
 from vftok.checks import check_key
 from vftok.conditions import condition
 from vftok.models.ar import AR, ARConfig
 from vftok.models.ar_inputs import Places
-from vftok.types import VideoTokens, check_counts
+from vftok.request import Adaptive, Fixed, check_ids, check_mean, request
+from vftok.types import VideoTokens
 
 Params = dict[str, Any]
 
@@ -32,6 +33,8 @@ class GeneratorConfig:
   text_tokens: the most features of a prompt.
   classes: names of the classes, or () where they are numbers only.
   guidance: (largest budget, scale) pairs: what `generate` uses by itself.
+  length_odds: how often each time step has each of `ar.levels` in what it was trained on; () where that is not known.
+    A mean length is spread over time by it.
   """
 
   ar: ARConfig
@@ -42,6 +45,13 @@ class GeneratorConfig:
   text_tokens: int = 32
   classes: tuple[str, ...] = ()
   guidance: tuple[tuple[int, float], ...] = ((4, 3.0), (32, 2.0), (65536, 1.0))  # VideoFlexTok on K600, by SemanTok
+  length_odds: tuple[tuple[float, ...], ...] = ()
+
+  def __post_init__(self):
+    odds, steps, levels = self.length_odds, self.ar.steps, len(self.ar.levels)
+    whole = len(odds) == steps and all(len(row) == levels and min(row, default=0) > 0 for row in odds)
+    if odds and not whole:
+      raise ValueError(f"length_odds are {str(odds)[:60]}, expected {steps} rows of {levels} numbers above 0.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,28 +101,23 @@ class Generator:
   # ---- likelihood
 
   def logits(self, params: Params, ids, cond=None, *, keep=None) -> jax.Array:
-    """float32 [B, L, V]: position i given the ids before it.
+    """float32 [B, L, V']: position i given the ids before it; -inf for ids that cannot stand there.
 
     Args:
-      ids: int [B, L] as `vftok.order` writes them, at most T * K: with `keep` None, a prefix of the whole sequence.
+      ids: int [B, L] as `vftok.order` writes them, at most T * K': with `keep` None, a prefix of the whole sequence.
+        Of a model that says lengths, those of the extended grid (`lengths.extend`).
       cond: as in `generate`.
-      keep: [B, T] counts, where the sequence is shorter than that prefix would be (see `order.sequence`).
+      keep: [B, T] counts of content, where the sequence is shorter than that prefix would be (see `order.sequence`).
     """
-    ids = self._check_ids(ids)
-    b, length = ids.shape
     cfg = self.cfg.ar
-    seq = order.sequence(np.full((1, cfg.steps), cfg.slots) if keep is None else keep, order=cfg.order)
+    ids = check_ids(ids, cfg.length, cfg.total_vocab)
+    b, length = ids.shape
+    keep = np.full((1, cfg.steps), cfg.slots) if keep is None else np.asarray(keep)
+    if cfg.lengths != "none":
+      lengths.check_counts(cfg, keep)
+    seq = order.sequence(lengths.extended_counts(cfg, keep), order=cfg.order)
     places = Places.of(seq.time_BxL[:, :length], seq.slot_BxL[:, :length])
     return _logits(cfg, params, ids, places, condition(self.cfg, cond, b))
-
-  def _check_ids(self, ids) -> jax.Array:
-    ids, cfg = jnp.asarray(ids), self.cfg.ar
-    if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer) or not 0 < ids.shape[1] <= cfg.length:
-      raise ValueError(f"ids have shape {ids.shape} and dtype {ids.dtype}, expected integers [B, 1..{cfg.length}].")
-    low, high = int(ids.min()), int(ids.max())
-    if low < 0 or high >= cfg.vocab:
-      raise ValueError(f"ids hold {low if low < 0 else high}, expected 0..{cfg.vocab - 1}: these are another model's.")
-    return ids.astype(jnp.int32)
 
   # ---- sampling
 
@@ -123,13 +128,19 @@ class Generator:
       key: row b draws from fold_in(key, b), so a row does not depend on the others.
       cond: None, {"label": int [B] or class names}, {"text": [str]}, or {"text_emb": [B, S, C], "text_mask": [B, S]}.
       batch: how many videos where `cond` is None; default 1.
-      keep: tokens per time step: an int, [T], [B, 1] (a budget per video) or [B, T]. Default all K.
+      keep: tokens per time step: an int, [T], [B, 1] (a budget per video) or [B, T]. Default all K; a model that says
+        lengths decides itself, and may be forced to counts that it knows.
+      mean_length: tokens per time step on average, 1..K, of a model that says lengths first: its lengths are tilted by
+        one price per token, so that each video has that total on average. Models that stop by END take `end_bias`.
+      end_bias: added to the logit of END; `calibrate` finds the one for a mean length.
+      guide_lengths: False leaves what says lengths without guidance.
       steps: time steps T; default the model's.
       guidance: w in u + w (c - u), a number or {largest budget: w}; None uses the model's own. 1 costs no second pass.
       temperature: 0 is greedy. top_k, top_p: 0 and 1 are off.
       given: VideoTokens [B, t, K] that the video starts with, t < T; their own `keep` counts.
       given_first: given tokens come before all others (models trained to continue); False: each at its turn.
-      forced: int [B, T, K], tokens to keep where it is 0 or more (editing); -1 elsewhere.
+      forced: int [B, T, K], tokens to keep where it is 0 or more (editing); -1 elsewhere. A model that decides lengths
+        makes a step long enough for them.
 
     Returns:
       VideoTokens: ids [B, T, K], keep [B, T].
@@ -137,129 +148,78 @@ class Generator:
     Raises:
       ValueError: budgets, classes, prompts or given tokens that this model cannot take.
     """
-    plan, seq, keep, cond, static = self._prepare(cond, **options)
-    memo, state = generate.start(self.cfg.ar, params, plan, cond, _keys(key, len(keep)), **static["start"])
-    stop = plan.forced_BxL.shape[1]
-    state = generate.advance(self.cfg.ar, params, memo, plan, state, stop, **static["advance"])
-    return self._tokens(state.ids, seq, keep)
+    asked = request(self.cfg, cond, **options)
+    loop, memo, state, length = self._start(params, key, asked)
+    state = loop.advance(self.cfg.ar, params, memo, asked.plan, state, length, **asked.static["advance"])
+    return self._tokens(asked, state)
 
   def stream(self, params: Params, key: jax.Array, cond=None, *, every: int = 0, **options) -> Iterator[VideoTokens]:
     """Like `generate`, showing the tokens made so far after each `every` positions (default: one slot of all steps).
 
     Yielded `keep` counts what is there; in time-first order each is a coarse version of the whole video.
     """
-    plan, seq, keep, cond, static = self._prepare(cond, **options)
-    memo, state = generate.start(self.cfg.ar, params, plan, cond, _keys(key, len(keep)), **static["start"])
-    length, stop = plan.forced_BxL.shape[1], static["start"]["prefill"]
-    every = every or keep.shape[1]
-    while stop < length:
+    asked = request(self.cfg, cond, **options)
+    loop, memo, state, length = self._start(params, key, asked)
+    stop, every = int(state.position), every or asked.steps
+    while stop < length and not (isinstance(asked, Adaptive) and state.done.all()):
       stop = min(stop + every, length)
-      state = generate.advance(self.cfg.ar, params, memo, plan, state, stop, **static["advance"])
-      made = np.arange(length) < stop
-      so_far = np.zeros_like(keep)
-      rows, columns = np.nonzero(seq.valid_BxL & made)
-      np.add.at(so_far, (rows, seq.time_BxL[rows, columns]), 1)
-      yield self._tokens(state.ids, seq, so_far)
+      state = loop.advance(self.cfg.ar, params, memo, asked.plan, state, stop, **asked.static["advance"])
+      yield self._tokens(asked, state)
 
-  def _tokens(self, ids_BxL, seq, keep) -> VideoTokens:
-    ids = order.read(np.asarray(ids_BxL), seq, keep.shape[1], self.cfg.ar.slots)
-    return VideoTokens(ids=jnp.asarray(ids), keep=jnp.asarray(keep, jnp.int32))
+  def calibrate(self, params: Params, key: jax.Array, cond=None, *, mean_length: float, **options) -> float:
+    """The `end_bias` under which samples of a model that stops by END have `mean_length` tokens per step on average.
 
-  def _prepare(
-    self,
-    cond,
-    *,
-    batch: int | None = None,
-    keep=None,
-    steps: int | None = None,
-    guidance: float | Mapping[int, float] | None = None,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    given: VideoTokens | None = None,
-    given_first: bool = True,
-    forced=None,
-  ):
+    By bisection over ten batches of samples with the same noise, of 64 rows at least: rows are repeated. As exact as
+    the mean of one batch is. Steps that `given` holds do not count.
+
+    Args:
+      cond: and other options, as in `generate`; it holds for requests like these.
+
+    Raises:
+      ValueError: a model that says no END, or a mean outside 1..K.
+    """
+    cfg, given, forced = self.cfg.ar, options.get("given"), options.pop("forced", None)
+    if cfg.lengths != "end_of_step":
+      raise ValueError(f"lengths are {cfg.lengths!r}, expected 'end_of_step': there is no END to calibrate.")
+    check_mean(cfg, options.get("keep"), mean_length)
+    cond = condition(self.cfg, cond, options.pop("batch", None))
+    more = -(-64 // len(cond.null_BxG))
+    cond, options["given"] = jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x), more, axis=0), (cond, given))
+    options["forced"] = None if forced is None else np.repeat(forced, more, axis=0)
+    low, high = -30.0, 30.0
+    for _ in range(10):
+      end_bias = (low + high) / 2
+      made = self.generate(params, key, cond, end_bias=end_bias, **options).keep
+      longer = made[:, 0 if given is None else given.keep.shape[1] :].mean() > mean_length
+      low, high = (end_bias, high) if longer else (low, end_bias)
+    return (low + high) / 2
+
+  def aimed(self, params: Params, key: jax.Array, cond=None, *, mean_length: float, **options) -> dict[str, float]:
+    """What to pass to `generate` for a mean length, whatever way this model says lengths."""
+    if self.cfg.ar.lengths == "end_of_step":
+      return {"end_bias": self.calibrate(params, key, cond, mean_length=mean_length, **options)}
+    check_mean(self.cfg.ar, options.get("keep"), mean_length)
+    return {"mean_length": mean_length}
+
+  def _start(self, params, key, asked: Fixed | Adaptive):
+    """(module of the loop, memo, state, positions at most)."""
+    keys_B = _keys(key, len(asked.plan.guidance_B))
+    loop, more = (generate_adaptive, (asked.prefix,)) if isinstance(asked, Adaptive) else (generate, ())
+    memo, state = loop.start(self.cfg.ar, params, asked.plan, *more, asked.cond, keys_B, **asked.static["start"])
+    return loop, memo, state, state.cache[0][0].shape[2]
+
+  def _tokens(self, asked: Fixed | Adaptive, state) -> VideoTokens:
+    """What is made so far."""
     cfg = self.cfg.ar
-    cond = condition(self.cfg, cond, batch)
-    b = len(cond.null_BxG)
-    steps = cfg.steps if steps is None else steps
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= cfg.steps:
-      raise ValueError(f"steps is {steps!r}, expected 1..{cfg.steps} time steps, as many as the model knows.")
-    if not (np.isfinite(temperature) and temperature >= 0 and 0 < top_p <= 1 and top_k >= 0):
-      raise ValueError(
-        f"temperature is {temperature}, top_k {top_k} and top_p {top_p}, expected 0 or more, 0 or more, and 0..1."
-      )
-    keep = self._budgets(keep, b, steps)
-    forced_BxTxK = np.full((b, steps, cfg.slots), -1, np.int32)
-    if forced is not None:
-      forced_BxTxK[:] = self._check_forced(forced, forced_BxTxK.shape)
-    given_steps = 0
-    if given is not None:
-      given_steps = self._check_given(given, b, steps)
-      forced_BxTxK[:, :given_steps], keep[:, :given_steps] = given.ids, given.keep
-    if given_first and given_steps and cfg.positions == "flat":
-      given_first = False  # such a model knows no order but one
-    seq = order.sequence(keep, given_steps if given_first else 0, order=cfg.order)
-    if not seq.valid_BxL.any():
-      raise ValueError("keep leaves no token to make: keep at least one somewhere.")
-    forced_BxL = np.take_along_axis(forced_BxTxK.reshape(b, -1), seq.time_BxL * cfg.slots + seq.slot_BxL, axis=1)
-    forced_BxL = np.where(seq.valid_BxL, forced_BxL, 0)
-    known = forced_BxL >= 0
-    prefill = int(np.where(known.all(1), known.shape[1], known.argmin(1)).min())
-    scale_B = self._guidance(guidance, keep)
-    guided = bool((scale_B != 1).any()) and bool(cfg.n_classes or cfg.ctx_dim)
-    plan = generate.Plan(
-      Places.of(seq.time_BxL, seq.slot_BxL),
-      jnp.asarray(forced_BxL, jnp.int32),
-      jnp.asarray(scale_B),
-      jnp.float32(temperature),
-      jnp.float32(top_p),
-    )
-    static = {
-      "start": dict(guided=guided, prefill=prefill),
-      "advance": dict(guided=guided, top_k=int(top_k), nucleus=top_p < 1),
-    }
-    return plan, seq, keep, cond, static
-
-  def _budgets(self, keep, b: int, steps: int) -> np.ndarray:
-    slots = self.cfg.ar.slots
-    counts = np.asarray(slots if keep is None else keep)
-    if counts.dtype.kind not in "iu" or counts.shape not in ((), (steps,), (b, 1), (b, steps)):
-      raise ValueError(
-        f"keep is {str(keep)[:40]!r}, expected whole numbers: one, [{steps}], [{b}, 1] or [{b}, {steps}] of them."
-      )
-    if counts.min() < 0 or counts.max() > slots or (counts.ndim == 0 and counts == 0):
-      raise ValueError(f"keep is {counts.min() if counts.min() < 1 else counts.max()}, expected 1..{slots} per step.")
-    return np.array(np.broadcast_to(counts, (b, steps)), np.int32)
-
-  def _check_given(self, given: VideoTokens, b: int, steps: int) -> int:
-    shape, slots = jnp.shape(given.ids), self.cfg.ar.slots
-    if len(shape) != 3 or shape[0] != b or shape[2] != slots or not 0 < shape[1] < steps:
-      raise ValueError(f"given tokens have shape {shape}, expected [{b}, 1..{steps - 1}, {slots}].")
-    check_counts(given.keep, slots)
-    self._check_ids(jnp.where(jnp.arange(slots) < given.keep[:, :, None], given.ids, 0).reshape(b, -1))
-    return shape[1]
-
-  def _check_forced(self, forced, shape) -> np.ndarray:
-    forced = np.asarray(forced)
-    if forced.shape != shape or forced.dtype.kind not in "iu":
-      raise ValueError(f"forced has shape {forced.shape} and dtype {forced.dtype}, expected integers {shape}.")
-    if forced.min() < -1 or forced.max() >= self.cfg.ar.vocab:
-      raise ValueError(f"forced holds {forced.min()}..{forced.max()}, expected -1..{self.cfg.ar.vocab - 1}.")
-    return forced
-
-  def _guidance(self, guidance, keep: np.ndarray) -> np.ndarray:
-    """float32 [B]: the scale for each row's budget."""
-    table = dict(self.cfg.guidance) if guidance is None else guidance
-    if not isinstance(table, Mapping):
-      table = {np.inf: table}
-    budgets = sorted(table)
-    pick = lambda k: table[next((n for n in budgets if n >= k), budgets[-1])]
-    scale_B = np.array([pick(k) for k in keep.max(1)], np.float32)
-    if not np.isfinite(scale_B).all():
-      raise ValueError(f"guidance is {guidance!r}, expected a number or budgets with numbers.")
-    return scale_B
+    if isinstance(asked, Adaptive):
+      ids, keep = np.asarray(state.ids)[:, :, lengths.first_slot(cfg) :], np.asarray(state.made)
+      ids = ids * (np.arange(cfg.slots) < keep[:, :, None])
+    else:
+      seq, keep = asked.seq, np.zeros_like(asked.keep)
+      rows, columns = np.nonzero(seq.valid_BxL & (np.arange(seq.valid_BxL.shape[1]) < int(state.position)))
+      np.add.at(keep, (rows, seq.time_BxL[rows, columns]), 1)
+      ids = order.read(np.asarray(state.ids), seq, asked.steps, cfg.slots)
+    return VideoTokens(ids=jnp.asarray(ids), keep=jnp.asarray(keep, jnp.int32))
 
   # ---- identity
 
@@ -274,7 +234,8 @@ class Generator:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(cfg: ARConfig, params, ids, places: Places, cond):
-  return AR(cfg).apply({"params": params}, ids, places, cond)
+  logits = AR(cfg).apply({"params": params}, ids, places, cond)
+  return jnp.where(lengths.allowed(cfg, places.slot_BxL, jnp), logits, -jnp.inf)
 
 
 def _keys(key, b: int):

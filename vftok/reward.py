@@ -43,6 +43,11 @@ class Reward:
     mean, deviation = steps * per_step.mean(), np.sqrt(steps) * per_step.std()
     return cls(float(np.mean(loss)), float(np.std(loss)), float(mean), float(deviation), length, bits)
 
+  @classmethod
+  def of_router(cls, levels, steps: int, *, loss_mean: float, loss_std: float) -> Reward:
+    """What a router's preferences are weighed by: the constants of its training set, lengths in tokens of one chunk."""
+    return dataclasses.replace(cls.fitted([0.0, 1.0], levels, steps), loss_mean=loss_mean, loss_std=loss_std)
+
   def __call__(self, loss, keep_NxT, weight: float) -> np.ndarray:
     """R, float64 [N], of assignments with these losses [N] under w_q = `weight`, 0..2."""
     check_weight(weight)

@@ -111,12 +111,9 @@ class Router:
     return keep_AxT[np.where(allowed, logits_BxA, -np.inf).argmax(1)]
 
   def reward(self) -> Reward:
-    """What preferences are weighed by: the constants of its training set, lengths in tokens of one chunk.
-
-    A longer video is weighed chunk by chunk, so that a stream gets what the whole gets.
-    """
-    of_lengths = Reward.fitted([0.0, 1.0], self.cfg.levels, self.cfg.steps)
-    return dataclasses.replace(of_lengths, loss_mean=self.cfg.loss_mean, loss_std=self.cfg.loss_std)
+    """What preferences are weighed by. A longer video is weighed chunk by chunk, so that a stream gets what it gets."""
+    cfg = self.cfg
+    return Reward.of_router(cfg.levels, cfg.steps, loss_mean=cfg.loss_mean, loss_std=cfg.loss_std)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -130,32 +127,50 @@ def encode(tok, params, pieces, fit: str, budget: Auto, *, whole: bool) -> Itera
   if budget.total is not None and not whole:
     raise ValueError("budget.total is of a whole video, expected mean or preference where frames come as a stream.")
   router, weights = find(budget.router, tok.fingerprint(params))
-  later, overlap = dataclasses.replace(budget, first=()), tok.overlap_steps
-  predicted: list = []
+  routed = _predicted(tok, params, pieces, fit, router, weights)
+  overlap, later = tok.overlap_steps, dataclasses.replace(budget, first=())
+
+  def kept(i: int, predicted) -> np.ndarray:
+    """Counts of chunk i by itself, without the steps that it shares with the one before."""
+    shared, asked = (overlap, later) if i else (0, budget)
+    if router.cfg.head == "classes":
+      return router.keep(predicted, asked)[:, shared:]
+    return router.keep(predicted[:, shared:], asked)
+
+  if not whole:
+    for i, (tokens, predicted) in enumerate(routed):
+      yield tokens.truncate(kept(i, predicted))
+    return
+  chunks, predicted = zip(*routed, strict=True)
+  if router.cfg.head == "classes":
+    keep = np.concatenate([kept(*pair) for pair in enumerate(predicted)], axis=1)
+  else:
+    keep = router.keep(np.concatenate([p[:, overlap if i else 0 :] for i, p in enumerate(predicted)], axis=1), budget)
+  yield VideoTokens.concat(chunks).truncate(keep)
+
+
+def encode_with_curves(
+  tok, params, pieces, fit: str, router: Router, weights
+) -> Iterator[tuple[VideoTokens, np.ndarray]]:
+  """(all tokens, curves [B, T, m] of their steps) of each chunk. Raises ValueError for a router of classes."""
+  if router.cfg.head != "curves":
+    raise ValueError(f"the router's head is {router.cfg.head!r}, expected 'curves': classes fit one preference only.")
+  for i, (tokens, curves) in enumerate(_predicted(tok, params, pieces, fit, router, weights)):
+    yield tokens, curves[:, tok.overlap_steps if i else 0 :]
+
+
+def _predicted(tok, params, pieces, fit, router, weights):
+  """(all tokens, what the router says of the whole chunk) of each chunk."""
+  predicted = None
 
   def run(chunk):
+    nonlocal predicted
     latents = programs.vae_encode(tok.cfg, params, chunk)[0]
-    predicted.append(np.asarray(router.predict(weights, latents)))
+    predicted = np.asarray(router.predict(weights, latents))
     return programs.encode_latents(tok.cfg, params, latents, chunk, tok.dino)
 
-  def kept(i: int):
-    """Counts of chunk i by itself, without the steps that it shares with the one before."""
-    if router.cfg.head == "classes":
-      return router.keep(predicted[i], later if i else budget)[:, overlap if i else 0 :]
-    return router.keep(predicted[i][:, overlap if i else 0 :], later if i else budget)
-
-  chunks = stream.encode_chunks(tok, run, pieces, fit)
-  if not whole:
-    for i, tokens in enumerate(chunks):
-      yield tokens.truncate(kept(i))
-      predicted[i] = None  # a stream may have no end
-    return
-  tokens = VideoTokens.concat(list(chunks))
-  if router.cfg.head == "classes":
-    yield tokens.truncate(np.concatenate([kept(i) for i in range(len(predicted))], axis=1))
-    return
-  curves = [part[:, overlap if i else 0 :] for i, part in enumerate(predicted)]
-  yield tokens.truncate(router.keep(np.concatenate(curves, axis=1), budget))
+  for tokens in stream.encode_chunks(tok, run, pieces, fit):
+    yield tokens, predicted
 
 
 def find(name: str | os.PathLike | None, fingerprint: str) -> tuple[Router, Params]:

@@ -68,10 +68,11 @@ def sample(
   Args:
     cond: as in `Generator.generate`; its rows are the videos.
     frames: 1 + a multiple of 4; None: as many as one sequence holds. 0: no end.
-    keep: tokens made per time step.
+    keep: tokens made per time step; None: all, or as many as the model wants where it says lengths.
     first_frames: [B, 1 + 4j, H, W, 3] or [1, ...], uint8 or float in [-1, 1]; what the videos start with.
     context: frames, 1 + 4j, that a longer video goes on from; context_keep: their tokens per step, None for all.
-    decode: options of `Tokenizer.decode`. options: of `Generator.generate`.
+    decode: options of `Tokenizer.decode`. options: of `Generator.generate`; `mean_length` is for all models that say
+      lengths, by `Generator.aimed` without regard to first frames.
 
   Raises:
     ValueError: a tokenizer that does not belong to the generator, or frames that do not fit.
@@ -85,6 +86,10 @@ def sample(
   for name, count in (("context", context), ("first_frames", 1 if first_frames is None else first_frames.shape[1])):
     if count % 4 != 1 or not 0 < count < window:
       raise ValueError(f"{name} has {count} frames, expected 1 + a multiple of 4 below {window}.")
+  mean_length = options.pop("mean_length", None)
+  if mean_length is not None:
+    cond, options["batch"] = _rows(gen, cond, options.get("batch"), first_frames)
+    options |= gen.aimed(gen_params, key, cond, mean_length=mean_length, keep=keep, **options)
   shown, number = 0, 0
   while not total or shown < total:
     left = total - shown + (context if number else 0)

@@ -6,14 +6,17 @@ import dataclasses
 import functools
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from vftok.data.video_writer import check_target, check_video_name, video_writer
 from vftok.generator import Generator
+from vftok.lengths import check_counts
 from vftok.picture import labelled_grid, si
 from vftok.progress import COMPILING, progress
+from vftok.request import check_mean
 from vftok.sample import sample
 
 
@@ -35,9 +38,7 @@ def run(args, load_tokenizer, sampler) -> None:
   if not name:
     raise ValueError("the generator names no tokenizer: pass --tokenizer.")
   tok, params = load_tokenizer(name, args.dino)
-  keeps = sorted(set(args.keep or [gen.cfg.ar.slots]))
-  if not 1 <= keeps[0] <= keeps[-1] <= gen.cfg.ar.slots:
-    raise ValueError(f"--keep is {args.keep}, expected 1 to {gen.cfg.ar.slots}, the generator's tokens per time step.")
+  budgets = _budgets(args, gen.cfg.ar)
   first = _first_frames(args, tok)
   options = dict(
     frames=args.frames,
@@ -54,45 +55,61 @@ def run(args, load_tokenizer, sampler) -> None:
     sample, gen, gen_params, tok, params, jax.random.key(args.seed), _condition(args, prompt), **options
   )
   if args.frames == 0:
-    _endless(args, _title(args, prompt), keeps, made)
+    _endless(args, _title(args, prompt), budgets, made)
   else:
-    _finite(args, _title(args, prompt), keeps, made, np.log2(tok.codebook_size))
+    _finite(args, _title(args, prompt), budgets, made, np.log2(tok.codebook_size))
 
 
-def _finite(args, title: str, keeps, made, bits: float) -> None:
+def _budgets(args, ar) -> dict[str, dict[str, Any]]:
+  """{label of a column: options of `sample`}: --keep, --mean-length, or what the model does by itself."""
+  if args.mean_length is not None:
+    check_mean(ar, args.keep, args.mean_length)
+    return {f"mean k = {args.mean_length:g}": dict(mean_length=args.mean_length)}
+  if not args.keep and ar.lengths != "none":
+    return {"own lengths": {}}
+  keeps = sorted(set(args.keep or [ar.slots]))
+  if not 1 <= keeps[0] <= keeps[-1] <= ar.slots:
+    raise ValueError(f"--keep is {args.keep}, expected 1 to {ar.slots}, the generator's tokens per time step.")
+  if ar.lengths != "none":
+    check_counts(ar, keeps)
+  return {f"k = {k}": dict(keep=k) for k in keeps}
+
+
+def _finite(args, title: str, budgets, made, bits: float) -> None:
   """All budgets side by side. One key for all: where guidance is the same, a smaller one is a coarser view."""
   out = args.words[-1]
   columns, counts, rate = [], [], 0.0
-  with progress("sampling", len(keeps), "budgets", first=COMPILING) as advance:
-    for keep in keeps:
-      pieces = list(made(keep=keep))
+  with progress("sampling", len(budgets), "budgets", first=COMPILING) as advance:
+    for options in budgets.values():
+      pieces = list(made(**options))
       columns.append(np.concatenate([piece.video for piece in pieces], axis=1))
-      counts.append(sum(piece.made for piece in pieces) // args.samples)
+      counts.append(sum(piece.made for piece in pieces) / args.samples)
       rate = sum(piece.made for piece in pieces) / max(sum(piece.seconds for piece in pieces), 1e-9)
       advance(1)
-  labels = [f"k = {k}\n{n} tokens made, {si(n * bits, 'bit')}" for k, n in zip(keeps, counts, strict=True)]
-  labels[0] = f"{title}\n{labels[0].replace(chr(10), ', ')}" if len(keeps) == 1 else labels[0]
+  labels = [f"{k}\n{n:.4g} tokens made, {si(n * bits, 'bit')}" for k, n in zip(budgets, counts, strict=True)]
+  labels[0] = f"{title}\n{labels[0].replace(chr(10), ', ')}" if len(budgets) == 1 else labels[0]
   rows = [np.concatenate(list(column), axis=1) for column in columns]
   began = time.monotonic()
   with video_writer(out, args.fps) as writer:
     writer.write(labelled_grid(rows, labels))
   frames = columns[0].shape[1]
+  made_each = ", ".join(f"{n:.4g}" for n in counts)
   print(
-    f"{out}: {args.samples} x {frames} frames of {title!r}, {rate:.3g} tokens/s (compiling included); "
-    f"written in {time.monotonic() - began:.1f} s"
+    f"{out}: {args.samples} x {frames} frames of {title!r}, {made_each} tokens made per clip, {rate:.3g} tokens/s "
+    f"(compiling included); written in {time.monotonic() - began:.1f} s"
   )
 
 
-def _endless(args, title: str, keeps, made) -> None:
+def _endless(args, title: str, budgets, made) -> None:
   """Writes pieces as they come until Ctrl-C, which ends the file and not the program's success."""
-  if len(keeps) != 1:
-    raise ValueError(f"--keep is {keeps} for a video without end, expected one budget.")
-  out, frames = args.words[-1], 0
+  if len(budgets) != 1:
+    raise ValueError(f"--keep is {args.keep} for a video without end, expected one budget.")
+  out, frames, ((label, options),) = args.words[-1], 0, budgets.items()
   with video_writer(out, args.fps) as writer, progress("until Ctrl-C", None, first=COMPILING) as advance:
     try:
-      for piece in made(keep=keeps[0]):
+      for piece in made(**options):
         rows = np.concatenate(list(piece.video), axis=1)
-        writer.write(labelled_grid([rows], [f"{title}\nk = {keeps[0]}"]))
+        writer.write(labelled_grid([rows], [f"{title}\n{label}"]))
         frames += piece.video.shape[1]
         advance(piece.video.shape[1])
     except KeyboardInterrupt:

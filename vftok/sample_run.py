@@ -79,13 +79,17 @@ def _condition(line: str, where: str) -> dict[str, Any]:
 
 def make(gen, params, conditions, law, tok, tok_params) -> list[np.ndarray]:
   """A film uint8 [F, H, W, 3] per condition: one column per budget, all from the same noise."""
-  keeps = tuple(law.keeps) or (gen.cfg.ar.slots,)
+  # {label of a column: what is asked for}; a model that says lengths takes budgets as means.
+  adaptive = gen.cfg.ar.lengths != "none"
+  name, label = ("mean_length", "mean k") if adaptive else ("keep", "k")
+  budgets = {f"{label} = {k}": {name: k} for k in tuple(law.keeps) or (() if adaptive else (gen.cfg.ar.slots,))}
+  budgets = budgets or {"own lengths": {}}
   films = []
   with progress("sampling", len(conditions), "videos", first=COMPILING) as advance:
     for rows in _batches(conditions, law.batch_size):
       kind = next(iter(rows[0]))
       columns = []
-      for keep in keeps:
+      for budget in budgets.values():
         pieces = sample(
           gen,
           params,
@@ -94,13 +98,13 @@ def make(gen, params, conditions, law, tok, tok_params) -> list[np.ndarray]:
           jax.random.key(law.seed),
           {kind: [row[kind] for row in rows]},
           frames=law.frames or None,
-          keep=keep,
+          **budget,
           guidance=law.guidance or None,
           temperature=law.temperature,
           decode=dict(steps=law.steps) if law.steps else None,
         )
         columns.append(np.concatenate([piece.video for piece in pieces], axis=1))
-      films += [labelled_grid(list(row), [f"k = {k}" for k in keeps]) for row in zip(*columns, strict=True)]
+      films += [labelled_grid(list(row), list(budgets)) for row in zip(*columns, strict=True)]
       advance(len(rows))
   return films
 

@@ -53,6 +53,8 @@ def config_of(cfg: ARConfig) -> dict[str, Any]:
   Raises:
     ValueError: a model that their layout cannot hold.
   """
+  if cfg.lengths != "none":
+    raise ValueError(f"this generator's lengths are {cfg.lengths!r}, expected 'none' for SemanTok's layout: save it.")
   if cfg.positions != "flat" or cfg.order != "time_first" or cfg.dim != 64 * cfg.depth or cfg.head_dim != 64:
     raise ValueError("this generator has no place in SemanTok's layout: it needs flat positions and width 64 * depth.")
   out = {"depth": cfg.depth, "vocab": cfg.vocab, "seq_len": cfg.length}

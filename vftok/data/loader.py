@@ -102,7 +102,8 @@ class Loader:
 
   A batch is a dict of numpy arrays over this process's b = batch_size / processes examples:
     "video" uint8 [b, F, H, W, 3], or "latents" float16 [b, T, h, w, C], or the arrays of stored tokens: "ids" uint16
-    [b, T, K] and, with text, "text_emb" float16 [b, S, C] and "text_mask" bool [b, S];
+    [b, T, K] and, with text, "text_emb" float16 [b, S, C] and "text_mask" bool [b, S]; routed ones
+    have "curves" float32 [b, T, m];
     "_mask" bool [b], False for padding and, in evaluation, for clips that could not be used;
     "label" int32 [b], -1 unknown; "source" int32 [b], position in `names`; "index" int64 [b], within the source
     (both -1 where the mask is False); "caption" object [b] of str.

@@ -29,8 +29,10 @@ def write_tokens(
 
   Args:
     splits: {name: function that gives its examples}; an example has "ids" uint16 [T, K], "caption", "label", "name"
-      and, where meta has "text", "text_emb" float16 [S, C] and "text_mask" bool [S].
-    meta: has "shape" [T, K], "fingerprint" of the tokenizer and, where texts were embedded, "text_shape" [S, C].
+      and, where meta has "text", "text_emb" float16 [S, C] and "text_mask" bool [S]; where it has "router", "curves"
+      float32 [T, m].
+    meta: has "shape" [T, K], "fingerprint" of the tokenizer and, where texts were embedded, "text_shape" [S, C]; where
+      clips were routed, "router" with its "levels" (m of them) and what preferences are weighed by.
     label_names: of labels 0, 1, ...; none where labels are numbers only.
   """
   import tensorflow_datasets as tfds
@@ -45,9 +47,15 @@ def write_tokens(
   if meta.get("text_shape"):
     features["text_emb"] = tensor(meta["text_shape"], np.float16)
     features["text_mask"] = tensor(meta["text_shape"][:1], np.bool_)
+  if meta.get("router"):
+    features["curves"] = tensor(_curves_shape(meta), np.float32)
   write_tfds(directory, "vftok_tokens", "1.0.0", "Tokens of clips.", features, splits)
   if label_names:
     (directory / CLASSES).write_text(json.dumps(list(label_names)) + "\n")
+
+
+def _curves_shape(meta: Mapping) -> tuple[int, int]:
+  return meta["shape"][0], len(meta["router"]["levels"])
 
 
 def read_meta(directory: str | os.PathLike) -> dict[str, Any]:
@@ -76,7 +84,10 @@ def tokens(split: str, *, directory: str | os.PathLike, fingerprint: str | None 
 
 
 class TokensSource(TfdsSource):
-  """Records with "ids" uint16 [T, K] and, with text, "text_emb" float16 [S, C], "text_mask" bool [S]."""
+  """Records with "ids" uint16 [T, K] and, with text, "text_emb" float16 [S, C], "text_mask" bool [S].
+
+  Where clips were routed there is "curves" float32 [T, m] too.
+  """
 
   def __init__(self, builder, split, meta):
     super().__init__(builder, split, video="ids", name="name")
@@ -84,6 +95,8 @@ class TokensSource(TfdsSource):
     if meta.get("text_shape"):
       s, c = meta["text_shape"]
       self.arrays += (("text_emb", (s, c), "float16"), ("text_mask", (s,), "bool"))
+    if meta.get("router"):
+      self.arrays += (("curves", _curves_shape(meta), "float32"),)
     self.label_names = tuple(meta["label_names"])
 
   def __getitem__(self, index):

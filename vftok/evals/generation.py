@@ -2,7 +2,8 @@
 
 Protocol, the same for every row of a table:
   each held-out clip gives its condition (caption or class) once; videos are rounded to 8 bits. Tokens are made once, at
-    the largest budget and under its guidance; smaller budgets are prefixes of them.
+    the largest budget and under its guidance; smaller budgets are prefixes of them. A model that says lengths makes
+    them anew for each budget, which is the mean it aims at, and once as it likes; `tokens` says what it made.
   gFVD (lower is better): `frechet` between generated clips and real ones on I3D logits, all frames. `gfvd_vae` has the
     VAE's reconstructions of the same real clips as reference (SemanTok's protocol); the two are not comparable.
   CLIP: `CLIPScore`, with the caption, of the user's own weights.
@@ -14,7 +15,6 @@ Protocol, the same for every row of a table:
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -30,13 +30,14 @@ from vftok.evals.scores import video_logits
 from vftok.models.flow import Guidance
 from vftok.progress import progress
 
-REAL, VAE = "real", "VAE alone"
+REAL, VAE, OWN = "real", "VAE alone", "generated own lengths"
 
 
 @dataclasses.dataclass(frozen=True)
 class GenerationEvaluation:
   """Attributes:
-  rows: one dict per kind of clip and budget: `name`, `keep` and `bits` (None for real and VAE), `gfvd`, `gfvd_vae`,
+  rows: one dict per kind of clip and budget: `name`, `keep` (tokens per step), `tokens` (per clip, on average) and
+    `bits` (None for real and VAE), `gfvd`, `gfvd_vae`,
     `clip`, `alignment` ({attribute: accuracy} or None), `distance` (median to the nearest training clip), and what the
     numbers depend on.
   media: per chosen clip {"caption": str, row name: uint8 [F, H, W, 3], "nearest training clip": ...}.
@@ -48,7 +49,9 @@ class GenerationEvaluation:
   def scalars(self) -> dict[str, float]:
     flat = {}
     for row in self.rows:
-      flat |= {f"{m}/{row['name']}": row[m] for m in ("gfvd", "gfvd_vae", "clip", "distance") if row[m] is not None}
+      flat |= {
+        f"{m}/{row['name']}": row[m] for m in ("gfvd", "gfvd_vae", "clip", "distance", "tokens") if row[m] is not None
+      }
       flat |= {f"alignment/{k}/{row['name']}": v for k, v in (row["alignment"] or {}).items()}
     return flat
 
@@ -85,27 +88,36 @@ def evaluate(
     ValueError: no clips.
   """
   inception = weights.load_i3d() if fvd else None
+  adaptive = gen.cfg.ar.lengths != "none"
   names = [f"{kind} keep {k}" for k in keeps for kind in ("generated", "reconstructed")]
+  names += [OWN] if adaptive else []
+  totals: dict[str, list] = {name: [] for name in names}
   statistics = {name: frechet.Statistics() for name in (REAL, VAE, *names)}
   agreement = {name: Agreement(classifier) for name in statistics} if classifier is not None else {}
   distances: dict[str, list] = {name: [] for name in statistics}
   clip_scores: dict[str, list] = {name: [] for name in statistics}
-  kept, clips, shape = [], 0, None
+  kept, clips, shape, wishes = [], 0, None, None
   key = jax.random.key(seed)
   with progress(f"evaluating {split}", total and total * len(keeps), "clips", first="compiling") as done:
     for number, batch in enumerate(batches):
       video, mask = batch["video"], np.asarray(batch["_mask"], bool)
       shape, clips = video.shape[1:], clips + int(mask.sum())
       made_key, paint_key = jax.random.split(jax.random.fold_in(key, number))
-      made = gen.generate(
-        gen_params, made_key, _condition(gen, batch), keep=max(keeps), guidance=guidance, temperature=temperature
-      )
-      made, own = made.widen(tok.registers), tok.encode(params, video)
+      cond, own = _condition(gen, batch), tok.encode(params, video)
+      options = dict(guidance=guidance, temperature=temperature) | ({} if cond else {"batch": len(video)})
+      if adaptive:
+        wishes = wishes or _wishes(gen, gen_params, made_key, cond, keeps, options)
+        made = {name: gen.generate(gen_params, made_key, cond, **wish, **options) for name, wish in wishes.items()}
+      else:
+        whole = gen.generate(gen_params, made_key, cond, keep=max(keeps), **options)
+        made = {f"generated keep {k}": whole.truncate(k) for k in keeps}
+      made |= {f"reconstructed keep {k}": own.truncate(k) for k in keeps}
       videos = {REAL: video, VAE: to_uint8(tok.decode_pixels(params, tok.encode_latents(params, video)))}
-      for k, (kind, tokens) in itertools.product(keeps, (("generated", made), ("reconstructed", own))):
-        painted = tok.decode(params, tokens.truncate(k), paint_key, steps=steps, guidance=decode_guidance)
-        videos[f"{kind} keep {k}"] = to_uint8(painted)
-        done(int(mask.sum()) if kind == "generated" else 0)
+      for name in names:
+        tokens = made[name].widen(tok.registers)
+        videos[name] = to_uint8(tok.decode(params, tokens, paint_key, steps=steps, guidance=decode_guidance))
+        totals[name].append(np.asarray(tokens.total())[mask])
+        done(int(mask.sum()) if name.startswith("generated keep") else 0)
       for name, frames in videos.items():
         if inception is not None:
           statistics[name].update(video_logits(inception, frames), mask)
@@ -130,13 +142,22 @@ def evaluate(
   for name, own in statistics.items():
     distance = lambda other: frechet.distance(own, statistics[other]) if fvd and clips > 1 else None  # noqa: B023
     near = np.concatenate(distances[name]) if neighbours is not None else None
-    keep = int(name.rsplit(" ", 1)[1]) if " keep " in name else None
-    row = dict(name=name, keep=keep, gfvd=distance(REAL), gfvd_vae=distance(VAE))
+    tokens = float(np.mean(np.concatenate(totals[name]))) if name in totals else None
+    keep = {f"{kind} keep {k}": k for k in keeps for kind in ("generated", "reconstructed")}.get(name)
+    if name in totals and adaptive and name.startswith("generated"):
+      keep = tokens / time_steps  # what was made, not what was aimed at
+    row = dict(name=name, keep=keep, tokens=tokens, gfvd=distance(REAL), gfvd_vae=distance(VAE))
     row |= dict(bits=None if keep is None else keep * time_steps * math.log2(tok.codebook_size))
     row |= dict(clip=float(np.nanmean(np.concatenate(clip_scores[name]))) if clip is not None else None)
     row |= dict(alignment=agreement[name].summary() if agreement else None)
     rows.append(row | dict(distance=None if near is None else float(np.median(near)), **facts))
   return GenerationEvaluation(rows, kept)
+
+
+def _wishes(gen, params, key, cond, keeps, options) -> dict[str, dict[str, float]]:
+  """{name of the row: what to ask an adaptive model for}."""
+  aimed = {f"generated keep {k}": gen.aimed(params, key, cond, mean_length=k, **options) for k in keeps}
+  return aimed | {OWN: {}}
 
 
 def _condition(gen, batch):

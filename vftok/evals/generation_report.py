@@ -75,16 +75,16 @@ def cells(evaluation: GenerationEvaluation) -> list[list[str]]:
   names = [name for name in known if not name.endswith("/chance")]
   number = lambda value, digits: "-" if value is None else f"{value:.{digits}f}"
   clip = ["CLIP"] if evaluation.rows[0]["clip"] is not None else []
-  out = [["", "gFVD", "gFVD to VAE", *clip, *(f"{name} %" for name in names), "distance"]]
+  out = [["", "tokens", "gFVD", "gFVD to VAE", *clip, *(f"{name} %" for name in names), "distance"]]
   kind = lambda row: (row["keep"] is None, row["name"].split(" ")[0], row["keep"] or 0)
   for row in sorted(evaluation.rows, key=kind):
-    line = [row["name"], number(row["gfvd"], 1), number(row["gfvd_vae"], 1)]
+    line = [row["name"], number(row["tokens"], 1), number(row["gfvd"], 1), number(row["gfvd_vae"], 1)]
     line += [number(row["clip"], 4) for _ in clip]
     line += [number(100 * row["alignment"][name], 0) if row["alignment"] else "-" for name in names]
     out.append([*line, number(row["distance"], 3)])
   if names:
     out.append(
-      ["chance", "", "", *("" for _ in clip), *(number(100 * known[f"{name}/chance"], 0) for name in names), ""]
+      ["chance", "", "", "", *("" for _ in clip), *(number(100 * known[f"{name}/chance"], 0) for name in names), ""]
     )
   return out
 
@@ -99,7 +99,7 @@ def _curves(path: Path, evaluation: GenerationEvaluation, title: str) -> None:
   """What was measured of generated clips, over tokens kept; reconstructions at full budget and real clips as lines."""
   made = sorted((row for row in evaluation.rows if row["name"].startswith("generated")), key=lambda row: row["keep"])
   by_name = {row["name"]: row for row in evaluation.rows}
-  ceiling = by_name[f"reconstructed keep {made[-1]['keep']}"]
+  ceiling = max((row for name, row in by_name.items() if name.startswith("recon")), key=lambda row: row["keep"])
   agreement = lambda row: 100 * row["alignment"]["all"]
   scores = {"agreement with the caption (%)": agreement} if made[0]["alignment"] else {}
   scores |= {"gFVD": lambda row: row["gfvd"]} if made[0]["gfvd"] is not None else {}

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from vftok import lengths
 from vftok.models.ar_inputs import Condition, Context, Places, of_segment, shifted
 from vftok.models.attention import attend_causal, attend_seen
 from vftok.models.layers import repeated, trunc_normal, xavier
@@ -34,6 +35,8 @@ class ARConfig:
   positions: "flat", one table over the canonical order (SemanTok); "time_slot", sums over the place of the token to
     predict and the one before it, which any order and any budget per step can use.
   order: how sequences are written, see vftok/order.py.
+  lengths: whether and how it says the length of every step, see vftok/lengths.py; levels: with "length_first", the
+    counts that it knows. Both make more ids and slots than the tokenizer's: `total_vocab`, `total_slots`.
   dtype: compute dtype; norms, softmax and logits stay float32.
   """
 
@@ -49,6 +52,8 @@ class ARConfig:
   head_bias: bool = False
   positions: str = "time_slot"
   order: str = "time_first"
+  lengths: str = "none"
+  levels: tuple[int, ...] = ()
   dtype: str = "float32"
   remat: str = "none"
   scan: bool = True
@@ -62,6 +67,7 @@ class ARConfig:
       )
     if bool(self.ctx_dim) != bool(self.n_ctx_null):
       raise ValueError(f"ctx_dim is {self.ctx_dim} and n_ctx_null {self.n_ctx_null}, expected both or neither.")
+    lengths.check_format(self)
 
   @property
   def dim(self) -> int:
@@ -77,12 +83,22 @@ class ARConfig:
     return -(-int(8 * self.dim / 3) // 64) * 64
 
   @property
+  def total_vocab(self) -> int:
+    """V': the tokenizer's ids and those that say lengths."""
+    return self.vocab + lengths.extra_ids(self)
+
+  @property
+  def total_slots(self) -> int:
+    """K': slots of a step with what says its length."""
+    return self.slots + lengths.first_slot(self)
+
+  @property
   def length(self) -> int:
-    return self.steps * self.slots
+    return self.steps * self.total_slots
 
 
 class AR(nn.Module):
-  """Tokens and places -> float32 logits [B, L, V], where position i has seen the tokens before i."""
+  """Tokens and places -> float32 logits [B, L, V'], where position i has seen the tokens before i."""
 
   cfg: ARConfig
 
@@ -91,15 +107,15 @@ class AR(nn.Module):
     table = lambda name, rows, axis=None: self.param(
       name, nn.with_logical_partitioning(trunc_normal, (axis, "embed")), (rows, d)
     )
-    self.token_table = table("token_table", cfg.vocab, "vocab")
+    self.token_table = table("token_table", cfg.total_vocab, "vocab")
     self.start = self.param("start", nn.with_logical_partitioning(trunc_normal, ("embed",)), (d,))
     if cfg.positions == "flat":
       self.position_table = table("position_table", cfg.length + 1)  # the last row is in released files, unused
     else:
-      self.time_table, self.slot_table = table("time_table", cfg.steps), table("slot_table", cfg.slots)
+      self.time_table, self.slot_table = table("time_table", cfg.steps), table("slot_table", cfg.total_slots)
       self.last_time_table, self.last_slot_table = (
         table("last_time_table", cfg.steps),
-        table("last_slot_table", cfg.slots),
+        table("last_slot_table", cfg.total_slots),
       )
     if cfg.n_classes:
       self.class_table = table("class_table", cfg.n_classes + 1)
@@ -109,10 +125,10 @@ class AR(nn.Module):
     self.blocks = repeated(Block, cfg.depth, scan=cfg.scan, remat=cfg.remat)(cfg)
     self.norm = RMSNorm()
     init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("embed", "vocab"))
-    self.head = self.param("head", init, (d, cfg.vocab))
+    self.head = self.param("head", init, (d, cfg.total_vocab))
     if cfg.head_bias:
       init = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
-      self.head_bias = self.param("head_bias", init, (cfg.vocab,))
+      self.head_bias = self.param("head_bias", init, (cfg.total_vocab,))
 
   def __call__(self, ids_BxL, places: Places, cond: Condition) -> jax.Array:
     x = self.embed(shifted(ids_BxL, places), places, cond)

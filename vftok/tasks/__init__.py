@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 TASKS = {
   "vae": "vftok.tasks.vae:VAETask",
   "tokenizer": "vftok.tasks.tokenizer:TokenizerTask",
-  "ar": "vftok.tasks.ar:ARTask",
+  "ar": "vftok.tasks.ar:ar_task",
   "router": "vftok.tasks.router:RouterTask",
 }
 

@@ -23,6 +23,15 @@ from vftok.models.nested import sample_keep
 from vftok.tasks import Metrics, mean
 
 
+def ar_task(cfg: ConfigDict, metas: list[dict] | None = None) -> ARTask:
+  """The task of a config: its model makes as many tokens as it is told, or says lengths itself."""
+  if cfg.model.ar.get("lengths", "none") == "none":
+    return ARTask(cfg, metas)
+  from vftok.tasks.ar_adaptive import AdaptiveARTask
+
+  return AdaptiveARTask(cfg, metas)
+
+
 class ARTask:
   """Parameters are the generator's own tree; nothing is frozen, texts are embedded when clips are tokenized."""
 
@@ -30,8 +39,8 @@ class ARTask:
     """`metas`: what the stored tokens are, where none are at hand yet (`vftok.tools.aot`)."""
     self.cfg, self.law = cfg, cfg.loss
     # Facts about the tokens travel with them: shape, codebook, whose they are.
-    metas = metas or [read_meta(source["directory"]) for source in cfg.data.sources.to_dict().values()]
-    model = generator_from_dict(_of_tokens(cfg.model.to_dict(), metas))
+    self.metas = metas or [read_meta(source["directory"]) for source in cfg.data.sources.to_dict().values()]
+    model = generator_from_dict(_of_tokens(cfg.model.to_dict(), self.metas))
     self.gen = Generator(model)
 
   # ---- the protocol
@@ -111,7 +120,7 @@ class ARTask:
   def flops(self) -> float:
     cfg = self.gen.cfg.ar
     text = self.gen.cfg.text_tokens if cfg.ctx_dim else 0
-    return 3 * perf.ar_flops(cfg.dim, cfg.depth, cfg.hidden, cfg.vocab, cfg.length, text)
+    return 3 * perf.ar_flops(cfg.dim, cfg.depth, cfg.hidden, cfg.total_vocab, cfg.length, text)
 
   # ---- looking
 
@@ -195,6 +204,8 @@ def _of_tokens(model: dict, metas) -> dict:
       raise ValueError("the sources hold tokens of different tokenizers or shapes: tokenize all clips with one.")
   (steps, slots), ar = meta["shape"], dict(model["ar"])
   ar |= {"vocab": meta["codebook_size"], "steps": steps, "slots": min(ar["slots"] or slots, slots)}
+  if ar.get("lengths", "none") != "none":
+    ar["levels"] = _levels(metas, ar)
   model = model | {"ar": ar, "tokenizer": meta["tokenizer"], "fingerprint": meta["fingerprint"]}
   if ar["n_classes"] and meta["label_names"]:
     ar["n_classes"], model["classes"] = len(meta["label_names"]), tuple(meta["label_names"])
@@ -204,3 +215,17 @@ def _of_tokens(model: dict, metas) -> dict:
     raise ValueError("the stored tokens have no text features, expected some: set tokenize.text and write them again.")
   tokens, ar["ctx_dim"] = meta["text_shape"]
   return model | {"text": meta["text"], "text_path": meta.get("text_path", ""), "text_tokens": tokens}
+
+
+def _levels(metas, ar: dict) -> tuple[int, ...]:
+  """Counts that lengths can say: the router's, as far as the model has slots for them."""
+  routers = [meta.get("router") for meta in metas]
+  if None in routers or any(router != routers[0] for router in routers):
+    raise ValueError(
+      f"lengths are {ar['lengths']!r} and the stored tokens have no router's curves, or those of several: set "
+      "tokenize.router and write them again."
+    )
+  known = tuple(level for level in routers[0]["levels"] if level <= ar["slots"])
+  if known[-1] != ar["slots"]:
+    raise ValueError(f"slots are {ar['slots']}, expected one of the router's levels {routers[0]['levels']}: change it.")
+  return known if ar["lengths"] == "length_first" else ()

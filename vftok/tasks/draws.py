@@ -12,6 +12,7 @@ from vftok import allocate
 from vftok.models import flow
 from vftok.models.nested import sample_keep
 from vftok.models.router import RouterConfig, net
+from vftok.reward import Reward
 
 ROUTED = 7  # folded into an example's key: the router's draws are beside those of `draw`
 
@@ -37,12 +38,12 @@ class RoutedKeep:
   """Counts as a router of curves gives them under random preferences, so that a decoder sees what it will be asked for.
 
   Attributes:
-    cfg: of the router. length_std: of its reward.
+    cfg: of the router. reward: what it weighs by.
     share: of examples that get them. preferences: (low, high) of w_q, drawn uniformly.
   """
 
   cfg: RouterConfig
-  length_std: float
+  reward: Reward
   share: float
   preferences: tuple[float, float]
 
@@ -62,7 +63,7 @@ class RoutedKeep:
         f"loss.router has head {cfg.head!r}, levels {cfg.levels} and latents {cfg.latents}, expected curves up to "
         f"{tok.registers} tokens of latents {shape}: train one for this tokenizer."
       )
-    return cls(cfg, router.reward().length_std, law.router_share, tuple(law.router_preferences)), params
+    return cls(cfg, router.reward(), law.router_share, tuple(law.router_preferences)), params
 
   def __call__(self, params, latents_BxTxhxwxC, keep_BxT, keys_B) -> jax.Array:
     """int32 [B, T]: the router's counts for a share of the examples, those given for the others."""
@@ -70,6 +71,6 @@ class RoutedKeep:
     low, high = self.preferences
     weight_B = jax.vmap(lambda key: jax.random.uniform(key, minval=low, maxval=high))(weigh)
     curves = net(self.cfg).apply({"params": params}, latents_BxTxhxwxC) * self.cfg.drop_scale
-    routed = allocate.by_preference(curves, self.cfg.levels, weight_B, self.cfg.loss_std, self.length_std)
+    routed = allocate.by_preference(curves, self.cfg.levels, self.reward, weight_B)
     chosen_B = jax.vmap(lambda key: jax.random.bernoulli(key, self.share))(choose)
     return jnp.where(chosen_B[:, None], routed, keep_BxT)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from vftok import generate, perf
 from vftok.generator import Generator, GeneratorConfig
 from vftok.models.ar import ARConfig
+from vftok.request import request
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _cached(gen: Generator, params) -> list[float]:
   """Tokens per second of each quarter of a guided sequence."""
-  plan, _, keep, cond, static = gen._prepare({"label": [1]}, guidance=2.0)
+  plan, _, keep, cond, static = request(gen.cfg, {"label": [1]}, guidance=2.0)
   for _ in range(2):  # the first call compiles
     keys = jax.random.split(jax.random.key(0), len(keep))
     memo, state = generate.start(gen.cfg.ar, params, plan, cond, keys, **static["start"])

@@ -1,9 +1,10 @@
 """Writes the tokens that a generator trains on: `python -m vftok.tools.tokenize_dataset --config=configs/t2v.py:mini`.
 
 Reads `config.tokenize` (tokenizer, splits of sources, text encoder) and writes an ArrayRecord set to the directory that
-`config.data.sources.tokens` names: ids at full length, caption, label and, where asked for, the caption's features. Any
-budget is a slice of it. A run that was stopped goes on where it was; the set appears when it is whole. On a pod, hosts
-share the work by chunks and the first one joins them (on a file system that all of them see).
+`config.data.sources.tokens` names: ids at full length, caption, label and, where asked for, the caption's features and
+what a router predicts the clip to lose at each number of tokens. Any budget is a slice of it. A run that was stopped
+goes on where it was; the set appears when it is whole. On a pod, hosts share the work by chunks and the first one joins
+them (on a file system that all of them see).
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def tokenize(cfg: ConfigDict, out: str | os.PathLike) -> str:
   if tok.frame_size != (law.size, law.size):
     raise ValueError(f"tokenize.size is {law.size}, expected {tok.frame_size[0]}: the tokenizer's frame size.")
   steps = tok.steps_for(law.frames)
-  encoder = _text_encoder(law)
+  encoder, router = _text_encoder(law), _router(law, tok.fingerprint(params))
   meta = {
     "set": "vftok_tokens",
     "version": "1.0.0",
@@ -77,11 +78,15 @@ def tokenize(cfg: ConfigDict, out: str | os.PathLike) -> str:
     "text_shape": [encoder[0].max_tokens, encoder[0].dim] if encoder else None,
     "splits": json.loads(law.splits.to_json()),
   }
+  if router:
+    cfg = router[0].cfg
+    weighed_by = dict(steps=cfg.steps, loss_mean=cfg.loss_mean, loss_std=cfg.loss_std)
+    meta["router"] = dict(name=law.router, levels=list(cfg.levels), **weighed_by)
   if is_made(out, meta):
     return f"{out} is already there, made by this tokenizer from these sources."
   work = work_directory(out.with_name(f".{out.name}.chunks"), meta)
   splits = meta["splits"].items()
-  done = {split: _encode_split(law, split, sources, work, tok, params, encoder) for split, sources in splits}
+  done = {split: _encode_split(law, split, sources, work, tok, params, encoder, router) for split, sources in splits}
   counts = {split: count for split, (count, _) in done.items()}
   classes = _classes([names for _, of_sources in done.values() for names in of_sources])
   _await()
@@ -105,8 +110,17 @@ def _text_encoder(law):
   return text.load(law.text, law.text_path or None, max_tokens=law.text_tokens)
 
 
+def _router(law, fingerprint: str):
+  """(router, params) that `law.router` names: a directory, "auto" for the one that comes with vftok, "" for none."""
+  if not law.get("router"):
+    return None
+  from vftok.router import find
+
+  return find(None if law.router == "auto" else law.router, fingerprint)
+
+
 def _encode_split(
-  law, split: str, sources: dict, work: Path, tok, params, encoder
+  law, split: str, sources: dict, work: Path, tok, params, encoder, router
 ) -> tuple[int, list[tuple[str, ...]]]:
   """Encodes this host's chunks of a split that are not there yet. Returns its clips, and each source's label names."""
   import jax
@@ -137,7 +151,7 @@ def _encode_split(
       with open_at(c * per_chunk * law.batch_size) as loader:
         rows = []
         for _, batch in zip(range(per_chunk), loader, strict=False):
-          rows.append(_encode(batch, names, tok, params, encoder))
+          rows.append(_encode(batch, names, tok, params, encoder, router))
           done(law.batch_size)
       with whole_file(_chunk(work, split, c)) as path, open(path, "wb") as file:
         np.savez(file, **{key: np.concatenate([row[key] for row in rows]) for key in rows[0]})
@@ -150,16 +164,24 @@ def _classes(label_names) -> tuple[str, ...]:
   return known.pop() if len(known) == 1 else ()
 
 
-def _encode(batch, names, tok, params, encoder) -> dict[str, np.ndarray]:
+def _encode(batch, names, tok, params, encoder, router) -> dict[str, np.ndarray]:
   """Arrays of the batch's readable clips."""
   good = batch["_mask"]
-  ids = np.asarray(tok.encode(params, batch["video"]).ids)
+  if router:
+    from vftok.router import encode_with_curves
+
+    chunks = list(encode_with_curves(tok, params, [batch["video"]], "error", *router))
+    ids, curves = (np.concatenate(parts, axis=1) for parts in ([c.ids for c, _ in chunks], [x for _, x in chunks]))
+  else:
+    ids = np.asarray(tok.encode(params, batch["video"]).ids)
   row = {
     "ids": ids.astype(np.uint16),
     "label": batch["label"].astype(np.int64),
     "caption": batch["caption"].astype(str),
     "name": np.array([f"{names[s]}:{i}" for s, i in zip(batch["source"], batch["index"], strict=True)]),
   }
+  if router:
+    row["curves"] = curves.astype(np.float32)
   if encoder:
     features, mask = encoder[0].embed(encoder[1], list(batch["caption"]))
     row |= {"text_emb": np.asarray(features, np.float16), "text_mask": np.asarray(mask)}
