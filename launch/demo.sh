@@ -42,5 +42,9 @@ stage "samples, numbers, report"
 "$python" -m vftok.main "${demo[@]}" --workdir="$run/t2v" --mode=eval
 cp "$run/t2v/eval/generation/generation.html" "$run/report.html"
 
+stage "a budget for every moment, by the shipped router"
+"$python" -m vftok.tools.adaptive --config=configs/tokenizer.py:mini "--config.eval.sets.sim_val.sim.directory=$sim" \
+  --clips="$clips" --seeds=1 --budgets=1,2,4,8 --out="$run/adaptive" --page="$run/report.html"
+
 stage "done"
 echo "Open $run/report.html. Sample more: $venv/bin/vftok sample $run/t2v/model \"a red ball jumps on a grey floor under a blue sky, still camera\" ball.mp4 --keep 1,4,16"

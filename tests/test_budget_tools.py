@@ -11,6 +11,7 @@ from router_files import clip, config
 
 from configs import tokenizer as tokenizer_experiment
 from vftok import Router, search
+from vftok.evals import page
 from vftok.models.router import RouterConfig
 from vftok.reward import Reward, lengths
 from vftok.tools import adaptive, search_budgets
@@ -85,12 +86,31 @@ def test_savings_are_read_off_the_curve():
   assert adaptive.savings(rows, [1.0, 2.0, 4.0])[1][:2] == ["2", "29.3 % fewer"]
 
 
+def test_a_section_is_added_once(tmp_path):
+  path = tmp_path / "report.html"
+  path.write_text("<p>a</p></html>")
+  for text in ("one", "two"):
+    page.add(path, "More", text)
+  page.add(path, "Else", "three")
+  assert [line for line in path.read_text().splitlines() if "!--" not in line] == [
+    "<p>a</p>",
+    "two",
+    "three",
+    "</html>",
+  ]
+  with pytest.raises(ValueError, match="is no page, expected a report.html made before"):
+    page.add(tmp_path / "nothing.html", "More", "x")
+
+
 def test_the_tool_leaves_numbers_and_pictures(random_model, router, tmp_path, capsys):
   cfg = tokenizer_experiment.get_config("smoke")
   cfg.eval.batch_size, cfg.eval.steps, cfg.data.size = 2, 2, 16
   options = dict(config=cfg, model=str(random_model[0]), router=str(router), set="shapes", clips=3, seeds=2, rfvd=False)
-  options |= dict(budgets=["1", "2.5", "4"], out=str(tmp_path / "out"))
+  options |= dict(budgets=["1", "2.5", "4"], out=str(tmp_path / "out"), page=str(tmp_path / "report.html"))
+  (tmp_path / "report.html").write_text("<h1>before</h1>\n</html>\n")
   adaptive.run(SimpleNamespace(**options))
+  text = (tmp_path / "report.html").read_text()
+  assert text.startswith("<h1>before</h1>") and text.endswith("</html>\n") and text.count("data:image/png") == 2
   rows = json.loads((tmp_path / "out" / "adaptive.json").read_text())
   assert rows["uniform 1"]["lpips"] == pytest.approx(rows["router, shared 1"]["lpips"], rel=1e-4), "one token each"
   assert rows["router 2.5"]["clips"] == 3 and len(rows["router 2.5"]["per_seed"]["cosine"]) == 2

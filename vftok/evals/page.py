@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vftok.data.video_writer import video_writer
+from vftok.data.video_writer import video_writer, whole_file
 
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0}td,th{padding:.3rem .8rem;border-bottom:1px solid #ddd;text-align:right}
@@ -54,6 +54,23 @@ def head(title: str) -> str:
   title = html.escape(title)
   start = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
   return f"{start}\n<h1>{title}</h1>"
+
+
+def add(path, name: str, section: str) -> None:
+  """Adds a section to the end of a page, in place of an earlier one of that name; whole or not at all.
+
+  Raises:
+    ValueError: there is no page at `path`.
+  """
+  text = Path(path).read_text(encoding="utf-8") if Path(path).is_file() else ""
+  if not text.rstrip().endswith("</html>"):
+    raise ValueError(f"{path} is no page, expected a report.html made before: make that first.")
+  begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+  if begin in text and end in text:
+    text = text[: text.index(begin)] + text[text.index(end) + len(end) :]
+  text = text.rstrip().removesuffix("</html>").rstrip()
+  with whole_file(path) as partial:
+    partial.write_text("\n".join([text, begin, section, end, "</html>", ""]), encoding="utf-8")
 
 
 def table(cells: Sequence[Sequence[str]]) -> str:

@@ -9,7 +9,7 @@ All get the same mean, the same noise and the same decoder:
   router: the budget is each clip's own, spread over its steps;
   router, shared: the budget is the whole set's, so a still clip gives to a busy one.
 Prints a table and how many tokens each takes for the LPIPS of a uniform budget, with the spread over seeds;
-adaptive.json, adaptive.png and budgets.png (clips with their tokens per step) go to --out.
+adaptive.json, adaptive.png and budgets.png (clips with their tokens per step) go to --out; --page adds them to a report.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from vftok.tools.command import or_exit
 
 WAYS = ("uniform", "one for all", "router", "router, shared")
 SHOWN = 6  # clips in budgets.png
+SECTION = "A budget for every moment"
 
 
 def main(argv: list[str]) -> None:
@@ -71,6 +72,8 @@ def run(options) -> None:
   middle = chosen[budgets[len(budgets) // 2]]["router, shared"]
   uneven = np.argsort(-middle.std(1), kind="stable")[:SHOWN]
   budget_pictures.clips_with_counts([clips[i] for i in uneven], middle[uneven], out / "budgets.png")
+  if options.page:
+    page.add(options.page, SECTION, section(rows, budgets, out))
 
 
 def curves(router, weights, tok, params, batches):
@@ -158,6 +161,25 @@ def tokens_for(rows, budgets, way: str, budget: float) -> list[float]:
   return found
 
 
+def section(rows, budgets, out: Path) -> str:
+  """The same for a page."""
+  row = rows[f"router {budgets[0]:g}"]
+  facts = (
+    f"{row['clips']} clips of {row['frames']} frames, split {row['split']}, {len(row['seeds'])} seeds of the noise"
+  )
+  picture = lambda name: f'<p><img src="{page.data(out / name, "image/png")}"></p>'
+  return "\n".join(
+    [
+      f"<h2>{SECTION}</h2><p class=facts>{facts}. Tokens per step are means over the set.</p>",
+      page.table(table(rows, budgets)),
+      page.table(savings(rows, budgets)),
+      picture("adaptive.png"),
+      "<p>What a router gives to each time step:</p>",
+      picture("budgets.png"),
+    ]
+  )
+
+
 def define_flags() -> None:
   """Not at import: tests and other tools import this module beside others that take --config."""
   config_flags.DEFINE_config_file("config", None, "Experiment file of the tokenizer: configs/tokenizer.py:mini.")
@@ -169,6 +191,7 @@ def define_flags() -> None:
   flags.DEFINE_list("budgets", ["1", "2", "4", "8", "16"], "Tokens per time step; uniform counts need whole numbers.")
   flags.DEFINE_bool("rfvd", False, "Frechet video distance too.")
   flags.DEFINE_string("out", "runs/adaptive", "Where the numbers and pictures go.")
+  flags.DEFINE_string("page", "", "A report.html that gets them too.")
   flags.mark_flags_as_required(["config"])
 
 
