@@ -9,7 +9,7 @@ All get the same mean, the same noise and the same decoder:
   router: the budget is each clip's own, spread over its steps;
   router, shared: the budget is the whole set's, so a still clip gives to a busy one.
 Prints a table and how many tokens each takes for the LPIPS of a uniform budget, with the spread over seeds;
-adaptive.json, adaptive.png and budgets.png (clips with their tokens per step) go to --out; --page adds them to a report.
+adaptive.json, adaptive.png and budgets.png (clips with their tokens per step) go to --out, with --page to a report.
 """
 
 from __future__ import annotations
