@@ -80,7 +80,7 @@ def paper(depth: int, *, text: bool, slots: int, tokens_seen: float, length: int
 
 GENERATION = dict(  # of `--mode=eval`: generated clips against held-out ones
   clips=64,
-  keeps=(1, 2, 4, 8, 16),
+  keeps=(1, 2, 4, 8, 16),  # of models that say lengths: means, and their own lengths beside them
   seed=0,
   steps=25,
   guidance=0.0,  # of the generator; 0: its own, by budget
@@ -95,7 +95,7 @@ GENERATION = dict(  # of `--mode=eval`: generated clips against held-out ones
 
 SAMPLE = dict(  # of `--mode=sample`
   prompts="",  # a text file, one prompt per line; or .jsonl of {"text": ...} and {"label": ...}
-  keeps=(),  # tokens per time step, a column each; (): all
+  keeps=(),  # tokens per time step, a column each; (): all. Means of models that say lengths; (): their own
   frames=0,  # 1 + a multiple of 4; 0: what one sequence holds
   seed=0,
   batch_size=8,

@@ -19,7 +19,7 @@ from vftok.generate import Memo, forward, guide, prepare, sample
 from vftok.models.ar import ARConfig
 from vftok.models.ar_inputs import Condition, Places
 
-MOST_TILT = 100.0  # per token of length: beyond it the shortest or the longest level has all probability
+MOST_TILT = 1e4  # per token of length: with it the shortest or the longest level has all probability
 
 
 class Plan(NamedTuple):
