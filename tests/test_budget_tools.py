@@ -98,7 +98,7 @@ def test_a_section_is_added_once(tmp_path):
     "three",
     "</html>",
   ]
-  with pytest.raises(ValueError, match="is no page, expected a report.html made before"):
+  with pytest.raises(ValueError, match=r"is no page, expected a report\.html made before"):
     page.add(tmp_path / "nothing.html", "More", "x")
 
 
