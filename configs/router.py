@@ -25,6 +25,7 @@ def _loss(measure: str) -> dict:
   """`measure`: one of vftok.curves.MEASURES; a router of classes (model.head) takes "flow"."""
   return dict(
     measure=measure,
+    noise=0.0,  # added to latents, in their own deviation
     preference=1.2,  # w_q of a router of classes; EVATok's default
     soft=0.0,  # of classes: temperature of soft targets; 0: the best assignment is the target, as in EVATok
   )

@@ -17,12 +17,13 @@ from configs import tokenizer as tokenizer_experiment
 from vftok import Auto, Router, Tokenizer, evaluate, train
 from vftok.allocate import at_every_count, for_preference
 from vftok.curves import assignments, curve_table, drawn, flow_losses, sampled_losses, spearman
+from vftok.data.sources import make_source
 from vftok.evals.nets.weights import load_lpips
 from vftok.evals.scores import clip_scores
 from vftok.models.router import RouterConfig, RouterNet
 from vftok.search import all_assignments
 from vftok.tasks.draws import RoutedKeep
-from vftok.tasks.router import RouterTask, fit, one_for_all
+from vftok.tasks.router import STORED, RouterTask, fit, one_for_all
 from vftok.tools import label_budgets
 
 
@@ -85,6 +86,8 @@ def test_interrupted_labelling_goes_on(random_model, trained, tmp_path, monkeypa
   label_budgets.label(cfg, tmp_path / "set")
   assert len(calls) == 3, "two chunks of train and one of val, each measured once"
   assert "already there" in label_budgets.label(cfg, tmp_path / "set") and len(calls) == 3
+  said = label_budgets.agreement(tmp_path / "set")
+  assert re.match(r"Spearman of flow loss over the 4 assignments of a clip, 2 clips: lpips -?[01]\.\d", said)
   from vftok.data.curves import curves
 
   for split in ("train", "val"):
@@ -284,6 +287,40 @@ def test_a_decoder_is_tuned_to_a_routers_counts(random_model, trained, tmp_path)
   other.save(nn.unbox(other.init(jax.random.key(0))), cfg.loss.router)
   with pytest.raises(ValueError, match=r"loss.router has head 'curves', levels \(1, 2\)"):
     train.run(cfg, tmp_path / "more")
+
+
+def test_a_run_starts_from_what_all_clips_have_in_common(trained, tmp_path):
+  """Before the first step that is all a router of curves says; one of another measure keeps what is a clip's own."""
+  cfg = trained[0].copy_and_resolve_references()
+  task = RouterTask(cfg)
+  params = task.start(nn.unbox(task.init(jax.random.key(0))), ())
+  source = make_source("curves", "train", dict(directory=cfg.data.sources.curves.directory))
+  batch = {key: np.stack([source[i][key] for i in range(8)]) for key in STORED}
+  level, loss, _ = task._measured(batch, np)
+  table = one_for_all(level, loss, np.zeros((8, 5, 3)))[0]
+  found = np.asarray(task.router.predict(params, source[0]["latents"][None]))[0]
+  falling = np.diff(table, axis=1) < -0.1 * np.abs(np.diff(table, axis=1)).mean()
+  np.testing.assert_allclose(np.diff(found, axis=1)[falling], np.diff(table, axis=1)[falling], rtol=1e-3)
+  cfg.init_from, cfg.loss.measure = str(trained[1] / "model"), "lpips"
+  other = RouterTask(cfg)
+  started = other.start(nn.unbox(other.init(jax.random.key(0))), ())
+  loaded = Router.load(cfg.init_from)[1]
+  np.testing.assert_array_equal(started["head"]["kernel"], loaded["head"]["kernel"])
+  np.testing.assert_array_equal(started["common"], other.common)
+
+
+def test_noise_on_latents_is_an_examples_own(trained):
+  cfg = trained[0].copy_and_resolve_references()
+  losses = {}
+  for noise in (0.0, 1.0):
+    cfg.loss.noise = noise
+    task = RouterTask(cfg)
+    params = jax.tree.map(lambda x: x + 0.1, nn.unbox(task.init(jax.random.key(0))))
+    source = make_source("curves", "train", dict(directory=cfg.data.sources.curves.directory))
+    batch = {key: np.stack([source[i][key] for i in range(4)]) for key in (*STORED, "latents")}
+    for seed in (0, 1):
+      losses[noise, seed] = float(task.loss(params, {}, batch, jax.random.split(jax.random.key(seed), 4), 0)[0])
+  assert losses[0.0, 0] == losses[0.0, 1] and losses[1.0, 0] != losses[1.0, 1]
 
 
 def test_first_counts_are_the_users(random_model, trained):

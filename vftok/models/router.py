@@ -12,7 +12,6 @@ import dataclasses
 import itertools
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from vftok.models.attention import Layout
@@ -21,6 +20,7 @@ from vftok.models.transformer import Stack, StackConfig
 
 MAX_SIZE = 65_536
 HEADS = ("curves", "classes")
+SHAPE = 0.3  # a clip's curves differ in size first, in shape more slowly
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +102,11 @@ class RouterNet(nn.Module):
     register = _table(self, "register", 1) + _table(self, "register_times", cfg.steps)[:t, None]
     x = jnp.concatenate([x, jnp.broadcast_to(register, (b, t, 1, cfg.dim))], axis=2).reshape(b, -1, cfg.dim)
     x = _stack(cfg)(x, Layout(t, cfg.patches, 1, "time_block_causal")).reshape(b, t, -1, cfg.dim)
-    out = Linear(len(cfg.levels) - 1, ("embed", None), dtype="float32", name="head")(x[:, :, -1])
-    drops = jax.nn.softplus(out.astype(jnp.float32))
+    # What all clips have in common, and what is this clip's own: mostly how much there is to lose at all.
+    init = nn.with_logical_partitioning(nn.initializers.zeros, (None, None))
+    common = self.param("common", init, (cfg.steps, len(cfg.levels) - 1))[:t]
+    own = Linear(len(cfg.levels), ("embed", None), zero_init=True, dtype="float32", name="head")(x[:, :, -1])
+    drops = jnp.exp(jnp.clip(common + own[..., :1] + SHAPE * own[..., 1:], -12.0, 6.0))
     falling = jnp.cumsum(drops[..., ::-1], axis=-1)[..., ::-1]
     return jnp.concatenate([falling, jnp.zeros_like(falling[..., :1])], axis=-1)
 

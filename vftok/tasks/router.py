@@ -45,7 +45,9 @@ class RouterTask:
     self.measure = cfg.loss.measure
     if self.measure not in MEASURES:
       raise ValueError(f"loss.measure is {self.measure!r}, expected one of {', '.join(MEASURES)}.")
-    scales = _scales(sources, lambda record: self._measured({k: np.asarray(record[k])[None] for k in STORED}, np))
+    scales, self.common = _scales(
+      sources, lambda record: self._measured({k: np.asarray(record[k])[None] for k in STORED}, np)
+    )
     known = dict(latents=self.meta["latents_shape"], levels=self.meta["levels"], tokenizer=self.meta["tokenizer"])
     known |= dict(measure=self.measure)
     if cfg.model.head == "classes":
@@ -63,12 +65,15 @@ class RouterTask:
     return {}
 
   def start(self, params, batches) -> Any:
+    common = {"common": jnp.asarray(self.common)} if self.router.cfg.head == "curves" else {}
     if not self.cfg.init_from:
-      return params
+      return {**params, **common}
     source, loaded = Router.load(self.cfg.init_from)
-    if dataclasses.replace(source.cfg, drop_scale=1.0) != dataclasses.replace(self.router.cfg, drop_scale=1.0):
+    units = dict(drop_scale=1.0, measure="flow", loss_mean=0.0, loss_std=1.0)
+    if dataclasses.replace(source.cfg, **units) != dataclasses.replace(self.router.cfg, **units):
       raise ValueError(f"init_from holds another router ({source.cfg}): use the model it was made with.")
-    return loaded
+    # Of another measure: what is common to all clips is that of this one, what a clip has of its own is kept.
+    return loaded if source.cfg.measure == self.measure else {**loaded, **common}
 
   def loss(self, params, frozen, batch, keys_B, step) -> tuple[jax.Array, Metrics]:
     """Of curves: mean squared error of losses beside the clip's mean, in units of `drop_scale`.
@@ -76,7 +81,11 @@ class RouterTask:
     Of classes: cross-entropy with the best assignment, or with softmax(reward / loss.soft) where that is not 0.
     """
     cfg = self.router.cfg
-    out = net(cfg).apply({"params": params}, batch["latents"])
+    latents = batch["latents"].astype(jnp.float32)
+    if self.cfg.loss.noise:  # thousands of clips are few: what a router may rely on has to survive it
+      noise = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))(keys_B)
+      latents = latents + self.cfg.loss.noise * latents.std((1, 2, 3), keepdims=True) * noise
+    out = net(cfg).apply({"params": params}, latents)
     if cfg.head == "classes":
       return self._class_loss(out, self._table(batch["losses"]))
     level_BxNxT, loss_BxN, known_B = self._measured(batch, jnp)
@@ -255,20 +264,26 @@ def fit(predicted_BxTxm, level_BxNxT, loss_BxN) -> dict[str, float]:
   return {"r2": 1 - routed / same, "explained/router": 1 - routed / whole, "explained/one for all": 1 - same / whole}
 
 
-def _scales(sources: list[dict], measured) -> dict[str, float]:
-  """drop_scale, loss_mean and loss_std of the first clips of the training sets."""
+def _scales(sources: list[dict], measured) -> tuple[dict[str, float], np.ndarray]:
+  """Of the first clips of the training sets: drop_scale, loss_mean and loss_std; and the logs of drops [T, m - 1], in
+  that scale, that fit all of them alike.
+  """
   from vftok.data.sources import make_source
 
-  losses = []
+  levels, losses = [], []
   for source in sources:
     options = {key: value for key, value in source.items() if key not in ("kind", "weight", "split")}
     records = make_source(source["kind"], source.get("split", "train"), options)
     found = [measured(records[i]) for i in range(min(SAMPLE, len(records)))]
+    levels += [level for level, _, known in found if known.all()]
     losses += [loss for _, loss, known in found if known.all()]
   if not losses:
     raise ValueError("no clip has such losses: raise label.sampled and label.drawn, and run label_budgets again.")
-  losses = np.concatenate(losses)
+  levels, losses = np.concatenate(levels), np.concatenate(losses)
   scales = dict(drop_scale=_centred(losses).std(), loss_mean=losses.mean(), loss_std=losses.std())
   if not scales["drop_scale"] > 0:
     raise ValueError("all assignments lose the same, expected less with more tokens: is the tokenizer trained?")
-  return {name: float(value) for name, value in scales.items()}
+  table = one_for_all(levels, losses, np.zeros((1, levels.shape[2], levels.max() + 1)))[0]
+  drops = -np.diff(table, axis=1) / scales["drop_scale"]
+  common = np.log(np.maximum(drops, 0.02 * np.abs(drops).mean())).astype(np.float32)
+  return {name: float(value) for name, value in scales.items()}, common

@@ -226,7 +226,8 @@ def _examples(work: Path, split: str) -> Iterator[dict]:
 
 def agreement(directory: str | os.PathLike) -> str:
   """Rank correlation, over the assignments of a clip, of flow loss with what was sampled: its mean over "val"."""
-  sampled = [record["sampled"] for record in read_curves("val", directory=directory)]
+  source = read_curves("val", directory=directory)
+  sampled = (source[i]["sampled"] for i in range(len(source)))
   sampled = [losses.mean(1) for losses in sampled if np.isfinite(losses).all() and len(losses) > 2]
   if not sampled:
     return "no clip was decoded, so nothing says how far flow loss stands for it: set label.sampled and label.drawn."
