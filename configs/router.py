@@ -21,11 +21,11 @@ def _model(**fields) -> dict:
   return dataclasses.asdict(RouterConfig(**fields))
 
 
-def _loss(measure: str) -> dict:
+def _loss(measure: str, noise: float = 0.0) -> dict:
   """`measure`: one of vftok.curves.MEASURES; a router of classes (model.head) takes "flow"."""
   return dict(
     measure=measure,
-    noise=0.0,  # added to latents, in their own deviation
+    noise=noise,  # added to latents, in their own deviation
     preference=1.2,  # w_q of a router of classes; EVATok's default
     soft=0.0,  # of classes: temperature of soft targets; 0: the best assignment is the target, as in EVATok
   )
@@ -94,14 +94,14 @@ def mini():
   return common.base(
     task="router",
     title="vftok-mini-router",
-    steps=3_000,
+    steps=300,
     batch_size=64,
     model=_model(dim=96, depth=3, head_dim=32),
     data=dict(sources=curves("curves_mini"), workers=0, size=32),
     eval=dict(sets=dict(val=curves("curves_mini", split="val"))),
-    loss=_loss("lpips"),
-    optim=dict(lr=1e-3, warmup=100, weight_decay=0.05, final=0.02),
-    ema=0.998,
+    loss=_loss("lpips", noise=1.0),
+    optim=dict(lr=5e-4, warmup=20, weight_decay=0.05, final=0.02),
+    ema=0.98,
     save_every=1000,
     media_every=0,
     label=_label(
@@ -109,12 +109,12 @@ def mini():
       # Real clips first: clips are taken in order, up to the number below.
       {name: {**data["sources"][name], "split": "train"} for name in ("clips", "sim")},
       dict(sim=dict(**sets["sim_val"]["sim"])),
-      clips=dict(train=1024, val=128),
+      clips=dict(train=512, val=64),
       levels=(1, 2, 4, 8, 16),
       times=(0.5, 0.85),
       random=6,
       drawn=12,
-      sampled=dict(train=1024, val=128),
+      sampled=dict(train=512, val=64),
       solver_steps=6,
       size=32,
     ),
