@@ -22,8 +22,9 @@ from vftok.evals.nets.weights import load_lpips
 from vftok.evals.scores import clip_scores
 from vftok.models.router import RouterConfig, RouterNet
 from vftok.search import all_assignments
+from vftok.tasks.curve_fits import expected, explained, one_for_all
 from vftok.tasks.draws import RoutedKeep
-from vftok.tasks.router import STORED, RouterTask, fit, one_for_all
+from vftok.tasks.router import STORED, RouterTask
 from vftok.tools import label_budgets
 
 
@@ -134,14 +135,42 @@ def test_one_table_for_all_and_what_is_left():
   table = np.array([[3.0, 1, 0], [2, 0.5, 0]])
   level = rng.integers(3, size=(50, 8, 2))
   loss = table[np.arange(2), level].sum(-1) + rng.normal(size=(50, 1))
-  np.testing.assert_allclose(one_for_all(level, loss, np.zeros((50, 2, 3)))[0], table, atol=1e-9)
-  exact = fit(np.repeat(table[None], 50, 0), level, loss)
-  assert exact["explained/router"] == pytest.approx(1) == exact["explained/one for all"]
+  found, size = one_for_all(level, loss, (1, 2, 4), with_size=False)
+  np.testing.assert_allclose(found[0], table, atol=1e-3)
+  assert size == ()
+  fit = lambda tables: explained(tables, level, loss, (1, 2, 4), ())
+  exact = fit(table[None])
+  assert exact["explained/router"] == pytest.approx(1) and exact["explained/one for all"] == pytest.approx(1)
   own = table * rng.uniform(0.2, 2, (50, 1, 1))
   loss = np.stack([t[np.arange(2), n].sum(-1) for t, n in zip(own, level, strict=True)])
-  found = fit(own, level, loss)
+  found = fit(own)
   assert found["r2"] == pytest.approx(1) and found["explained/one for all"] < 0.95
-  assert fit(np.repeat(own.mean(0)[None], 50, 0), level, loss)["r2"] < 0.05
+  assert fit(own.mean(0)[None])["r2"] < 0.05
+
+
+def test_what_the_total_decides_is_kept_apart():
+  """Losses that saturate in the total: without that part in the fit the first step's worth is misread."""
+  rng, table = np.random.default_rng(0), np.array([[0.3, 0.1, 0], [0.2, 0.1, 0], [0.1, 0.05, 0]])
+  level = rng.integers(3, size=(200, 8, 3))
+  mean = np.array([1, 2, 4])[level].mean(2)
+  loss = table[np.arange(3), level].sum(-1) + 1 / mean**2
+  found, size = one_for_all(level, loss, (1, 2, 4), with_size=True)
+  left = lambda *fitted: np.var(expected(*fitted, level, (1, 2, 4)) - loss)
+  alone = one_for_all(level, loss, (1, 2, 4), with_size=False)
+  assert len(size) == 3 and size[0] > size[1] > size[2] == 0
+  assert left(found, size) < 0.3 * left(*alone)
+  worth = lambda t: t[0] - t.mean(0)  # of steps beside each other: what spreads a total
+  assert np.abs(worth(found[0]) - worth(table)).max() < 0.05
+
+
+def test_preferences_weigh_what_the_total_decides():
+  cfg = RouterConfig(latents=(3, 4, 4, 2), levels=(1, 2, 4), loss_std=1.0)
+  curves = np.array([[[0.3, 0.1, 0], [0.2, 0.1, 0], [0.1, 0.05, 0]]])
+  total = lambda size, w: int(Router(dataclasses.replace(cfg, size=size)).keep(curves, Auto(preference=w)).sum())
+  assert total((), 1.2) == total((0.0, 0.0, 0.0), 1.2) < total((2.0, 1.0, 0.0), 1.2) <= 12
+  assert total((2.0, 1.0, 0.0), 0.6) < total((2.0, 1.0, 0.0), 1.8)
+  with pytest.raises(ValueError, match="the router's size is"):
+    RouterConfig(levels=(1, 2), size=(1.0,))
 
 
 @pytest.mark.parametrize("measure", ["lpips", "features"])
@@ -297,7 +326,7 @@ def test_a_run_starts_from_what_all_clips_have_in_common(trained, tmp_path):
   source = make_source("curves", "train", dict(directory=cfg.data.sources.curves.directory))
   batch = {key: np.stack([source[i][key] for i in range(8)]) for key in STORED}
   level, loss, _ = task._measured(batch, np)
-  table = one_for_all(level, loss, np.zeros((8, 5, 3)))[0]
+  table = one_for_all(level, loss, (1, 2, 4), with_size=False)[0][0]
   found = np.asarray(task.router.predict(params, source[0]["latents"][None]))[0]
   falling = np.diff(table, axis=1) < -0.1 * np.abs(np.diff(table, axis=1)).mean()
   np.testing.assert_allclose(np.diff(found, axis=1)[falling], np.diff(table, axis=1)[falling], rtol=1e-3)

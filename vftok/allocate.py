@@ -42,31 +42,52 @@ def for_total(losses_TxK, total: int) -> np.ndarray:
     raise ValueError(
       f"the budget is {total} tokens for {steps} time steps, expected {steps}..{steps * most}: one to {most} per step."
     )
+  return _traced(_program(losses, total)[1], total)
+
+
+def _program(losses_TxK, total: int) -> tuple[np.ndarray, list[np.ndarray]]:
+  """(the least loss of 0..total tokens, [total + 1]; for each step, its count in the best way to each of these)."""
+  most = losses_TxK.shape[1]
   best = np.full(total + 1, np.inf)
   best[0] = 0.0
   choices = []
-  for step in range(steps):
-    # after[s] = min over k of best[s - k] + losses[step, k - 1]: a band of shifted copies.
+  for losses in losses_TxK:
+    # after[s] = min over k of best[s - k] + losses[k - 1]: a band of shifted copies.
     padded = np.concatenate([np.full(most, np.inf), best])
     before = np.lib.stride_tricks.sliding_window_view(padded[:-1], most)[:, ::-1]  # [s, k - 1] = best[s - k]
-    sums = before + losses[step]
+    sums = before + losses
     choice = sums.argmin(1)
     best = np.take_along_axis(sums, choice[:, None], 1)[:, 0]
     choices.append(choice + 1)
-  keep, left = np.empty(steps, np.int32), total
-  for step in range(steps - 1, -1, -1):
+  return best, choices
+
+
+def _traced(choices: list[np.ndarray], total: int) -> np.ndarray:
+  keep, left = np.empty(len(choices), np.int32), total
+  for step in range(len(choices) - 1, -1, -1):
     keep[step] = choices[step][left]
     left -= keep[step]
   return keep
 
 
-def for_preference(losses_TxK, reward: Reward, weight: float) -> np.ndarray:
-  """Tokens per step, int32 [T], of the highest reward under w_q = `weight`; a clip loses the sum over its steps."""
+def for_preference(losses_TxK, reward: Reward, weight: float, size=None) -> np.ndarray:
+  """Tokens per step, int32 [T], of the highest reward under w_q = `weight`; a clip loses the sum over its steps.
+
+  Args:
+    size: float [T K + 1], what is lost beside that by the total alone; None: nothing.
+  """
   check_weight(weight)
   losses = np.asarray(losses_TxK, np.float64)
-  counts = np.arange(1, losses.shape[1] + 1)
-  cost = lengths(counts[:, None], reward.length, reward.bits) / reward.length_std
-  return (weight * losses / reward.loss_std + (2 - weight) * cost).argmin(1).astype(np.int32) + 1
+  steps, most = losses.shape
+  if size is None:
+    counts = np.arange(1, most + 1)
+    cost = lengths(counts[:, None], reward.length, reward.bits) / reward.length_std
+    return (weight * losses / reward.loss_std + (2 - weight) * cost).argmin(1).astype(np.int32) + 1
+  if reward.length == "log":
+    raise ValueError("the reward counts log-tokens, expected tokens or bits where a total has a loss of its own.")
+  best, choices = _program(losses, steps * most)
+  cost = lengths(np.arange(steps * most + 1)[:, None], reward.length, reward.bits) / reward.length_std
+  return _traced(choices, int((weight * (best + size) / reward.loss_std + (2 - weight) * cost).argmin()))
 
 
 def among_levels(curves_xTxM, levels, reward: Reward, weight, xp=np):

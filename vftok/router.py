@@ -92,11 +92,19 @@ class Router:
       raise ValueError(f"budget.first is {budget.first}, expected at most {steps} counts of 1..{most}.")
     rest = losses[len(first) :]
     if budget.preference is not None:
-      return np.concatenate([first, allocate.for_preference(rest, self.reward(), budget.preference)])
+      return np.concatenate([first, self._preferred(rest, first, budget.preference)])
     total = budget.total if budget.mean is None else round(budget.mean * steps)
     if not len(rest):
       raise ValueError(f"budget.first is {budget.first}, expected counts of fewer than all {steps} steps.")
     return np.concatenate([first, allocate.for_total(rest, total - int(first.sum()))])
+
+  def _preferred(self, losses_TxK, first, weight: float) -> np.ndarray:
+    if not self.cfg.size or not len(losses_TxK):
+      return allocate.for_preference(losses_TxK, self.reward(), weight)
+    totals = np.arange(losses_TxK.size + 1) + int(first.sum())
+    mean = np.maximum(totals / (len(losses_TxK) + len(first)), 1)
+    size = np.interp(np.log2(mean), np.log2(self.cfg.levels), self.cfg.size)
+    return allocate.for_preference(losses_TxK, self.reward(), weight, size)
 
   def _likeliest(self, logits_BxA, budget: Auto) -> np.ndarray:
     if budget.preference is None or abs(budget.preference - self.cfg.preference) > 1e-6:
@@ -142,7 +150,7 @@ def encode(tok, params, pieces, fit: str, budget: Auto, *, whole: bool) -> Itera
       yield tokens.truncate(kept(i, predicted))
     return
   chunks, predicted = zip(*routed, strict=True)
-  if router.cfg.head == "classes":
+  if router.cfg.head == "classes" or budget.preference is not None:  # weighed chunk by chunk, as a stream is
     keep = np.concatenate([kept(*pair) for pair in enumerate(predicted)], axis=1)
   else:
     keep = router.keep(np.concatenate([p[:, overlap if i else 0 :] for i, p in enumerate(predicted)], axis=1), budget)

@@ -34,6 +34,8 @@ class RouterConfig:
   preference: w_q that a router of classes was trained for.
   measure: what is lost, one of `vftok.curves.MEASURES`.
   loss_mean, loss_std: of that over clips and random assignments: what preferences are weighed by.
+  size: what is lost beside the curves at a mean of each of `levels` tokens per step, in units of the loss; () for
+    nothing. It is the same however the tokens are spread, so that only preferences ask for it.
   tokenizer, fingerprint, codebook_size: whose tokens it counts.
   """
 
@@ -50,6 +52,7 @@ class RouterConfig:
   drop_scale: float = 1.0
   loss_mean: float = 0.0
   loss_std: float = 1.0
+  size: tuple[float, ...] = ()
   tokenizer: str = ""
   fingerprint: str = ""
   codebook_size: int = 1
@@ -74,6 +77,8 @@ class RouterConfig:
         f"the router has {len(self.levels)} levels for {self.steps} steps, expected at most {MAX_SIZE} classes: use "
         "head 'curves'."
       )
+    if len(self.size) not in (0, len(self.levels)):
+      raise ValueError(f"the router's size is {self.size}, expected a number for each of the levels {self.levels}.")
     if self.levels[-1] > MAX_SIZE or not (self.loss_std > 0 and self.drop_scale > 0):
       raise ValueError(
         f"the router has {self.levels[-1]} tokens and scales {self.loss_std}, {self.drop_scale}: too odd."

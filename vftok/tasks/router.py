@@ -28,6 +28,7 @@ from vftok.perf import stack_flops
 from vftok.reward import check_weight, percentile
 from vftok.router import Router
 from vftok.tasks import Metrics, mean
+from vftok.tasks.curve_fits import centred, expected, explained, one_for_all, sizes, summed
 
 SAMPLE = 512  # clips that scales are taken from
 STORED = ("losses", "drawn", "sampled")
@@ -45,9 +46,10 @@ class RouterTask:
     self.measure = cfg.loss.measure
     if self.measure not in MEASURES:
       raise ValueError(f"loss.measure is {self.measure!r}, expected one of {', '.join(MEASURES)}.")
-    scales, self.common = _scales(
-      sources, lambda record: self._measured({k: np.asarray(record[k])[None] for k in STORED}, np)
-    )
+    one = lambda record: self._measured({key: np.asarray(record[key])[None] for key in STORED}, np)
+    # Drawn assignments differ in their totals, and what a step is worth depends on them.
+    options = dict(levels=tuple(self.meta["levels"]), with_size=self.measure != "flow")
+    scales, self.common = _scales(sources, one, **options)
     known = dict(latents=self.meta["latents_shape"], levels=self.meta["levels"], tokenizer=self.meta["tokenizer"])
     known |= dict(measure=self.measure)
     if cfg.model.head == "classes":
@@ -69,7 +71,7 @@ class RouterTask:
     if not self.cfg.init_from:
       return {**params, **common}
     source, loaded = Router.load(self.cfg.init_from)
-    units = dict(drop_scale=1.0, measure="flow", loss_mean=0.0, loss_std=1.0)
+    units = dict(drop_scale=1.0, measure="flow", loss_mean=0.0, loss_std=1.0, size=())
     if dataclasses.replace(source.cfg, **units) != dataclasses.replace(self.router.cfg, **units):
       raise ValueError(f"init_from holds another router ({source.cfg}): use the model it was made with.")
     # Of another measure: what is common to all clips is that of this one, what a clip has of its own is kept.
@@ -89,7 +91,8 @@ class RouterTask:
     if cfg.head == "classes":
       return self._class_loss(out, self._table(batch["losses"]))
     level_BxNxT, loss_BxN, known_B = self._measured(batch, jnp)
-    error_B = jnp.square(_centred(_summed(out, level_BxNxT, jnp) - loss_BxN / cfg.drop_scale)).mean(1)
+    loss_BxN = loss_BxN - sizes(level_BxNxT, cfg.size, cfg.levels, jnp)
+    error_B = jnp.square(centred(summed(out, level_BxNxT, jnp) - loss_BxN / cfg.drop_scale)).mean(1)
     total, weight = mean(error_B, known_B)
     return total / jnp.maximum(weight, 1), {"error": (total, weight)}
 
@@ -148,7 +151,9 @@ class RouterTask:
       values = self._class_values(np.concatenate(tables), np.concatenate([part[0] for part in parts]))
       return self._written(values, split, out)
     predicted, level_BxNxT, loss_BxN = (np.concatenate(part) for part in zip(*parts, strict=True))
-    values = {"clips": len(predicted)} | fit(predicted, level_BxNxT, loss_BxN)
+    values = {"clips": len(predicted)} | explained(
+      predicted, level_BxNxT, loss_BxN, self.router.cfg.levels, self.router.cfg.size
+    )
     for weight in WEIGHTS:
       found = self._drawn_percentiles(predicted, level_BxNxT, loss_BxN, weight)
       values |= {f"percentile of measured/{weight}/{k}": v for k, v in found.items()}
@@ -179,10 +184,11 @@ class RouterTask:
     """Of the best among a clip's measured assignments by the router, by what is best for all clips, and by chance."""
     reward, keep = self.router.reward(), np.asarray(self.meta["levels"])[level_BxNxT]
     rewards = np.stack([reward(*pair, weight) for pair in zip(loss_BxN, keep, strict=True)])
-    by = {"router": predicted, "one for all": np.repeat(one_for_all(level_BxNxT, loss_BxN, predicted), len(keep), 0)}
+    levels, size = self.router.cfg.levels, self.router.cfg.size
+    by = {"router": (predicted, size), "one for all": one_for_all(level_BxNxT, loss_BxN, levels, with_size=bool(size))}
     found = {}
-    for name, table in by.items():
-      wanted = _summed(table, level_BxNxT, np)
+    for name, (table, own_size) in by.items():
+      wanted = expected(table, own_size, level_BxNxT, levels)
       guess = np.stack([reward(*pair, weight) for pair in zip(wanted, keep, strict=True)])
       found[name] = np.take_along_axis(rewards, guess.argmax(1)[:, None], 1)[:, 0]
     found["chance"] = rewards.mean(1)
@@ -237,53 +243,26 @@ def _one(metas: list[dict]) -> dict:
   return metas[0]
 
 
-def _summed(table_BxTxm, level_BxNxT, xp):
-  """[B, N]: what the steps lose together."""
-  return xp.take_along_axis(table_BxTxm[:, None], level_BxNxT[..., None], axis=3)[..., 0].sum(2)
-
-
-def _centred(loss_BxN):
-  return loss_BxN - loss_BxN.mean(1, keepdims=True)
-
-
-def one_for_all(level_BxNxT, loss_BxN, like_BxTxm) -> np.ndarray:
-  """[1, T, m]: the table that fits all clips alike best, least squares on this very set, so nothing learnt is ahead."""
-  _, steps, m = like_BxTxm.shape
-  hot = np.eye(m)[level_BxNxT].reshape(*loss_BxN.shape, steps * m)
-  hot, loss = hot - hot.mean(1, keepdims=True), _centred(loss_BxN)
-  table = np.linalg.lstsq(hot.reshape(-1, steps * m), loss.reshape(-1), rcond=None)[0].reshape(1, steps, m)
-  return table - table[..., -1:]
-
-
-def fit(predicted_BxTxm, level_BxNxT, loss_BxN) -> dict[str, float]:
-  """Shares of the variance between a clip's assignments that are explained; "r2": of what one table for all leaves."""
-  loss = _centred(loss_BxN)
-  error = lambda table: np.square(_centred(_summed(table, level_BxNxT, np)) - loss).sum()
-  same = error(np.repeat(one_for_all(level_BxNxT, loss_BxN, predicted_BxTxm), len(loss), 0))
-  routed, whole = error(predicted_BxTxm), np.square(loss).sum()
-  return {"r2": 1 - routed / same, "explained/router": 1 - routed / whole, "explained/one for all": 1 - same / whole}
-
-
-def _scales(sources: list[dict], measured) -> tuple[dict[str, float], np.ndarray]:
-  """Of the first clips of the training sets: drop_scale, loss_mean and loss_std; and the logs of drops [T, m - 1], in
-  that scale, that fit all of them alike.
+def _scales(sources: list[dict], measured, levels, *, with_size: bool) -> tuple[dict[str, Any], np.ndarray]:
+  """Of the first clips of the training sets: drop_scale, loss_mean, loss_std and size; and the logs of drops
+  [T, m - 1], in that scale, that fit all of them alike.
   """
   from vftok.data.sources import make_source
 
-  levels, losses = [], []
+  indexes, losses = [], []
   for source in sources:
     options = {key: value for key, value in source.items() if key not in ("kind", "weight", "split")}
     records = make_source(source["kind"], source.get("split", "train"), options)
     found = [measured(records[i]) for i in range(min(SAMPLE, len(records)))]
-    levels += [level for level, _, known in found if known.all()]
+    indexes += [level for level, _, known in found if known.all()]
     losses += [loss for _, loss, known in found if known.all()]
   if not losses:
     raise ValueError("no clip has such losses: raise label.sampled and label.drawn, and run label_budgets again.")
-  levels, losses = np.concatenate(levels), np.concatenate(losses)
-  scales = dict(drop_scale=_centred(losses).std(), loss_mean=losses.mean(), loss_std=losses.std())
+  indexes, losses = np.concatenate(indexes), np.concatenate(losses)
+  scales = dict(drop_scale=centred(losses).std(), loss_mean=losses.mean(), loss_std=losses.std())
   if not scales["drop_scale"] > 0:
     raise ValueError("all assignments lose the same, expected less with more tokens: is the tokenizer trained?")
-  table = one_for_all(levels, losses, np.zeros((1, levels.shape[2], levels.max() + 1)))[0]
-  drops = -np.diff(table, axis=1) / scales["drop_scale"]
+  table, size = one_for_all(indexes, losses, levels, with_size=with_size)
+  drops = -np.diff(table[0], axis=1) / scales["drop_scale"]
   common = np.log(np.maximum(drops, 0.02 * np.abs(drops).mean())).astype(np.float32)
-  return {name: float(value) for name, value in scales.items()}, common
+  return {**{name: float(value) for name, value in scales.items()}, "size": size}, common
