@@ -25,6 +25,7 @@ def _loss(measure: str, noise: float = 0.0) -> dict:
   """`measure`: one of vftok.curves.MEASURES; a router of classes (model.head) takes "flow"."""
   return dict(
     measure=measure,
+    size=False,  # keep apart what the total alone decides: fits measured losses better, and chose worse on vftok-mini
     noise=noise,  # added to latents, in their own deviation
     preference=1.2,  # w_q of a router of classes; EVATok's default
     soft=0.0,  # of classes: temperature of soft targets; 0: the best assignment is the target, as in EVATok

@@ -47,8 +47,7 @@ class RouterTask:
     if self.measure not in MEASURES:
       raise ValueError(f"loss.measure is {self.measure!r}, expected one of {', '.join(MEASURES)}.")
     one = lambda record: self._measured({key: np.asarray(record[key])[None] for key in STORED}, np)
-    # Drawn assignments differ in their totals, and what a step is worth depends on them.
-    options = dict(levels=tuple(self.meta["levels"]), with_size=self.measure != "flow")
+    options = dict(levels=tuple(self.meta["levels"]), with_size=cfg.loss.size)
     scales, self.common = _scales(sources, one, **options)
     known = dict(latents=self.meta["latents_shape"], levels=self.meta["levels"], tokenizer=self.meta["tokenizer"])
     known |= dict(measure=self.measure)
