@@ -183,6 +183,7 @@ def router(tokenizer, tmp_path_factory):
   return own, weights, str(path)
 
 
+@pytest.mark.slow  # tokenizes, trains, evaluates and samples
 def test_from_clips_to_samples(tokenizer, router, tmp_path):
   """Tokenized with a router, trained, stopped, resumed, evaluated, sampled, scored."""
   tok, params, path = tokenizer

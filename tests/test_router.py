@@ -173,7 +173,7 @@ def test_preferences_weigh_what_the_total_decides():
     RouterConfig(levels=(1, 2), size=(1.0,))
 
 
-@pytest.mark.parametrize("measure", ["lpips", "features"])
+@pytest.mark.parametrize("measure", ["lpips", pytest.param("features", marks=pytest.mark.slow)])
 def test_a_router_of_sampled_losses(measure, trained, tmp_path):
   """Clips that were not decoded do not count, and nothing becomes nan."""
   cfg = trained[0].copy_and_resolve_references()
@@ -240,7 +240,7 @@ def test_training_and_evaluation_leave_a_router(trained, random_model, tmp_path)
   assert again == router and all(map(np.array_equal, jax.tree.leaves(params), jax.tree.leaves(same)))
 
 
-@pytest.mark.parametrize("soft", [0.0, 0.2])
+@pytest.mark.parametrize("soft", [pytest.param(0.0, marks=pytest.mark.slow), 0.2])
 def test_a_router_of_classes(soft, trained, random_model, tmp_path):
   """EVATok's: whole clips, one preference, a restricted argmax."""
   cfg = trained[0].copy_and_resolve_references()
@@ -291,6 +291,7 @@ def test_classes_learn_the_best_assignment(trained):
   assert (np.abs(found - np.array(wanted)) <= 1).all(), "between levels curves are finer"
 
 
+@pytest.mark.slow  # a tokenizer is trained
 def test_a_decoder_is_tuned_to_a_routers_counts(random_model, trained, tmp_path):
   """Half of the examples get the router's counts under random preferences, the others those of the law."""
   path, tok, params = random_model
