@@ -70,6 +70,7 @@ LONGEST = tuple(
     "ar_task",
     "ar_adaptive",
     "generate_adaptive",
+    "router",
     "tokenizer",
     "switches",
     "parity",
@@ -84,17 +85,33 @@ def pytest_collection_modifyitems(items):
   items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
+def _smoke_tokenizer():
+  from configs import tokenizer as experiment
+  from vftok import Tokenizer
+  from vftok.config import from_dict
+
+  return Tokenizer(from_dict(experiment.get_config("smoke").model.to_dict()))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory):
+  """(tokenizer, params, path) of the smoke size as training starts with it."""
+  import jax
+
+  tok = _smoke_tokenizer()
+  params = jax.jit(tok.init)(jax.random.key(0))
+  path = tmp_path_factory.mktemp("tok") / "model"
+  tok.save(params, path)
+  return tok, params, str(path)
+
+
 @pytest.fixture(scope="session")
 def random_model(tmp_path_factory):
   """(path, tokenizer, params) of the smoke size: 4 registers, 5 time steps; random, no layer still zero."""
   import jax
   import numpy as np
 
-  from configs import tokenizer as experiment
-  from vftok import Tokenizer
-  from vftok.config import from_dict
-
-  tok = Tokenizer(from_dict(experiment.get_config("smoke").model.to_dict()))
+  tok = _smoke_tokenizer()
   leaves, tree = jax.tree.flatten(jax.eval_shape(tok.init, jax.random.key(0)))
   rng = np.random.default_rng(0)
   params = tree.unflatten([np.float32(0.2) * rng.standard_normal(x.shape, np.float32) for x in leaves])

@@ -11,9 +11,7 @@ import pytest
 
 import vftok
 from configs import t2v
-from configs import tokenizer as tokenizer_configs
 from vftok import Router, allocate, evaluate, sample, train
-from vftok import config as model_config
 from vftok.data.dataset_writer import whole_directory
 from vftok.data.tokens import read_meta, tokens, write_tokens
 from vftok.generator import Generator
@@ -161,15 +159,6 @@ def test_more_preference_means_more_tokens(stored):
   assert 1.0 <= weights.min() < 1.02 and 1.38 < weights.max() <= 1.4 and weights.std() > 0.08
   np.testing.assert_allclose(task.preferences(np.array([0.0, 0.5, 1.0])), [1.0, 1.2087, 1.4], rtol=1e-4)
   assert set(np.asarray(drawn["given_level"]).tolist()) == set(LEVELS)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-  tok = vftok.Tokenizer(model_config.from_dict(tokenizer_configs.get_config("smoke").model.to_dict()))
-  params = jax.jit(tok.init)(jax.random.key(0))
-  path = tmp_path_factory.mktemp("tok") / "model"
-  tok.save(params, path)
-  return tok, params, str(path)
 
 
 @pytest.fixture(scope="module")

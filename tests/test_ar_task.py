@@ -7,10 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-import vftok
 from configs import c2v, t2v
 from configs import tokenizer as tokenizer_configs
-from vftok import config as model_config
 from vftok import evaluate, sample, sample_run, train
 from vftok.data.dataset_writer import whole_directory
 from vftok.data.shapes import SHAPES
@@ -21,15 +19,6 @@ from vftok.tools import tokenize_dataset
 from vftok.writer import read_metrics
 
 S, C = 6, 12
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-  tok = vftok.Tokenizer(model_config.from_dict(tokenizer_configs.get_config("smoke").model.to_dict()))
-  params = jax.jit(tok.init)(jax.random.key(0))
-  path = tmp_path_factory.mktemp("tok") / "model"
-  tok.save(params, path)
-  return tok, params, str(path)
 
 
 @pytest.fixture(scope="module")

@@ -80,9 +80,7 @@ def for_preference(losses_TxK, reward: Reward, weight: float, size=None) -> np.n
   losses = np.asarray(losses_TxK, np.float64)
   steps, most = losses.shape
   if size is None:
-    counts = np.arange(1, most + 1)
-    cost = lengths(counts[:, None], reward.length, reward.bits) / reward.length_std
-    return (weight * losses / reward.loss_std + (2 - weight) * cost).argmin(1).astype(np.int32) + 1
+    return among_levels(losses, np.arange(1, most + 1), reward, weight)
   if reward.length == "log":
     raise ValueError("the reward counts log-tokens, expected tokens or bits where a total has a loss of its own.")
   best, choices = _program(losses, steps * most)
@@ -97,11 +95,10 @@ def among_levels(curves_xTxM, levels, reward: Reward, weight, xp=np):
     curves_xTxM: losses that fall from level to level, as a router gives them.
     weight: w_q, a number or, with leading axes, what broadcasts against [..., T, m].
   """
-  levels = xp.asarray(levels)
-  cost_M = levels * ((reward.bits if reward.length == "bits" else 1.0) / reward.length_std)
-  if reward.length == "log":
-    cost_M = xp.log2(levels) / reward.length_std
-  return levels[(weight * curves_xTxM / reward.loss_std + (2 - weight) * cost_M).argmin(-1)].astype(np.int32)
+  cost_M = lengths(np.asarray(levels)[:, None], reward.length, reward.bits) / reward.length_std
+  return xp.asarray(levels)[(weight * curves_xTxM / reward.loss_std + (2 - weight) * cost_M).argmin(-1)].astype(
+    np.int32
+  )
 
 
 def by_preference(curves_BxTxm, levels, reward: Reward, weight_B) -> jax.Array:

@@ -36,9 +36,9 @@ def assignments(levels: Sequence[int], steps: int, random: int = 0, seed: int = 
   return np.concatenate([single.reshape(-1, steps), uniform, drawn])
 
 
-def curve_table(losses_NxT: np.ndarray, steps: int, levels: int) -> np.ndarray:
-  """float [T, m]: the clip's mean loss with step t at level i, out of losses in the order of `assignments`."""
-  return np.asarray(losses_NxT)[: steps * levels].mean(-1).reshape(steps, levels)
+def curve_table(losses_xNxT, steps: int, levels: int):
+  """float [..., T, m]: the clip's mean loss with step t at level i, out of losses in the order of `assignments`."""
+  return losses_xNxT[..., : steps * levels, :].mean(-1).reshape(*losses_xNxT.shape[:-2], steps, levels)
 
 
 def drawn(levels: Sequence[int], steps: int, count: int, seed: int, number: int) -> np.ndarray:

@@ -20,11 +20,9 @@ import numpy as np
 
 from vftok.data.clip import ClipSpec
 from vftok.data.examples import Examples, Part, mix
-from vftok.data.sources import make_source
+from vftok.data.sources import source_of
 
 __all__ = ["ClipSpec", "Loader", "make_loader"]
-
-_PLAIN = ("kind", "weight", "split")
 
 
 def make_loader(
@@ -75,8 +73,7 @@ def make_loader(
   for name, entry in sources.items():
     if "kind" not in entry:
       raise ValueError(f"source {name!r} has no kind, expected one of vftok.data.sources.DATASETS: add it.")
-    options = {key: value for key, value in entry.items() if key not in _PLAIN}
-    opened[name] = make_source(entry["kind"], entry.get("split", split), options)
+    opened[name] = source_of(entry, split)
     weights.append(float(entry.get("weight", 1.0)))
     if not 0 < weights[-1] < float("inf"):
       raise ValueError(f"source {name!r} has weight {weights[-1]}, expected more than 0: leave it out, or raise it.")

@@ -91,6 +91,12 @@ DATASETS: dict[str, Callable[..., Source]] = {
 }
 
 
+def source_of(entry: Mapping[str, Any], split: str = "train") -> Source:
+  """The source of an entry of `config.data.sources`: its own split before `split`; `weight` is the loader's."""
+  options = {key: value for key, value in entry.items() if key not in ("kind", "weight", "split")}
+  return make_source(entry["kind"], entry.get("split", split), options)
+
+
 def make_source(kind: str, split: str, options: Mapping[str, Any]) -> Source:
   """One source of `DATASETS`. Raises ValueError or FileNotFoundError with one sentence where it cannot be had."""
   if kind not in DATASETS:

@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vftok import allocate, lengths, order
-from vftok.data.sources import make_source
+from vftok.data.sources import source_of
 from vftok.generator import Generator
 from vftok.models.ar import AR
 from vftok.models.ar_inputs import Condition, Places, of_segment
@@ -54,8 +54,7 @@ class AdaptiveARTask(ARTask):
     uniform, odds, weights = (np.arange(SAMPLE) + 0.5) / SAMPLE, [], []
     uniform = np.random.default_rng(0).permutation(uniform)
     for source in self.cfg.data.sources.to_dict().values():
-      options = {key: value for key, value in source.items() if key not in ("kind", "weight", "split")}
-      records = make_source(source["kind"], source.get("split", "train"), options)
+      records = source_of(source)
       picked = np.linspace(0, len(records) - 1, SAMPLE).astype(int)
       curves = np.stack([records[int(i)]["curves"] for i in picked])
       keep_NxT = np.asarray(self.counts({"curves": curves}, self.preferences(uniform)))

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from vftok import allocate, search
 from vftok.budget import Auto
 from vftok.config import router_from_dict
-from vftok.curves import MEASURES, assignments
+from vftok.curves import MEASURES, assignments, curve_table
 from vftok.data.curves import read_meta
 from vftok.data.video_writer import whole_file
 from vftok.models.router import net
@@ -47,16 +47,14 @@ class RouterTask:
     if self.measure not in MEASURES:
       raise ValueError(f"loss.measure is {self.measure!r}, expected one of {', '.join(MEASURES)}.")
     one = lambda record: self._measured({key: np.asarray(record[key])[None] for key in STORED}, np)
-    options = dict(levels=tuple(self.meta["levels"]), with_size=cfg.loss.size)
-    scales, self.common = _scales(sources, one, **options)
-    known = dict(latents=self.meta["latents_shape"], levels=self.meta["levels"], tokenizer=self.meta["tokenizer"])
-    known |= dict(measure=self.measure)
+    scales, self.common = _scales(sources, one, self.meta["levels"], with_size=cfg.loss.size)
+    facts = ("levels", "tokenizer", "fingerprint", "codebook_size")
+    known = dict(latents=self.meta["latents_shape"], measure=self.measure) | {name: self.meta[name] for name in facts}
     if cfg.model.head == "classes":
       if self.measure != "flow":
         raise ValueError(f"loss.measure is {self.measure!r}, expected 'flow' for classes: only it is known for all.")
       check_weight(cfg.loss.preference)
       known |= dict(preference=cfg.loss.preference)
-    known |= dict(fingerprint=self.meta["fingerprint"], codebook_size=self.meta["codebook_size"])
     self.router = Router(router_from_dict({**cfg.model.to_dict(), **known, **scales}))
 
   def init(self, key: jax.Array) -> Any:
@@ -111,18 +109,15 @@ class RouterTask:
 
   def _table(self, losses_BxNxTxt):
     """[B, T, m]: the clip's loss with one step at one level, beside that at all tokens."""
-    steps, levels = self.meta["steps"], len(self.meta["levels"])
-    table = losses_BxNxTxt[:, : steps * levels].mean((2, 3)).reshape(-1, steps, levels)
+    table = curve_table(losses_BxNxTxt.mean(-1), self.meta["steps"], len(self.meta["levels"]))
     return table - table[..., -1:]
 
   def _measured(self, batch, xp):
     """(index of each step's level [B, N, T], loss [B, N], whether the clip was measured [B])."""
     levels = xp.asarray(self.meta["levels"])
     if self.measure == "flow":
-      losses, keep_BxNxT = (
-        batch["losses"].mean((2, 3)),
-        xp.broadcast_to(self.keep, (len(batch["losses"]), *self.keep.shape)),
-      )
+      losses = batch["losses"].mean((2, 3))
+      keep_BxNxT = xp.broadcast_to(self.keep, (len(losses), *self.keep.shape))
     else:
       losses, keep_BxNxT = batch["sampled"][..., MEASURES.index(self.measure)].mean(2), batch["drawn"]
     known_B = xp.isfinite(losses).all(1)
@@ -150,9 +145,8 @@ class RouterTask:
       values = self._class_values(np.concatenate(tables), np.concatenate([part[0] for part in parts]))
       return self._written(values, split, out)
     predicted, level_BxNxT, loss_BxN = (np.concatenate(part) for part in zip(*parts, strict=True))
-    values = {"clips": len(predicted)} | explained(
-      predicted, level_BxNxT, loss_BxN, self.router.cfg.levels, self.router.cfg.size
-    )
+    cfg = self.router.cfg
+    values = {"clips": len(predicted)} | explained(predicted, level_BxNxT, loss_BxN, cfg.levels, cfg.size)
     for weight in WEIGHTS:
       found = self._drawn_percentiles(predicted, level_BxNxT, loss_BxN, weight)
       values |= {f"percentile of measured/{weight}/{k}": v for k, v in found.items()}
@@ -246,12 +240,11 @@ def _scales(sources: list[dict], measured, levels, *, with_size: bool) -> tuple[
   """Of the first clips of the training sets: drop_scale, loss_mean, loss_std and size; and the logs of drops
   [T, m - 1], in that scale, that fit all of them alike.
   """
-  from vftok.data.sources import make_source
+  from vftok.data.sources import source_of
 
   indexes, losses = [], []
   for source in sources:
-    options = {key: value for key, value in source.items() if key not in ("kind", "weight", "split")}
-    records = make_source(source["kind"], source.get("split", "train"), options)
+    records = source_of(source)
     found = [measured(records[i]) for i in range(min(SAMPLE, len(records)))]
     indexes += [level for level, _, known in found if known.all()]
     losses += [loss for _, loss, known in found if known.all()]

@@ -30,7 +30,7 @@ import numpy as np
 
 from vftok.data.clip import ClipSpec, load_clip, moments
 from vftok.data.loader import make_loader
-from vftok.data.sources import make_source
+from vftok.data.sources import source_of
 from vftok.data.video import VideoBytes, opened, rate
 
 
@@ -83,8 +83,7 @@ class Bench:
 
   def __init__(self, entry, spec: ClipSpec, seconds: float):
     self.entry, self.spec, self.seconds = entry, spec, seconds
-    options = {key: value for key, value in entry.items() if key not in ("kind", "split")}
-    self.source = make_source(entry["kind"], entry["split"], options)
+    self.source = source_of(entry)
     self.frames = functools.cache(lambda index: frames_of_a_clip(self.source[index], spec))
 
   def in_process(self):

@@ -21,7 +21,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from vftok import curves, programs, search
+from vftok import allocate, curves, programs, search
 from vftok.data.video_writer import whole_file
 from vftok.evals import page
 from vftok.process import begin
@@ -119,9 +119,8 @@ def ways(losses_BxN, keep_NxT, levels, reward: Reward, weight: float, routers) -
     looks = np.mean([result.evaluations for result in results]) / len(keep_NxT)
     out[name] = (at([place[tuple(result.keep.tolist())] for result in results]), looks)
   for name, table_BxTxm in routers.items():
-    cost = (2 - weight) * np.array(levels) / reward.length_std
-    level = (weight * table_BxTxm / reward.loss_std + cost).argmin(2)
-    out[name] = (at([place[tuple(k)] for k in np.array(levels)[level].tolist()]), 0)
+    chosen = allocate.among_levels(table_BxTxm, levels, reward, weight)
+    out[name] = (at([place[tuple(k)] for k in chosen.tolist()]), 0)
   return out
 
 
