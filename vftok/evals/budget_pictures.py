@@ -11,17 +11,28 @@ from vftok.data.video_writer import whole_file
 
 
 def quality(rows: dict[str, dict], budgets: Sequence[float], ways: Sequence[str], path: Path) -> None:
-  """LPIPS over tokens, a line for each way; `rows` as `vftok.tools.adaptive` has them."""
-  figure, axis = _axes(figsize=(5, 3.6))
+  """LPIPS over tokens, a line for each way, and how far each is from the first way; spread over seeds as bars.
+
+  `rows` as `vftok.tools.adaptive` has them. The second picture has the budgets that the first way has too.
+  """
+  figure, (whole, beside) = _axes(1, 2, figsize=(9, 3.6), squeeze=True)
+  named = {(way, b): rows.get(f"{way} {b:g}") for way in ways for b in budgets}
+  seeds = {place: np.array(row["per_seed"]["lpips"]) for place, row in named.items() if row}
   for way in ways:
-    known = [b for b in budgets if f"{way} {b:g}" in rows]
-    seeds = np.array([rows[f"{way} {b:g}"]["per_seed"]["lpips"] for b in known])
-    axis.errorbar(known, seeds.mean(1), seeds.std(1), marker="o", capsize=2, label=way)
-  axis.set(xscale="log", xlabel="tokens per time step, mean", ylabel="LPIPS")
-  axis.set_xticks(list(budgets), [f"{b:g}" for b in budgets])
-  axis.minorticks_off()
-  axis.grid(alpha=0.3)
-  axis.legend()
+    known = [b for b in budgets if (way, b) in seeds]
+    values = np.array([seeds[way, b] for b in known])
+    whole.errorbar(known, values.mean(1), values.std(1), marker="o", capsize=2, label=way)
+    both = [b for b in known if (ways[0], b) in seeds]
+    apart = np.array([100 * (seeds[way, b] / seeds[ways[0], b] - 1) for b in both])  # the same noise seed by seed
+    beside.errorbar(both, apart.mean(1), apart.std(1), marker="o", capsize=2, label=way)
+  whole.set(ylabel="LPIPS")
+  beside.set(ylabel=f"LPIPS beside {ways[0]} (%)")
+  for axis in (whole, beside):
+    axis.set(xscale="log", xlabel="tokens per time step, mean")
+    axis.set_xticks(list(budgets), [f"{b:g}" for b in budgets])
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+  whole.legend()
   _save(figure, path)
 
 
@@ -33,7 +44,7 @@ def clips_with_counts(videos: Sequence[np.ndarray], keep_NxT: np.ndarray, path: 
     keep_NxT: tokens per time step.
   """
   n, steps = keep_NxT.shape
-  figure, axes = _axes(2 * n, steps, figsize=(1.5 * steps, 2.1 * n), height_ratios=[3, 1] * n)
+  figure, axes = _axes(2 * n, steps, figsize=(1.5 * steps, 2.1 * n), squeeze=False, height_ratios=[3, 1] * n)
   most = int(keep_NxT.max())
   for row, (video, keep) in enumerate(zip(videos, keep_NxT, strict=True)):
     last_T = np.linspace(0, len(video) - 1, steps).round().astype(int)
@@ -49,20 +60,13 @@ def clips_with_counts(videos: Sequence[np.ndarray], keep_NxT: np.ndarray, path: 
   _save(figure, path)
 
 
-def _axes(*grid, figsize, height_ratios=None):
-  import matplotlib
+def _axes(*grid, figsize, **options):
+  from matplotlib.figure import Figure  # without pyplot: no window system, no global state
 
-  matplotlib.use("Agg")
-  import matplotlib.pyplot as plt
-
-  return plt.subplots(
-    *grid, figsize=figsize, constrained_layout=True, squeeze=not grid, gridspec_kw=dict(height_ratios=height_ratios)
-  )
+  figure = Figure(figsize=figsize, layout="constrained")
+  return figure, figure.subplots(*grid, **options)
 
 
 def _save(figure, path: Path) -> None:
-  import matplotlib.pyplot as plt
-
   with whole_file(path) as temporary:
     figure.savefig(temporary, dpi=110, format="png")
-  plt.close(figure)
