@@ -12,6 +12,7 @@ import pytest
 
 from configs import router, t2v, tokenizer, vae
 from vftok import optim, sharding, train
+from vftok.curves import MEASURES
 from vftok.data.curves import write_curves
 from vftok.data.dataset_writer import whole_directory
 from vftok.models import attention, splash
@@ -42,14 +43,21 @@ def make(cfg):
 def measured():
   """A set of curves out of thin air, for the router: 15 + 3 + 4 assignments of 1, 2 or 4 tokens to 5 steps."""
   facts = dict(levels=[1, 2, 4], steps=5, times=[0.5], random=4, seed=0, tokenizer="", fingerprint="", codebook_size=32)
-  facts |= dict(latents_shape=[5, 4, 4, 4], losses_shape=[22, 5, 1])
+  facts |= dict(latents_shape=[5, 4, 4, 4], losses_shape=[22, 5, 1], drawn_shape=[4, 5])
   path, rng = Path(tempfile.mkdtemp()) / "curves", np.random.default_rng(0)
-  examples = [{key: rng.random(facts[f"{key}_shape"]) for key in ("latents", "losses")} for _ in range(8)]
-  dtypes = dict(latents=np.float16, losses=np.float32)
-  rows = [{key: x.astype(dtypes[key]) for key, x in e.items()} | dict(caption="", label=0, name="") for e in examples]
+  rows = [
+    {
+      "latents": rng.random(facts["latents_shape"]).astype(np.float16),
+      "losses": rng.random(facts["losses_shape"], np.float32),
+      "drawn": rng.choice([1, 2, 4], facts["drawn_shape"]).astype(np.int32),
+      "sampled": rng.random((*facts["drawn_shape"], len(MEASURES)), np.float32),
+      **dict(caption="", label=0, name=""),
+    }
+    for _ in range(8)
+  ]
   with whole_directory(path, facts) as directory:
     write_curves(directory, {"train": lambda: rows}, facts)
-  return path, {key: np.stack([row[key] for row in rows]) for key in dtypes}
+  return path, {key: np.stack([row[key] for row in rows]) for key in ("latents", "losses", "drawn", "sampled")}
 
 
 def config(task):
