@@ -14,6 +14,7 @@ from video_files import encode, scene
 
 from vftok.data import ClipSpec, make_loader, window
 from vftok.data.bad_clips import read, report
+from vftok.data.examples import LISTED, mix
 from vftok.data.latents import write_latents
 
 SPEC = ClipSpec(frames=5, size=(16, 16), fps=8.0, flip=True, scale=(0.5, 1.0))
@@ -140,6 +141,15 @@ def alive(pid):
     return False
   stat = Path(f"/proc/{pid}/stat")  # a container may have nobody to bury the dead
   return not (stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] == "Z")
+
+
+@pytest.mark.parametrize("length", [1, 7, LISTED, LISTED + 1])
+def test_every_epoch_of_a_source_shows_each_example_once(length):
+  order = mix([length], [1.0], seed=3)
+  epochs = [[order[epoch * length + place] for place in range(length)] for epoch in range(2)]
+  assert all(sorted(epoch) == [(0, index) for index in range(length)] for epoch in epochs)
+  assert length == 1 or epochs[0] != epochs[1]
+  assert order[2**40] == mix([length], [1.0], seed=3)[2**40], "far into a run, without what came before"
 
 
 def test_weights_and_epochs():
