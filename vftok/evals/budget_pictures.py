@@ -36,6 +36,18 @@ def quality(rows: dict[str, dict], budgets: Sequence[float], ways: Sequence[str]
   _save(figure, path)
 
 
+def gains(gains: dict[int, Sequence[float]], path: Path) -> None:
+  """What each clip gains in LPIPS at each budget, the clips in order of it."""
+  figure, axis = _axes(1, 1, figsize=(5, 3.6), squeeze=True)
+  for budget, values in gains.items():
+    axis.plot(np.linspace(0, 100, len(values)), sorted(values), label=f"{budget} tokens per time step")
+  axis.axhline(0, color="gray", linewidth=1)
+  axis.set(xlabel="clips (%)", ylabel="LPIPS less than uniform")
+  axis.grid(alpha=0.3)
+  axis.legend()
+  _save(figure, path)
+
+
 def clips_with_counts(videos: Sequence[np.ndarray], keep_NxT: np.ndarray, path: Path) -> None:
   """One row per clip: the last frame of every time step, its number of tokens as a bar under it.
 
