@@ -14,7 +14,7 @@ from vftok import Router, search
 from vftok.evals import page
 from vftok.models.router import RouterConfig
 from vftok.reward import Reward, lengths
-from vftok.tools import adaptive, search_budgets
+from vftok.tools import adaptive, oracle_budgets, search_budgets
 
 LEVELS = (1, 2, 4)
 
@@ -42,6 +42,17 @@ def test_ways_are_ranked_as_they_must_be():
   assert share["one uniform for all"] < share["best uniform per clip"] < 99
   assert share["one uniform for all"] < share["one for all"] < share["exact"]
   assert share["none"] < share["exact"] and found["marginal gain"][1] < 0.8
+
+
+def test_an_oracle_gains_what_is_no_luck():
+  keep = oracle_budgets.candidates(LEVELS, 4, 2, 6)
+  assert (keep.sum(1) == 8).all() and (keep[0] == 2).all() and len(np.unique(keep, axis=0)) == len(keep) == 6
+  noise = np.random.default_rng(0).standard_normal((400, 6, 3))
+  found = oracle_budgets.gains(noise)
+  assert abs(found["oracle"] - found["uniform"]) < 0.15 < found["uniform"] - found["with luck"]
+  known = 0.01 * noise + np.eye(6)[:, ::-1][np.arange(400) % 6][:, :, None]
+  found = oracle_budgets.gains(-known)
+  assert np.isclose(found["oracle"], -1, atol=0.05) and found["one for all"] > -0.3 and len(found["gains"]) == 400
 
 
 def test_threshold_meets_the_mean_length():

@@ -31,7 +31,7 @@ from vftok.tokenizer import Tokenizer
 from vftok.tools.command import or_exit
 from vftok.tools.label_budgets import clips_of
 
-HEAD = ("tokens per step", "uniform", "one for all", "oracle", "with luck", "gain of 10, 50, 90 % of clips", "is uniform")
+HEAD = ("tokens per step", "uniform", "one for all", "oracle", "with luck", "gain: 10, 50, 90 % of clips", "is uniform")
 BATCH = 8
 
 
