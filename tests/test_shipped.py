@@ -6,23 +6,12 @@ import numpy as np
 import pytest
 
 import vftok
-from configs import tokenizer as configs
-from vftok import config as model_config
 from vftok import hub, shipped
 from vftok.convert.load import load_vae, save_vae
 from vftok.data.sim import SimSource
 from vftok.generator import GeneratorConfig
 from vftok.models.ar import ARConfig
 from vftok.tools import ship
-
-
-@pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
-  tok = vftok.Tokenizer(model_config.from_dict(configs.get_config("smoke").model.to_dict()))
-  params = jax.jit(tok.init)(jax.random.key(0))
-  path = tmp_path_factory.mktemp("run") / "model"
-  tok.save(params, path)
-  return tok, params, path
 
 
 def test_every_shipped_model_loads_in_float32_and_has_a_card():
@@ -66,8 +55,8 @@ def test_the_mini_generator_belongs_to_the_mini_tokenizer_and_knows_scenes():
   assert np.abs(np.asarray(one - other)).max() > 0.1
 
 
-def test_ship_halves_and_load_widens(smoke, tmp_path):
-  tok, params, path = smoke
+def test_ship_halves_and_load_widens(tokenizer, tmp_path):
+  tok, params, path = tokenizer
   assert ship.main([str(path), str(tmp_path / "out")]) == 0
   again, loaded = vftok.Tokenizer.load(tmp_path / "out")
   assert again == tok
@@ -88,8 +77,8 @@ def test_ship_takes_generators_as_they_are(tmp_path, capsys):
   assert "is no tokenizer" in capsys.readouterr().err
 
 
-def test_ship_takes_a_better_decoder_but_no_other_encoder(smoke, tmp_path, capsys):
-  tok, params, path = smoke
+def test_ship_takes_a_better_decoder_but_no_other_encoder(tokenizer, tmp_path, capsys):
+  tok, params, path = tokenizer
   vae = {**params["vae"], "decoder": jax.tree.map(lambda x: x + 1, params["vae"]["decoder"])}
   save_vae(tok.cfg.vae, vae, tmp_path / "better")
   save_vae(tok.cfg.vae, jax.tree.map(lambda x: x + 1, vae), tmp_path / "other")
@@ -101,8 +90,8 @@ def test_ship_takes_a_better_decoder_but_no_other_encoder(smoke, tmp_path, capsy
   assert not (tmp_path / "none").exists()
 
 
-def test_ship_refuses_what_float16_cannot_hold(smoke, tmp_path):
-  tok, params, _ = smoke
+def test_ship_refuses_what_float16_cannot_hold(tokenizer, tmp_path):
+  tok, params, _ = tokenizer
   tok.save(jax.tree.map(lambda x: x + 1e5, params), tmp_path / "big")
   with pytest.raises(ValueError, match="beyond float16's range"):
     ship.ship(tmp_path / "big", tmp_path / "out")
@@ -113,10 +102,10 @@ def test_a_name_that_nobody_has_is_one_sentence():
     vftok.Tokenizer.load("vftok-nothing")
 
 
-def test_a_directory_of_that_name_wins(smoke, tmp_path, monkeypatch):
+def test_a_directory_of_that_name_wins(tokenizer, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  smoke[0].save(smoke[1], "vftok-mini")
-  assert vftok.Tokenizer.load("vftok-mini")[0] == smoke[0]
+  tokenizer[0].save(tokenizer[1], "vftok-mini")
+  assert vftok.Tokenizer.load("vftok-mini")[0] == tokenizer[0]
 
 
 def test_the_mini_router_spreads_a_budget():

@@ -36,10 +36,10 @@ def quality(rows: dict[str, dict], budgets: Sequence[float], ways: Sequence[str]
   _save(figure, path)
 
 
-def gains(gains: dict[int, Sequence[float]], path: Path) -> None:
+def gains(by_budget: dict[int, Sequence[float]], path: Path) -> None:
   """What each clip gains in LPIPS at each budget, the clips in order of it."""
   figure, axis = _axes(1, 1, figsize=(5, 3.6), squeeze=True)
-  for budget, values in gains.items():
+  for budget, values in by_budget.items():
     axis.plot(np.linspace(0, 100, len(values)), sorted(values), label=f"{budget} tokens per time step")
   axis.axhline(0, color="gray", linewidth=1)
   axis.set(xlabel="clips (%)", ylabel="LPIPS less than uniform")

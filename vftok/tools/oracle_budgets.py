@@ -55,17 +55,20 @@ def run(options) -> None:
     raise ValueError(f"--budgets has {sorted(unknown)}, expected some of label.levels {levels}.")
   tried = {budget: candidates(levels, steps, budget, options.candidates) for budget in budgets}
   uniform = np.repeat(np.array(levels)[:, None], steps, 1)
-  losses = measured(law, tok, params, np.concatenate([uniform, *tried.values()]), options.clips, options.seeds)
-  own, rows, first = losses[:, : len(levels)].mean((0, 2)), {}, len(levels)
+  every = np.unique(np.concatenate([uniform, *tried.values()]), axis=0)
+  solver_steps = law.solver_steps or tok.cfg.solver_steps
+  losses = measured(law, tok, params, every, options.clips, options.seeds, solver_steps)
+  place = {tuple(keep): i for i, keep in enumerate(every.tolist())}
+  of = lambda keep_MxT: losses[:, [place[tuple(keep)] for keep in keep_MxT.tolist()]]
+  own, rows = np.minimum.accumulate(of(uniform).mean((0, 2))), {}
   for budget, keep in tried.items():
-    rows[budget] = gains(losses[:, first : first + len(keep)]) | {"tried": len(keep)}
+    rows[budget] = gains(of(keep)) | {"tried": len(keep)}
     rows[budget]["is uniform"] = float(2 ** np.interp(-rows[budget]["oracle"], -own, np.log2(levels)))
-    first += len(keep)
   print(page.markdown_table(table(rows)))
   if options.out:
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    facts = {"clips": len(losses), "seeds": options.seeds, "solver_steps": law.solver_steps or tok.cfg.solver_steps}
+    facts = {"clips": len(losses), "seeds": options.seeds, "solver_steps": solver_steps}
     with whole_file(out / "oracle.json") as path:
       path.write_text(json.dumps({**facts, "budgets": rows}, indent=2) + "\n")
     budget_pictures.gains({budget: row["gains"] for budget, row in rows.items()}, out / "oracle.png")
@@ -79,10 +82,9 @@ def candidates(levels, steps: int, budget: int, count: int) -> np.ndarray:
   return np.concatenate([np.full((1, steps), budget, keep.dtype), keep[chosen]])
 
 
-def measured(law: ConfigDict, tok, params, keep_MxT, clips: int, seeds: int) -> np.ndarray:
+def measured(law: ConfigDict, tok, params, keep_MxT, clips: int, seeds: int, solver_steps: int) -> np.ndarray:
   """LPIPS [B, M, seeds] of the first validation clips."""
   video, net, parts = clips_of(law, "val", clips), load_lpips("vgg"), []
-  steps = law.solver_steps or tok.cfg.solver_steps
   with progress("decoding", len(video) * len(keep_MxT) * seeds, "clips", first="compiling") as done:
     for first in range(0, len(video), BATCH):
       piece = video[first : first + BATCH]
@@ -91,7 +93,7 @@ def measured(law: ConfigDict, tok, params, keep_MxT, clips: int, seeds: int) -> 
       found = []
       for seed in range(seeds):
         noise = jax.random.normal(jax.random.key(seed), tok.latent_shape(1, keep.shape[2]))
-        losses = curves.sampled_losses(tok, params, net, piece, tokens, keep, noise, steps=steps)
+        losses = curves.sampled_losses(tok, params, net, piece, tokens, keep, noise, steps=solver_steps)
         found.append(losses[..., curves.MEASURES.index("lpips") - 1].mean(2))
         done(len(piece) * len(keep_MxT))
       parts.append(np.stack(found, -1).astype(np.float64))
