@@ -39,6 +39,9 @@ def parser(runs: Sequence[Callable]) -> argparse.ArgumentParser:
   sub.add_argument("--keep", type=int, metavar="K", help="tokens kept per time step (default: all)")
   sub.add_argument("--budget", metavar="auto:N", help="N tokens per time step on average, or auto:preference=1.2")
   sub.add_argument("--router", metavar="DIR", help="of --budget (default: the one that comes with the model)")
+  sub.add_argument(
+    "--tries", type=int, default=0, metavar="N", help="of --budget: decode N ways to spread it, keep the best"
+  )
   _reading(sub)
 
   sub = command("decode", "tokens to video", model, ("vft", ".vft file to read"), ("out", ".mp4 or .gif to write"))

@@ -18,6 +18,7 @@ class Auto:
     preference: w_q in R = w_q Q - (2 - w_q) L, 0..2: more is better and longer. EVATok's default is 1.2.
     router: a directory or the name of a shipped router; None: the shipped one for this tokenizer.
     first: counts that the first time steps of the video must have; they are part of the mean or total.
+    tries: how many ways to spread a chunk's tokens are decoded and compared by LPIPS; 0: what the router says is done.
   """
 
   mean: float | None = None
@@ -25,6 +26,7 @@ class Auto:
   preference: float | None = None
   router: str | os.PathLike | None = None
   first: tuple[int, ...] = ()
+  tries: int = 0
 
   def __post_init__(self):
     given = {name: value for name in ("mean", "total", "preference") if (value := getattr(self, name)) is not None}
@@ -34,9 +36,11 @@ class Auto:
       check_weight(self.preference)
     if any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in self.first):
       raise ValueError(f"budget.first is {self.first}, expected whole numbers of at least 1.")
+    if self.tries < 0 or self.tries == 1:
+      raise ValueError(f"budget.tries is {self.tries}, expected 0 or at least 2: of one there is nothing to choose.")
 
   @classmethod
-  def parse(cls, text: str, router: str | None = None) -> Auto:
+  def parse(cls, text: str, router: str | None = None, tries: int = 0) -> Auto:
     """Of the command line: "auto:16" is a mean, "auto:total=80" and "auto:preference=1.2" name the others.
 
     Raises:
@@ -46,8 +50,8 @@ class Auto:
     try:
       if not text.startswith("auto:") or name not in ("", "mean", "total", "preference"):
         raise ValueError
-      return cls(**{name or "mean": int(value) if name == "total" else float(value)}, router=router)
-    except ValueError as error:
-      if str(error) and "invalid literal" not in str(error) and "could not convert" not in str(error):
-        raise
-    raise ValueError(f"the budget is {text!r}, expected auto:16, auto:total=80 or auto:preference=1.2.")
+      number = int(value) if name == "total" else float(value)
+    except ValueError:
+      sentence = f"the budget is {text!r}, expected auto:16, auto:total=80 or auto:preference=1.2."
+      raise ValueError(sentence) from None
+    return cls(**{name or "mean": number}, router=router, tries=tries)

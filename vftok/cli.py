@@ -98,7 +98,9 @@ def encode(args):
   _check_keep(keep, tok)
   if args.budget is not None and args.keep is not None:
     raise ValueError(f"--keep is {keep} and --budget {args.budget}, expected one of the two: leave the other out.")
-  budget = None if args.budget is None else Auto.parse(args.budget, args.router)
+  if args.tries and args.budget is None:
+    raise ValueError(f"--tries is {args.tries} without --budget, expected a budget to spread: pass --budget auto:8.")
+  budget = None if args.budget is None else Auto.parse(args.budget, args.router, args.tries)
   tokens, fps, seconds = _encode(tok, params, args, budget)
   vft = Vft.of(tokens.truncate(keep), tok, fps, tok.fingerprint(params))
   write_vft(args.out, vft)

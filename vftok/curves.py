@@ -85,7 +85,7 @@ def sampled_losses(tok, params, net, video, tokens, keep_BxMxT, noise_1xTxhxwxC,
 
   Args:
     net: of `evals.nets.weights.load_lpips("vgg")`.
-    video: uint8 [B, F, H, W, 3], one chunk; tokens: of it, all of them.
+    video: [B, F, H, W, 3], uint8 or float in [-1, 1], one chunk; tokens: of it, all of them.
     noise_1xTxhxwxC: the same for every clip and assignment.
     sampling: of `Tokenizer.decode`.
   """
@@ -107,7 +107,7 @@ def _frame_losses(net, video_BxFxHxWx3, decoded_BxMxFxHxWx3):
   def of_clip(real_and_decoded):
     real, decoded = real_and_decoded
     rounded = jnp.round((decoded + 1) * 127.5) / 127.5 - 1
-    return jnp.stack(distances(net, real.astype(jnp.float32) / 127.5 - 1, rounded), -1)
+    return jnp.stack(distances(net, programs.to_float(real), rounded), -1)
 
   return jax.lax.map(of_clip, (video_BxFxHxWx3, decoded_BxMxFxHxWx3))
 

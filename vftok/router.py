@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.traverse_util as traverse
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vftok import allocate, hub, programs, shipped, stream
+from vftok import allocate, hub, programs, shipped, stream, trial
 from vftok.budget import Auto
 from vftok.config import FORMAT_ROUTER, router_from_json, router_to_json
 from vftok.models.router import RouterConfig, net
@@ -135,6 +135,8 @@ def encode(tok, params, pieces, fit: str, budget: Auto, *, whole: bool) -> Itera
   if budget.total is not None and not whole:
     raise ValueError("budget.total is of a whole video, expected mean or preference where frames come as a stream.")
   router, weights = find(budget.router, tok.fingerprint(params))
+  if budget.tries and router.cfg.head == "classes":
+    raise ValueError(f"budget.tries is {budget.tries}, expected 0 with a router of classes: take one of curves.")
   routed = _predicted(tok, params, pieces, fit, router, weights)
   overlap, later = tok.overlap_steps, dataclasses.replace(budget, first=())
 
@@ -145,16 +147,31 @@ def encode(tok, params, pieces, fit: str, budget: Auto, *, whole: bool) -> Itera
       return router.keep(predicted, asked)[:, shared:]
     return router.keep(predicted[:, shared:], asked)
 
+  def tried(i: int, chunk: Chunk, keep, before) -> np.ndarray:
+    """The same, spread by trial; a later chunk is decoded with the counts `before` of the steps that it shares."""
+    if not budget.tries:
+      return keep
+    fixed = np.concatenate([before[:, -overlap:], keep], 1) if i and overlap else keep
+    first = overlap if i else len(budget.first)
+    how = (chunk.video, chunk.ids, chunk.predicted, router.cfg.levels, fixed, first, budget.tries)
+    return trial.best(tok, params, *how)[:, overlap if i else 0 :]
+
   if not whole:
-    for i, (tokens, predicted) in enumerate(routed):
-      yield tokens.truncate(kept(i, predicted))
+    before = None
+    for i, chunk in enumerate(routed):
+      before = tried(i, chunk, kept(i, chunk.predicted), before)
+      yield chunk.tokens.truncate(before)
     return
-  chunks, predicted = zip(*routed, strict=True)
+  chunks = [chunk if budget.tries else chunk._replace(video=None) for chunk in routed]
   if router.cfg.head == "classes" or budget.preference is not None:  # weighed chunk by chunk, as a stream is
-    keep = np.concatenate([kept(*pair) for pair in enumerate(predicted)], axis=1)
+    keep = [kept(i, chunk.predicted) for i, chunk in enumerate(chunks)]
   else:
-    keep = router.keep(np.concatenate([p[:, overlap if i else 0 :] for i, p in enumerate(predicted)], axis=1), budget)
-  yield VideoTokens.concat(chunks).truncate(keep)
+    new = [chunk.predicted[:, overlap if i else 0 :] for i, chunk in enumerate(chunks)]
+    ends = np.cumsum([part.shape[1] for part in new])[:-1]
+    keep = np.split(router.keep(np.concatenate(new, axis=1), budget), ends, axis=1)
+  for i, chunk in enumerate(chunks):
+    keep[i] = tried(i, chunk, keep[i], keep[i - 1])
+  yield VideoTokens.concat([chunk.tokens for chunk in chunks]).truncate(np.concatenate(keep, axis=1))
 
 
 def encode_with_curves(
@@ -163,22 +180,31 @@ def encode_with_curves(
   """(all tokens, curves [B, T, m] of their steps) of each chunk. Raises ValueError for a router of classes."""
   if router.cfg.head != "curves":
     raise ValueError(f"the router's head is {router.cfg.head!r}, expected 'curves': classes fit one preference only.")
-  for i, (tokens, curves) in enumerate(_predicted(tok, params, pieces, fit, router, weights)):
-    yield tokens, curves[:, tok.overlap_steps if i else 0 :]
+  for i, chunk in enumerate(_predicted(tok, params, pieces, fit, router, weights)):
+    yield chunk.tokens, chunk.predicted[:, tok.overlap_steps if i else 0 :]
 
 
-def _predicted(tok, params, pieces, fit, router, weights):
-  """(all tokens, what the router says of the whole chunk) of each chunk."""
-  predicted = None
+class Chunk(NamedTuple):
+  """What is known of a chunk: its new tokens, all of them; its frames, ids and what a router says, shared steps too."""
 
-  def run(chunk):
-    nonlocal predicted
-    latents = programs.vae_encode(tok.cfg, params, chunk)[0]
-    predicted = np.asarray(router.predict(weights, latents))
-    return programs.encode_latents(tok.cfg, params, latents, chunk, tok.dino)
+  tokens: VideoTokens
+  video: Any
+  ids: Any
+  predicted: np.ndarray
+
+
+def _predicted(tok, params, pieces, fit, router, weights) -> Iterator[Chunk]:
+  known = ()
+
+  def run(video):
+    nonlocal known
+    latents = programs.vae_encode(tok.cfg, params, video)[0]
+    ids = programs.encode_latents(tok.cfg, params, latents, video, tok.dino)
+    known = video, ids, np.asarray(router.predict(weights, latents))
+    return ids
 
   for tokens in stream.encode_chunks(tok, run, pieces, fit):
-    yield tokens, predicted
+    yield Chunk(tokens, *known)
 
 
 def find(name: str | os.PathLike | None, fingerprint: str) -> tuple[Router, Params]:

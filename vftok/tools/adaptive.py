@@ -1,13 +1,14 @@
 """Quality against tokens, the same number for every moment against a router's choice.
 
-`python -m vftok.tools.adaptive --config=configs/tokenizer.py:mini [--router DIR] [--clips 32] [--seeds 3] [--rfvd]`
+`python -m vftok.tools.adaptive --config=configs/tokenizer.py:mini [--router DIR] [--tries 16] [--clips 32] [--rfvd]`
 
 All get the same mean, the same noise and the same decoder:
   uniform: the budget for every step;
   one for all: the assignment that is best for the average clip by the router's curves, so what of the gain is only that
     some steps need more in every clip;
   router: the budget is each clip's own, spread over its steps;
-  router, shared: the budget is the whole set's, so a still clip gives to a busy one.
+  router, shared: the budget is the whole set's, so a still clip gives to a busy one;
+  router, tried: each clip's own budget, spread as is best of --tries ways that are decoded under other noise.
 Prints a table and how many tokens each takes for the LPIPS of a uniform budget, with the spread over seeds;
 adaptive.json, adaptive.png and budgets.png (clips with their tokens per step) go to --out, with --page to a report.
 """
@@ -23,6 +24,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from vftok import allocate
+from vftok.budget import Auto
 from vftok.data.configured import eval_loader
 from vftok.data.video_writer import whole_file
 from vftok.evals import budget_pictures, page
@@ -30,11 +32,13 @@ from vftok.evals.reconstruction import noise_of, score_rows
 from vftok.evaluate import first_clips
 from vftok.models import flow
 from vftok.process import begin
+from vftok.progress import COMPILING, progress
 from vftok.router import find
 from vftok.tokenizer import Tokenizer
 from vftok.tools.command import or_exit
 
-WAYS = ("uniform", "one for all", "router", "router, shared")
+WAYS = ("uniform", "one for all", "router", "router, shared", "router, tried")
+BATCH = 8  # clips that are tried at once
 SHOWN = 6  # clips in budgets.png
 SECTION = "A budget for every moment"
 
@@ -59,6 +63,9 @@ def run(options) -> None:
   with loader() as batches:
     names, losses, clips = curves(router, weights, tok, params, first_clips(batches, options.clips))
   chosen = {budget: assignments(losses, budget) for budget in budgets}
+  if options.tries:
+    for budget, keep in tried(tok, params, clips, budgets, options).items():
+      chosen[budget]["router, tried"] = keep
   place = {name: i for i, name in enumerate(names)}
   with loader() as batches:
     rows = scores(tok, params, chosen, place, first_clips(batches, options.clips), cfg, options)
@@ -68,7 +75,7 @@ def run(options) -> None:
   out.mkdir(parents=True, exist_ok=True)
   with whole_file(out / "adaptive.json") as path:
     path.write_text(json.dumps(rows, indent=2) + "\n")
-  budget_pictures.quality(rows, budgets, WAYS, out / "adaptive.png")
+  budget_pictures.quality(rows, budgets, ways_of(rows), out / "adaptive.png")
   middle = chosen[budgets[len(budgets) // 2]]["router, shared"]
   uneven = np.argsort(-middle.std(1), kind="stable")[:SHOWN]
   budget_pictures.clips_with_counts([clips[i] for i in uneven], middle[uneven], out / "budgets.png")
@@ -103,6 +110,24 @@ def assignments(losses_NxTxK, budget: float) -> dict[str, np.ndarray]:
   return {"uniform": np.full((n, steps), int(budget), np.int32)} | ways if budget == int(budget) else ways
 
 
+def tried(tok, params, clips, budgets, options) -> dict[float, np.ndarray]:
+  """{budget: int32 [N, T]} of `Auto(mean=budget, tries=options.tries)`, as anyone gets it."""
+  pieces = [np.stack(clips[i : i + BATCH]) for i in range(0, len(clips), BATCH)]
+  found: dict[float, list] = {budget: [] for budget in budgets}
+  with progress("trying", len(clips) * len(budgets), "clips", first=COMPILING) as done:
+    for piece in pieces:
+      for budget in budgets:
+        how = Auto(mean=budget, router=options.router, tries=options.tries)
+        found[budget].append(np.asarray(tok.encode(params, piece, budget=how).keep))
+        done(len(piece))
+  return {budget: np.concatenate(keep) for budget, keep in found.items()}
+
+
+def ways_of(rows) -> list[str]:
+  """Which of `WAYS` were measured."""
+  return [way for way in WAYS if any(name.rpartition(" ")[0] == way for name in rows)]
+
+
 def scores(tok, params, chosen, place, batches, cfg, options) -> dict[str, dict]:
   """{"router 4": a row of the evaluation} for every way and budget."""
   guidance = flow.CFG(scale=cfg.eval.guidance) if cfg.eval.guidance != 1 else None
@@ -126,7 +151,8 @@ def scores(tok, params, chosen, place, batches, cfg, options) -> dict[str, dict]
 
 def table(rows, budgets) -> list[list[str]]:
   """LPIPS, feature cosine and rFVD of each way at each budget."""
-  cells = [["tokens per step", *(f"{way}: LPIPS, cosine, rFVD" for way in WAYS)]]
+  ways = ways_of(rows)
+  cells = [["tokens per step", *(f"{way}: LPIPS, cosine, rFVD" for way in ways)]]
   form = (("lpips", 4), ("cosine", 4), ("rfvd", 0))
 
   def text(row):
@@ -135,17 +161,18 @@ def table(rows, budgets) -> list[list[str]]:
     return ", ".join([numbers[0] + spread, *numbers[1:]])
 
   for budget in budgets:
-    known = [rows.get(f"{way} {budget:g}") for way in WAYS]
+    known = [rows.get(f"{way} {budget:g}") for way in ways]
     cells.append([f"{budget:g}", *("" if row is None else text(row) for row in known)])
   return cells
 
 
 def savings(rows, budgets) -> list[list[str]]:
   """Tokens that each way takes for the LPIPS of a uniform budget: log-linear between budgets, per seed."""
-  cells = [["LPIPS of uniform", *(f"{way} takes" for way in WAYS[1:])]]
+  ways = ways_of(rows)[1:]
+  cells = [["LPIPS of uniform", *(f"{way} takes" for way in ways)]]
   for budget in (b for b in budgets[1:] if f"uniform {b:g}" in rows):
     cells.append([f"{budget:g}"])
-    for way in WAYS[1:]:
+    for way in ways:
       shares = [1 - tokens / budget for tokens in tokens_for(rows, budgets, way, budget)]
       spread = f" ± {100 * np.std(shares, ddof=1):.1f}" if len(shares) > 1 else ""
       cells[-1].append(f"{100 * np.mean(shares):.1f}{spread} % fewer")
@@ -185,6 +212,7 @@ def define_flags() -> None:
   config_flags.DEFINE_config_file("config", None, "Experiment file of the tokenizer: configs/tokenizer.py:mini.")
   flags.DEFINE_string("model", "vftok-mini", "Tokenizer.")
   flags.DEFINE_string("router", None, "Router; default: the shipped one of this tokenizer.")
+  flags.DEFINE_integer("tries", 0, "Ways to spread each clip's budget that are decoded and compared; 0: none.")
   flags.DEFINE_string("set", "sim_val", "Which of config.eval.sets.")
   flags.DEFINE_integer("clips", 32, "How many clips.")
   flags.DEFINE_integer("seeds", 3, "How many seeds of the noise.")
