@@ -3,31 +3,20 @@
 import json
 from types import SimpleNamespace
 
-import flax.linen as nn
-import jax
 import numpy as np
 import pytest
-from router_files import clip, config
+from router_files import LEVELS, config, untrained
 
 from configs import tokenizer as tokenizer_experiment
-from vftok import Router, search
+from vftok import allocate, search
 from vftok.evals import page
-from vftok.models.router import RouterConfig
 from vftok.reward import Reward, lengths
 from vftok.tools import adaptive, oracle_budgets, search_budgets
 
-LEVELS = (1, 2, 4)
-
 
 @pytest.fixture(scope="module")
-def router(random_model, tmp_path_factory):
-  """A router for the tiny tokenizer that has learned nothing."""
-  _, tok, params = random_model
-  shape = tok.encode_latents(params, clip()).shape[1:]
-  made = Router(RouterConfig(dim=64, depth=1, latents=shape, levels=LEVELS, fingerprint=tok.fingerprint(params)))
-  path = tmp_path_factory.mktemp("router") / "model"
-  made.save(nn.unbox(made.init(jax.random.key(0))), path)
-  return path
+def routers(random_model, tmp_path_factory):
+  return untrained(random_model, tmp_path_factory.mktemp("router"))
 
 
 def test_ways_are_ranked_as_they_must_be():
@@ -36,12 +25,14 @@ def test_ways_are_ranked_as_they_must_be():
   tables = rng.gamma(0.3, 1.0, (12, 4, 1)) * np.array([1.0, 0.4, 0.0])
   losses = np.stack([t[np.arange(4), np.log2(keep).astype(int)].sum(1) for t in tables])
   reward = Reward.fitted(losses, LEVELS, 4)
-  found = search_budgets.ways(losses, keep, LEVELS, reward, 1.2, {"exact": tables, "none": 0 * tables})
+  of = lambda table: lambda weight: allocate.among_levels(table, LEVELS, reward, weight)
+  routers = {"exact": of(tables), "none": of(0 * tables), "silent": lambda weight: None}
+  found = search_budgets.ways(losses, keep, LEVELS, reward, 1.2, routers)
   share = {name: values[0] for name, values in found.items()}
   assert share["exact"] == pytest.approx(100) and share["marginal gain"] > 97
   assert share["one uniform for all"] < share["best uniform per clip"] < 99
   assert share["one uniform for all"] < share["one for all"] < share["exact"]
-  assert share["none"] < share["exact"] and found["marginal gain"][1] < 0.8
+  assert share["silent"] is None and share["none"] < share["exact"] and found["marginal gain"][1] < 0.8
 
 
 def test_an_oracle_gains_what_is_no_luck():
@@ -64,13 +55,16 @@ def test_threshold_meets_the_mean_length():
   assert lengths(keep)[index][hard] > lengths(keep)[index][losses[:, 0].argmin()]
 
 
-def test_every_assignment_is_measured(random_model, router, tmp_path, monkeypatch):
+def test_every_assignment_is_measured(random_model, routers, tmp_path, monkeypatch):
   cfg = config(random_model, tmp_path)
   cfg.label.times = (0.5,)
-  rows = search_budgets.compare(cfg, [str(router)], 2)
+  names = {head: f"router {path}" for head, path in routers.items()}
+  rows = search_budgets.compare(cfg, list(map(str, routers.values())), 2)
   assert all(len(cells) == len(search_budgets.WEIGHTS) + 1 for cells in rows.values())
-  assert f"router {router}" in rows and rows["greedy forward"][-1] == f"{100 * 11 / 243:.1f} %"
+  assert all(rows[names["curves"]][:-1]) and rows["greedy forward"][-1] == f"{100 * 11 / 243:.1f} %"
   assert float(rows["marginal gain"][0].split()[0]) <= 100
+  told = [w for w, cell in zip(search_budgets.WEIGHTS, rows[names["classes"]], strict=False) if cell]
+  assert told == [1.2], "a router of classes knows one preference"
   monkeypatch.setattr(search_budgets, "MOST", 100)
   with pytest.raises(ValueError, match=r"243 assignments, expected at most 100 .*pass fewer"):
     search_budgets.compare(cfg, [], 2)
@@ -80,7 +74,7 @@ def test_assignments_have_one_mean():
   losses = np.random.default_rng(0).random((6, 5, 1)) * np.linspace(1, 0, 8)
   for budget in (1, 2.5, 8):
     ways = adaptive.assignments(losses, budget)
-    assert set(ways) == set(adaptive.WAYS) - ({"uniform"} if budget == 2.5 else set())
+    assert set(ways) == set(adaptive.WAYS[:-1]) - ({"uniform"} if budget == 2.5 else set())
     for way, keep in ways.items():
       assert keep.shape == (6, 5) and keep.sum() == pytest.approx(budget * 30, abs=3), way
     assert (ways["one for all"] == ways["one for all"][0]).all()
@@ -113,18 +107,24 @@ def test_a_section_is_added_once(tmp_path):
     page.add(tmp_path / "nothing.html", "More", "x")
 
 
-def test_the_tool_leaves_numbers_and_pictures(random_model, router, tmp_path, capsys):
+def test_the_tool_leaves_numbers_and_pictures(random_model, routers, tmp_path, capsys):
   cfg = tokenizer_experiment.get_config("smoke")
   cfg.eval.batch_size, cfg.eval.steps, cfg.data.size = 2, 2, 16
-  options = dict(config=cfg, model=str(random_model[0]), router=str(router), set="shapes", clips=3, seeds=2, rfvd=False)
-  options |= dict(budgets=["1", "2.5", "4"], out=str(tmp_path / "out"), page=str(tmp_path / "report.html"))
+  options = dict(
+    config=cfg, model=str(random_model[0]), router=str(routers["curves"]), set="shapes", clips=3, seeds=2, rfvd=False
+  )
+  options |= dict(tries=2, budgets=["1", "2.5", "4"], out=str(tmp_path / "out"), page=str(tmp_path / "report.html"))
   (tmp_path / "report.html").write_text("<h1>before</h1>\n</html>\n")
   adaptive.run(SimpleNamespace(**options))
   text = (tmp_path / "report.html").read_text()
   assert text.startswith("<h1>before</h1>") and text.endswith("</html>\n") and text.count("data:image/png") == 2
   rows = json.loads((tmp_path / "out" / "adaptive.json").read_text())
   assert rows["uniform 1"]["lpips"] == pytest.approx(rows["router, shared 1"]["lpips"], rel=1e-4), "one token each"
-  assert rows["router 2.5"]["clips"] == 3 and len(rows["router 2.5"]["per_seed"]["cosine"]) == 2
+  assert rows["router, tried 1"]["lpips"] == pytest.approx(rows["uniform 1"]["lpips"], rel=1e-4)
+  assert (
+    rows["router 2.5"]["clips"] == rows["router, tried 2.5"]["clips"] == 3
+    and len(rows["router 2.5"]["per_seed"]["cosine"]) == 2
+  )
   for name in ("adaptive.png", "budgets.png"):
     assert (tmp_path / "out" / name).read_bytes()[:4] == b"\x89PNG"
   assert "fewer" in capsys.readouterr().out

@@ -2,31 +2,17 @@
 
 import re
 
-import flax.linen as nn
-import jax
 import numpy as np
 import pytest
-from router_files import clip
+from router_files import LEVELS, clip, untrained
 
 from vftok import Auto, Router, trial
-from vftok.models.router import RouterConfig
 from vftok.types import VideoTokens
-
-LEVELS = (1, 2, 4)
 
 
 @pytest.fixture(scope="module")
 def routers(random_model, tmp_path_factory):
-  """{head: directory} of routers for the tiny tokenizer that have learned nothing."""
-  _, tok, params = random_model
-  shape, root, made = tok.encode_latents(params, clip()).shape[1:], tmp_path_factory.mktemp("router"), {}
-  for head in ("curves", "classes"):
-    cfg = RouterConfig(
-      dim=64, depth=1, latents=shape, levels=LEVELS, head=head, preference=1.2, fingerprint=tok.fingerprint(params)
-    )
-    made[head] = root / head
-    Router(cfg).save(nn.unbox(Router(cfg).init(jax.random.key(0))), made[head])
-  return made
+  return untrained(random_model, tmp_path_factory.mktemp("router"))
 
 
 def stepwise(worth_T):

@@ -22,6 +22,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from vftok import allocate, curves, programs, search
+from vftok.budget import Auto
 from vftok.data.video_writer import whole_file
 from vftok.evals import page
 from vftok.process import begin
@@ -75,13 +76,21 @@ def compare(cfg: ConfigDict, routers, clips: int) -> dict[str, list[str]]:
     router, weights = find(name, tok.fingerprint(params))
     if router.cfg.levels != levels:
       raise ValueError(f"the router {name} knows levels {router.cfg.levels}, expected {levels}: pass label.levels.")
-    found[f"router {name}"] = np.asarray(router.predict(weights, latents), np.float64)
+    found[f"router {name}"] = choice(router, np.asarray(router.predict(weights, latents), np.float64), reward)
   rows = {}
   for weight in WEIGHTS:
-    for name, (rewards, looks) in ways(losses_BxN, keep, levels, reward, weight, found).items():
-      rows.setdefault(name, []).append(f"{rewards:.1f} %")
+    for name, (share, looks) in ways(losses_BxN, keep, levels, reward, weight, found).items():
+      rows.setdefault(name, []).append("" if share is None else f"{share:.1f} %")
       rows[name] += [f"{100 * looks:.1f} %" if looks else ""] if weight == WEIGHTS[-1] else []
   return rows
+
+
+def choice(router, predicted, reward: Reward):
+  """weight -> assignments [B, T] of a router, None where it does not know that preference (a router of classes)."""
+  if router.cfg.head == "curves":
+    return lambda weight: allocate.among_levels(predicted, router.cfg.levels, reward, weight)
+  known = router.cfg.preference
+  return lambda weight: router.keep(predicted, Auto(preference=known)) if abs(weight - known) < 1e-6 else None
 
 
 def measured(law, tok, params, keep_NxT, clips: int):
@@ -99,8 +108,12 @@ def measured(law, tok, params, keep_NxT, clips: int):
   return np.concatenate(parts, 1), latents
 
 
-def ways(losses_BxN, keep_NxT, levels, reward: Reward, weight: float, routers) -> dict[str, tuple[float, float]]:
-  """{way: (percentile, share of assignments measured, 0 where that is not the point)} under one preference."""
+def ways(losses_BxN, keep_NxT, levels, reward: Reward, weight: float, routers) -> dict[str, tuple[float | None, float]]:
+  """{way: (percentile, share of assignments measured, 0 where that is not the point)} under one preference.
+
+  Args:
+    routers: {name: weight -> assignments [B, T], or None, whose percentile is None too}.
+  """
   rewards = np.stack([reward(losses, keep_NxT, weight) for losses in losses_BxN])
   best, worst = rewards.max(1), rewards.min(1)
   at = lambda index: percentile(np.take_along_axis(rewards, np.asarray(index)[:, None], 1)[:, 0], best, worst)
@@ -118,9 +131,9 @@ def ways(losses_BxN, keep_NxT, levels, reward: Reward, weight: float, routers) -
     results = [find_one(of_clip(i), reward, weight, levels, keep_NxT.shape[1]) for i in range(len(rewards))]
     looks = np.mean([result.evaluations for result in results]) / len(keep_NxT)
     out[name] = (at([place[tuple(result.keep.tolist())] for result in results]), looks)
-  for name, table_BxTxm in routers.items():
-    chosen = allocate.among_levels(table_BxTxm, levels, reward, weight)
-    out[name] = (at([place[tuple(k)] for k in chosen.tolist()]), 0)
+  for name, choose in routers.items():
+    chosen = choose(weight)
+    out[name] = (None if chosen is None else at([place[tuple(k)] for k in chosen.tolist()]), 0)
   return out
 
 
