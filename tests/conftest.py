@@ -45,6 +45,14 @@ def small(small_dir):
 
 
 @pytest.fixture(scope="session")
+def own_dir(small, tmp_path_factory) -> Path:
+  """The small model in our own layout."""
+  directory = tmp_path_factory.mktemp("own") / "small"
+  small[0].save(small[1], directory)
+  return directory
+
+
+@pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory) -> str:
   """One for all workers of this run, gone with its other temporary files."""
   base = tmp_path_factory.getbasetemp()
@@ -73,6 +81,7 @@ LONGEST = tuple(
     "router",
     "tokenizer",
     "switches",
+    "same_model",
     "parity",
     "generator",
     "vae",

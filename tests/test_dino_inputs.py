@@ -2,11 +2,11 @@
 
 import dataclasses
 
+import feature_files as nets
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import test_features as nets
 from safetensors.numpy import save_file
 
 from vftok import Tokenizer, programs
@@ -19,7 +19,7 @@ GROUPS = ((0,), (1, 2, 3, 4), (5, 6, 7, 8), (9, 10, 11, 12), (13, 14, 15, 16))
 
 @pytest.fixture(scope="module")
 def dino(tmp_path_factory):
-  """(file, its tensors) of a tiny DINOv2; the oracle of test_features is told its sizes."""
+  """(file, its tensors) of a tiny DINOv2; the oracle of feature_files is told its sizes."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(nets, "DIM", DIM)
     patch.setattr(nets, "HEADS", 1)

