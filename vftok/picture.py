@@ -64,25 +64,45 @@ def _layout(labels, height, width):
   rows = math.ceil(len(labels) * (tile_w + _GAP) / max(_ROW, tile_w + _GAP))
   columns = math.ceil(len(labels) / rows)
   title, detail = max(15, tile_w // 14), max(12, tile_w // 19)
-  lines = max(label.count("\n") for label in labels)
-  bar = _GAP + round(title * 1.35) + round(lines * detail * 1.35)
+  ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+  written = [list(_lines(ruler, label, title, detail, tile_w)) for label in labels]
+  bar = _GAP + max(sum(round(size * 1.35) for _, size, _ in lines) for lines in written)
   full_h, full_w = rows * (bar + tile_h + _GAP), columns * (tile_w + _GAP) + _GAP
   ground = Image.new("RGB", (full_w + full_w % 2, full_h + full_h % 2), _BACKGROUND)
   draw, corners = ImageDraw.Draw(ground), []
-  for i, label in enumerate(labels):
+  for i, lines in enumerate(written):
     top, left = (i // columns) * (bar + tile_h + _GAP), _GAP + (i % columns) * (tile_w + _GAP)
     y = top + _GAP // 2
-    for n, text in enumerate(label.split("\n")):
-      size = detail if n else title
-      draw.text((left + 1, y), text, fill=_DETAIL if n else _TITLE, font=_fitting(draw, text, size, tile_w))
+    for text, size, colour in lines:
+      draw.text((left + 1, y), text, fill=colour, font=_fitting(draw, text, size, tile_w))
       y += round(size * 1.35)
     corners.append((top + bar, left))
   return np.asarray(ground), corners, (tile_h, tile_w)
 
 
+def _lines(draw, label: str, title: int, detail: int, width: int):
+  """(text, size, colour) of the lines of a label: a sentence wider than its tile goes on below, in the smaller size."""
+  for n, text in enumerate(label.split("\n")):
+    colour, size = (_DETAIL, detail) if n else (_TITLE, title)
+    if _width(draw, text, size) > width:
+      size = detail
+    line = ""
+    for word in text.split(" "):
+      if line and _width(draw, f"{line} {word}", size) > width:
+        yield line, size, colour
+        line = word
+      else:
+        line = f"{line} {word}" if line else word
+    yield line, size, colour
+
+
+def _width(draw, text: str, size: int) -> float:
+  return draw.textlength(text, font=ImageFont.load_default(size))
+
+
 def _fitting(draw, text, size, width):
-  """Pillow's own font (no font file is needed), smaller where the text is wider than its tile."""
-  while size > 8 and draw.textlength(text, font=ImageFont.load_default(size)) > width:
+  """Pillow's own font (no font file is needed), smaller where a word is wider than its tile."""
+  while size > 8 and _width(draw, text, size) > width:
     size -= 1
   return ImageFont.load_default(size)
 
