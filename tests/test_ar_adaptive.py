@@ -19,7 +19,7 @@ from vftok.models.router import RouterConfig
 from vftok.pack import pack
 from vftok.reward import Reward
 from vftok.tasks import make_task
-from vftok.tasks.ar_adaptive import mirrored
+from vftok.tasks.ar_adaptive import ASKED, mirrored
 from vftok.tools import tokenize_dataset
 from vftok.writer import read_metrics
 
@@ -216,6 +216,10 @@ def test_from_clips_to_samples(tokenizer, router, tmp_path):
   np.testing.assert_allclose(clip, values["val/bits_per_token"] * T * (per_step + 1), rtol=1e-4)
   parts = values["val/bits_per_content_token"] * T * per_step + values["val/bits_per_length_token"] * T
   np.testing.assert_allclose(clip, parts, rtol=1e-4)
+  asked = [values[f"val/tokens_per_step/asked {place:g}"] for place in ASKED]
+  assert asked == sorted(asked) and asked[0] <= per_step <= asked[-1] and asked[0] < asked[-1]
+  nats = [values[f"val/nll_per_clip/asked {place:g}"] for place in ASKED]
+  assert np.argsort(nats, kind="stable").tolist() == list(range(len(ASKED))), "more tokens, more nats"
   assert "val/null/bits/slot0" in values
 
   gen, gen_params = Generator.load(tmp_path / "run" / "model")

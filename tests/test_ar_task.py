@@ -151,6 +151,8 @@ def test_evaluation_counts_bits(tokens, whole_run):
   assert 0 < values["val/bits_per_token"] < 8 and "val/null/bits_per_token" in values
   slots = [values[f"val/bits/slot{n}"] for n in ("0", "1", "2-3")]
   np.testing.assert_allclose((slots[0] + slots[1] + 2 * slots[2]) / 4, values["val/bits_per_token"], rtol=1e-5)
+  bits = [values[f"val/nll_per_clip/keep {k}"] / np.log(2) for k in (1, 2, 4)]
+  np.testing.assert_allclose(bits, 5 * np.cumsum(slots * np.array([1, 1, 2])), rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -27,6 +27,9 @@ from vftok.tasks.ar import ARTask
 SAMPLE = 256  # clips of each source that the odds of lengths are counted in
 
 
+ASKED = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # places in the range of preferences that an evaluation reports
+
+
 class AdaptiveARTask(ARTask):
   """As ARTask; `loss.preference` (low, high) is the range of w_q, `loss.pack` how many sequences share a row.
 
@@ -136,10 +139,15 @@ class AdaptiveARTask(ARTask):
     return super().flops() / self.law.pack
 
   def _sums(self, params, batch) -> Metrics:
-    """Every clip at the middle of the preferences, whole and unpacked."""
+    """Every clip at the middle of the preferences, and nats and tokens at other places; whole and unpacked."""
     b, cfg = len(batch["ids"]), self.gen.cfg.ar
     keep = self.counts(batch, self.preferences(jnp.full(b, 0.5)))
     out = {"tokens_per_step": mean(keep.mean(1), batch["_mask"])}
+    for place in ASKED:
+      asked = self.counts(batch, self.preferences(jnp.full(b, place)))
+      nll = self._rows(params, batch, asked, 0, jnp.zeros(b, bool))[0]
+      out[f"tokens_per_step/asked {place:g}"] = mean(asked.mean(1), batch["_mask"])
+      out[f"nll_per_clip/asked {place:g}"] = mean(nll.sum(1), batch["_mask"])
     for name, null in (("", False), ("null/", True)):
       nll, seq, ids, _, _ = self._rows(params, batch, keep, 0, jnp.full(b, null))
       where, says = seq.valid_BxL & batch["_mask"][:, None], lengths.says_length(cfg, ids)
