@@ -35,6 +35,15 @@ def test_ways_are_ranked_as_they_must_be():
   assert share["silent"] is None and share["none"] < share["exact"] and found["marginal gain"][1] < 0.8
 
 
+def test_hard_budgets_are_ranked_among_their_own_total():
+  rng, keep = np.random.default_rng(0), search.all_assignments(LEVELS, 4)
+  tables = rng.gamma(0.3, 1.0, (12, 4, 1)) * np.array([8, 4, 1, 1])[:, None] * np.array([1.0, 0.4, 0.0])
+  losses = tables[:, np.arange(4), np.log2(keep).astype(int)].sum(2)
+  share = search_budgets.hard(losses, keep, 2, {"exact": tables, "wrong": -tables})
+  assert share["exact"] == pytest.approx(100) and share["wrong"] == pytest.approx(0)
+  assert 0 < share["one uniform for all"] < share["one for all"] < 100
+
+
 def test_an_oracle_gains_what_is_no_luck():
   keep = oracle_budgets.candidates(LEVELS, 4, 2, 6)
   assert (keep.sum(1) == 8).all() and (keep[0] == 2).all() and len(np.unique(keep, axis=0)) == len(keep) == 6
@@ -60,11 +69,12 @@ def test_every_assignment_is_measured(random_model, routers, tmp_path, monkeypat
   cfg.label.times = (0.5,)
   names = {head: f"router {path}" for head, path in routers.items()}
   rows = search_budgets.compare(cfg, list(map(str, routers.values())), 2)
-  assert all(len(cells) == len(search_budgets.WEIGHTS) + 1 for cells in rows.values())
-  assert all(rows[names["curves"]][:-1]) and rows["greedy forward"][-1] == f"{100 * 11 / 243:.1f} %"
-  assert float(rows["marginal gain"][0].split()[0]) <= 100
-  told = [w for w, cell in zip(search_budgets.WEIGHTS, rows[names["classes"]], strict=False) if cell]
-  assert told == [1.2], "a router of classes knows one preference"
+  assert set().union(*rows.values()) <= set(search_budgets.COLUMNS)
+  both = {f"w {w:g}" for w in search_budgets.WEIGHTS} | {"mean 2"}
+  assert set(rows[names["curves"]]) == set(rows["one for all"]) == set(rows["one uniform for all"]) == both
+  assert set(rows[names["classes"]]) == {"w 1.2"}, "a router of classes knows one preference"
+  assert rows["greedy forward"]["measured"] == f"{100 * 11 / 243:.1f} %"
+  assert float(rows["marginal gain"]["w 1"].split()[0]) <= 100
   monkeypatch.setattr(search_budgets, "MOST", 100)
   with pytest.raises(ValueError, match=r"243 assignments, expected at most 100 .*pass fewer"):
     search_budgets.compare(cfg, [], 2)

@@ -9,6 +9,7 @@ Rewards are of the measured flow loss, not of separable curves. Prints proxy-rew
     that the mean length is that of the best assignments;
   greedy forward, marginal gain: `vftok/search.py`, with the share of all assignments that they measured;
   the routers that are given.
+Beside preferences, hard budgets: from the worst to the best assignment with exactly that total.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ from vftok.tools.command import or_exit
 from vftok.tools.label_budgets import clips_of
 
 MOST = 20_000  # assignments that are still measured one by one
+MEANS = (2, 4, 8)  # tokens per step of hard budgets
+COLUMNS = (*(f"w {weight:g}" for weight in WEIGHTS), *(f"mean {mean}" for mean in MEANS), "measured")
 PIECE = 125  # assignments per call, so that progress can be shown
 
 
@@ -44,9 +47,8 @@ def main(argv: list[str]) -> None:
 
   def run() -> None:
     rows = compare(options.config, options.router, options.clips)
-    print(
-      page.markdown_table([["", *map(str, WEIGHTS), "measured"], *([name, *cells] for name, cells in rows.items())])
-    )
+    body = [[name, *(cells.get(column, "") for column in COLUMNS)] for name, cells in rows.items()]
+    print(page.markdown_table([["", *COLUMNS], *body]))
     if options.out:
       with whole_file(Path(options.out)) as path:
         path.write_text(json.dumps(rows, indent=2) + "\n")
@@ -54,8 +56,8 @@ def main(argv: list[str]) -> None:
   or_exit(run)
 
 
-def compare(cfg: ConfigDict, routers, clips: int) -> dict[str, list[str]]:
-  """{way: percentiles by preference, and the share of assignments it had to measure}.
+def compare(cfg: ConfigDict, routers, clips: int) -> dict[str, dict[str, str]]:
+  """{way: {column: percentile under a preference or a hard budget, or the share of assignments it had to measure}}.
 
   Raises:
     ValueError: more assignments than can be measured, or a router of other levels.
@@ -71,17 +73,23 @@ def compare(cfg: ConfigDict, routers, clips: int) -> dict[str, list[str]]:
   keep = search.all_assignments(levels, steps)
   losses_BxN, latents = measured(law, tok, params, keep, clips)
   reward = Reward.fitted(losses_BxN, levels, steps)
-  found = {}
+  found, curves_of = {}, {}
   for name in routers:
     router, weights = find(name, tok.fingerprint(params))
     if router.cfg.levels != levels:
       raise ValueError(f"the router {name} knows levels {router.cfg.levels}, expected {levels}: pass label.levels.")
-    found[f"router {name}"] = choice(router, np.asarray(router.predict(weights, latents), np.float64), reward)
-  rows = {}
+    predicted = np.asarray(router.predict(weights, latents), np.float64)
+    found[f"router {name}"] = choice(router, predicted, reward)
+    curves_of |= {f"router {name}": predicted} if router.cfg.head == "curves" else {}
+  rows: dict[str, dict[str, str]] = {}
   for weight in WEIGHTS:
     for name, (share, looks) in ways(losses_BxN, keep, levels, reward, weight, found).items():
-      rows.setdefault(name, []).append("" if share is None else f"{share:.1f} %")
-      rows[name] += [f"{100 * looks:.1f} %" if looks else ""] if weight == WEIGHTS[-1] else []
+      cells = rows.setdefault(name, {})
+      cells |= {} if share is None else {f"w {weight:g}": f"{share:.1f} %"}
+      cells |= {"measured": f"{100 * looks:.1f} %"} if looks else {}
+  for budget in (mean for mean in MEANS if mean in levels[:-1]):  # at the last there is but one
+    for name, share in hard(losses_BxN, keep, budget, curves_of).items():
+      rows.setdefault(name, {})[f"mean {budget}"] = f"{share:.1f} %"
   return rows
 
 
@@ -134,6 +142,25 @@ def ways(losses_BxN, keep_NxT, levels, reward: Reward, weight: float, routers) -
   for name, choose in routers.items():
     chosen = choose(weight)
     out[name] = (None if chosen is None else at([place[tuple(k)] for k in chosen.tolist()]), 0)
+  return out
+
+
+def hard(losses_BxN, keep_NxT, budget: int, curves_of) -> dict[str, float]:
+  """{way: percentile among the assignments with exactly `budget` tokens per step}, of what needs no measuring.
+
+  Args:
+    curves_of: {name: a router's curves [B, T, m]}.
+  """
+  steps, levels = keep_NxT.shape[1], np.unique(keep_NxT)
+  same = keep_NxT.sum(1) == budget * steps
+  rewards, keep_MxT = -losses_BxN[:, same], keep_NxT[same]
+  at = lambda index_B: percentile(rewards[np.arange(len(rewards)), index_B], rewards.max(1), rewards.min(1))
+  everyone = lambda index: at(np.full(len(rewards), index))
+  out = {"one uniform for all": everyone((keep_MxT == budget).all(1).argmax())}
+  out["one for all"] = everyone(rewards.mean(0).argmax())
+  level_MxT = np.searchsorted(levels, keep_MxT)
+  for name, table_BxTxm in curves_of.items():
+    out[name] = at(table_BxTxm[:, np.arange(steps), level_MxT].sum(2).argmin(1))
   return out
 
 
