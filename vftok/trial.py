@@ -22,14 +22,16 @@ FINAL = 4  # one in so many gets a second look, under other noise
 LOOKS = 3  # noises of a second look, the first one included
 
 
-def proposals(curve_Txm, levels, keep_T, first: int, count: int, rng: np.random.Generator) -> np.ndarray:
+def proposals(curve_Txm, levels, keep_T, first: int, count: int) -> np.ndarray:
   """int32 [count, T]: `keep_T`, the even spread of its total, then what curves like the router's would choose.
+
+  Such curves are the router's with each gain times the exponential of a normal draw, the same draws for every clip.
 
   Args:
     curve_Txm: what a router predicts for each of `levels`.
     first: how many steps keep their count.
-    rng: what curves are bent by: each gain times the exponential of a normal draw.
   """
+  rng = np.random.default_rng(NOISE)
   drops, rest = -np.diff(np.asarray(curve_Txm, np.float64), axis=1), np.asarray(keep_T[first:])
   total, steps = int(rest.sum()), len(rest)
   even = np.full(steps, total // steps) + (np.arange(steps) < total % steps)
@@ -51,9 +53,8 @@ def best(tok, params, chunk, ids, predicted_BxTxm, levels, keep_BxT, first: int,
     chunk: video [B, F, H, W, 3], uint8 or float in [-1, 1]; ids: its tokens, all of them.
     first: how many steps keep their count.
   """
-  rng = np.random.default_rng(NOISE)
   of_clip = zip(predicted_BxTxm, keep_BxT, strict=True)
-  keep_BxMxT = np.stack([proposals(curve, levels, keep, first, tries, rng) for curve, keep in of_clip])
+  keep_BxMxT = np.stack([proposals(curve, levels, keep, first, tries) for curve, keep in of_clip])
   look = functools.partial(_lpips, tok, params, chunk, VideoTokens.full(ids))
   losses_BxM = look(keep_BxMxT, 0)
   order_BxM = losses_BxM.argsort(1, kind="stable")[:, : max(2, tries // FINAL)]
