@@ -104,6 +104,16 @@ def check_array(array, shape: tuple[int, ...], name: str) -> jax.Array:
   return array.astype(jnp.float32)
 
 
+def check_first_latents(first_latents, noise: jax.Array) -> tuple[jax.Array, int]:
+  """(given latents of the noise's shape, zeros where none are given; how many time steps of latents are given)."""
+  if first_latents is None:
+    return jnp.zeros_like(noise), 0
+  b, t, *grid = noise.shape
+  steps = min(jnp.shape(first_latents)[1], t) if jnp.ndim(first_latents) == 5 else 0
+  first_latents = check_array(first_latents, (b, steps, *grid), "first_latents")
+  return jnp.zeros_like(noise).at[:, :steps].set(first_latents), steps
+
+
 def check_tokens(tokens: VideoTokens, registers: int, codebook_size: int) -> None:
   """Raises ValueError with one sentence where `tokens` cannot belong to a model of these sizes."""
   ids, keep = tokens.ids, tokens.keep

@@ -17,6 +17,7 @@ from vftok.budget import Auto
 from vftok.checks import (
   check_array,
   check_first_frames,
+  check_first_latents,
   check_key,
   check_latents,
   check_sampling,
@@ -71,10 +72,9 @@ class Tokenizer(Geometry):
     from vftok.convert.load import load
 
     cfg, params = load(name, vae)
-    net = None
     if dino is not None:
-      net, params["dino"] = load_dino(cfg, dino)
-    return Tokenizer(cfg if dtype is None else cfg.with_dtype(dtype), net), params
+      dino, params["dino"] = load_dino(cfg, dino)
+    return Tokenizer(cfg if dtype is None else cfg.with_dtype(dtype), dino), params
 
   def save(self, params: Params, directory: str | os.PathLike) -> None:
     """Writes vftok's own layout, whole or not at all: config.json and model.safetensors, without the net `dino`."""
@@ -246,22 +246,15 @@ class Tokenizer(Geometry):
     check_tokens(tokens, self.registers, self.codebook_size)
     how = check_sampling(sampling, self.cfg)
     b, t, _ = tokens.ids.shape
+    shape = self.latent_shape(b, t)
     if t > self.chunk_steps:
       raise ValueError(f"the tokens have {t} time steps, expected one chunk of at most {self.chunk_steps}: use decode.")
     if first_mode not in ("clean", "sdedit"):
       raise ValueError(f"first_mode is {first_mode!r}, expected 'clean' or 'sdedit'.")
-    shape = self.latent_shape(b, t)
-    if noise is not None:
-      noise = check_array(noise, shape, "noise")
-    else:
+    if noise is None:
       check_key(key, "decode_latents")
-      noise = jax.random.normal(key, shape)
-    given = jnp.zeros_like(noise)
-    first_steps = 0
-    if first_latents is not None:
-      first_steps = min(jnp.shape(first_latents)[1], shape[1]) if jnp.ndim(first_latents) == 5 else 0
-      first_latents = check_array(first_latents, (b, first_steps, *shape[2:]), "first_latents")
-      given = given.at[:, :first_steps].set(first_latents)
+    noise = jax.random.normal(key, shape) if noise is None else check_array(noise, shape, "noise")
+    given, first_steps = check_first_latents(first_latents, noise)
     return programs.sample_latents(
       self.cfg,
       params,
@@ -293,8 +286,6 @@ class Tokenizer(Geometry):
     given = jnp.broadcast_to(jnp.arange(tokens.ids.shape[1]) < prefix, tokens.keep.shape) if prefix else None
     slots = self.slots(tokens.keep, collapse)
     return programs.velocity(self.cfg, params, tokens.ids, tokens.keep, latents, t, given, slots=slots, null=null)
-
-  # ---- identity
 
   def fingerprint(self, params: Params) -> str:
     """16 hex digits of everything that decides ids: VAE encoder, register encoder, levels and chunk geometry.
