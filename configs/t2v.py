@@ -69,7 +69,7 @@ def mini_adaptive():
   cfg = mini()
   cfg.title = "vftok-mini-t2v, adaptive"
   cfg.model.ar.lengths = "length_first"
-  # By vftok-mini-router 1.8 to 8.9 tokens per step on average; look at tokens_per_step.
+  # By vftok-mini-router 1.9 to 8.6 tokens per step on average; look at tokens_per_step.
   cfg.loss.update({**ar.ADAPTIVE, "preference": (1.4, 1.96)})
   for source in (cfg.data.sources.tokens, cfg.eval.sets.val.tokens):
     source.directory = ar.tokens("tokens_mini_adaptive")["tokens"]["directory"]

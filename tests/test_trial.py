@@ -51,6 +51,8 @@ def test_what_the_clip_says_is_kept(random_model, routers, monkeypatch):
   assert (worth / tokens.keep).sum() < (worth / plain.keep).sum() and (np.asarray(tokens.keep)[:, 4] == 4).all()
   fixed = tok.encode(params, clip(), budget=Auto(total=12, router=routers["curves"], tries=8, first=(4, 3)))
   assert (np.asarray(fixed.keep)[:, :2] == [4, 3]).all() and fixed.total().tolist() == [12, 12]
+  said = Auto(preference=1.2, router=routers["curves"], tries=8, first=(4, 3, 2, 1, 1))
+  assert (tok.encode(params, clip(), budget=said).keep == np.array(said.first)).all(), "nothing is left to spread"
 
 
 def test_every_chunk_is_tried_with_what_it_got(random_model, routers, monkeypatch):
@@ -106,6 +108,7 @@ def test_trials_are_decoded_for_real(random_model, routers, tmp_path):
   "call, sentence",
   [
     (lambda tok, p, r: Auto(mean=2, tries=1), "budget.tries is 1, expected 0 or at least 2"),
+    (lambda tok, p, r: Auto(mean=2, tries=2.5), "budget.tries is 2.5, expected 0 or at least 2"),
     (lambda tok, p, r: Auto(mean=2, tries=-4), "budget.tries is -4, expected 0 or at least 2"),
     (
       lambda tok, p, r: tok.encode(p, clip(), budget=Auto(preference=1.2, router=r["classes"], tries=4)),

@@ -36,8 +36,8 @@ class Auto:
       check_weight(self.preference)
     if any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in self.first):
       raise ValueError(f"budget.first is {self.first}, expected whole numbers of at least 1.")
-    if self.tries < 0 or self.tries == 1:
-      raise ValueError(f"budget.tries is {self.tries}, expected 0 or at least 2: of one there is nothing to choose.")
+    if not isinstance(self.tries, int) or self.tries < 0 or self.tries == 1:
+      raise ValueError(f"budget.tries is {self.tries!r}, expected 0 or at least 2: of one there is nothing to choose.")
 
   @classmethod
   def parse(cls, text: str, router: str | None = None, tries: int = 0) -> Auto:

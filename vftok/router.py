@@ -149,10 +149,10 @@ def encode(tok, params, pieces, fit: str, budget: Auto, *, whole: bool) -> Itera
 
   def tried(i: int, chunk: Chunk, keep, before) -> np.ndarray:
     """The same, spread by trial; a later chunk is decoded with the counts `before` of the steps that it shares."""
-    if not budget.tries:
+    first = overlap if i else len(budget.first)
+    if not budget.tries or first == tok.chunk_steps:
       return keep
     fixed = np.concatenate([before[:, -overlap:], keep], 1) if i and overlap else keep
-    first = overlap if i else len(budget.first)
     how = (chunk.video, chunk.ids, chunk.predicted, router.cfg.levels, fixed, first, budget.tries)
     return trial.best(tok, params, *how)[:, overlap if i else 0 :]
 
