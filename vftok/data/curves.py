@@ -25,7 +25,7 @@ def write_curves(directory: Path, splits: Mapping[str, Callable[[], Iterable[Map
   Args:
     splits: {name: function that gives its examples}: "latents" float16 [T, h, w, C], "losses" float32 [N, T, times],
       "caption", "label", "name", and "drawn" int32 [M, T], assignments of its own, with "sampled" float32
-      [M, T, measures] (`vftok.curves.MEASURES`), nan where the clip was not sampled.
+      [M, T, measures] (`vftok.curves.MEASURES`), nan beside the flow loss where the clip was not sampled.
     meta: has "latents_shape", "losses_shape", "drawn_shape", and "levels", "steps", "random", "seed" of
       `curves.assignments`.
   """
@@ -37,7 +37,7 @@ def write_curves(directory: Path, splits: Mapping[str, Callable[[], Iterable[Map
     "label": tfds.features.Scalar(dtype=np.int64),
     "name": tfds.features.Text(),
   }
-  write_tfds(directory, "vftok_curves", "2.0.0", "What clips lose at each budget.", features, splits)
+  write_tfds(directory, "vftok_curves", "2.1.0", "What clips lose at each budget.", features, splits)
 
 
 def _arrays(meta) -> tuple[tuple[str, tuple[int, ...], str], ...]:

@@ -116,8 +116,11 @@ class RouterTask:
     """(index of each step's level [B, N, T], loss [B, N], whether the clip was measured [B])."""
     levels = xp.asarray(self.meta["levels"])
     if self.measure == "flow":
-      losses = batch["losses"].mean((2, 3))
-      keep_BxNxT = xp.broadcast_to(self.keep, (len(losses), *self.keep.shape))
+      # Not those that tables are made of: rewards are of all kinds of assignments, most of them uneven.
+      first = len(self.keep) - self.meta["random"]
+      losses = xp.concatenate([batch["losses"][:, first:].mean((2, 3)), batch["sampled"][..., 0].mean(2)], axis=1)
+      keep_BxNxT = xp.broadcast_to(self.keep[first:], (len(losses), *self.keep[first:].shape))
+      keep_BxNxT = xp.concatenate([keep_BxNxT, batch["drawn"]], axis=1)
     else:
       losses, keep_BxNxT = batch["sampled"][..., MEASURES.index(self.measure)].mean(2), batch["drawn"]
     known_B = xp.isfinite(losses).all(1)
@@ -156,7 +159,10 @@ class RouterTask:
         values |= {f"percentile/{weight}/{k}": v for k, v in found.items()}
       for budget in self._means():
         found = self._losses(np.concatenate(tables), predicted, budget)
+        worst, best = found.pop("worst"), found["oracle"]
         values |= {f"loss/mean {budget}/{k}": v for k, v in found.items()}
+        of_total = {k: 100 * (worst - v) / max(worst - best, 1e-12) for k, v in found.items() if k != "oracle"}
+        values |= {f"percentile/mean {budget}/{k}": v for k, v in of_total.items()}
     return self._written(values, split, out)
 
   def _written(self, values: dict, split: str, out) -> dict[str, float]:
@@ -213,6 +219,7 @@ class RouterTask:
     return {name: percentile(rewards, best, worst) for name, rewards in found.items()}
 
   def _losses(self, tables, predicted, budget: int) -> dict[str, float]:
+    """What clips lose with a hard total, spread in each way; "worst" of all ways, too."""
     full, steps = self._full(tables), self.meta["steps"]
     at = lambda keep: float(np.take_along_axis(full, keep[:, :, None] - 1, 2).sum(1).mean())
     total = budget * steps
@@ -220,6 +227,7 @@ class RouterTask:
     one = np.repeat(allocate.for_total(full.mean(0), total)[None], len(full), 0)
     uniform = np.full((len(full), steps), budget, np.int32)
     rows = {"uniform": uniform, "one for all": one, "router": per_clip(self._full(predicted)), "oracle": per_clip(full)}
+    rows["worst"] = per_clip(-full)
     return {name: at(keep) for name, keep in rows.items()}
 
   def save(self, params, frozen, directory) -> None:
@@ -248,7 +256,7 @@ def _scales(sources: list[dict], measured, levels, *, with_size: bool) -> tuple[
     found = [measured(records[i]) for i in range(min(SAMPLE, len(records)))]
     indexes += [level for level, _, known in found if known.all()]
     losses += [loss for _, loss, known in found if known.all()]
-  if not losses:
+  if not losses or losses[0].shape[-1] < 2:
     raise ValueError("no clip has such losses: raise label.sampled and label.drawn, and run label_budgets again.")
   indexes, losses = np.concatenate(indexes), np.concatenate(losses)
   scales = dict(drop_scale=centred(losses).std(), loss_mean=losses.mean(), loss_std=losses.std())

@@ -2,9 +2,9 @@
 
 `python -m vftok.tools.label_budgets --config=configs/router.py:mini`
 
-Encodes the clips of `cfg.label` once and measures the decoder's flow loss under many assignments (`vftok/curves.py`).
-The first `label.sampled` clips of a split are also decoded, under assignments drawn for each of them: LPIPS and the
-cosine of VGG16 features beside the flow loss. All losses are stored, with the latents that a router reads. A run that
+Encodes the clips of `cfg.label` once and measures the decoder's flow loss under many assignments (`vftok/curves.py`),
+some the same for all clips, some drawn for each. Under the latter the first `label.sampled` clips of a split are also
+decoded: LPIPS and the cosine of VGG16 features. All losses are stored, with the latents that a router reads. A run that
 was stopped goes on where it was; the set appears when it is whole. Prints how the ranks of flow loss and of what was
 sampled agree.
 """
@@ -76,7 +76,7 @@ def label(cfg: ConfigDict, out: str | os.PathLike) -> str:
   keep = curves.assignments(law.levels, steps, law.random, law.seed)
   meta = {
     "set": "vftok_curves",
-    "version": "2.0.0",
+    "version": "2.1.0",
     "tokenizer": law.tokenizer,
     "fingerprint": tok.fingerprint(params),
     "codebook_size": tok.codebook_size,
@@ -188,12 +188,14 @@ class Measure:
     steps = ids.shape[1]
     drawn = np.stack([curves.drawn(law.levels, steps, law.drawn, law.seed, n) for n in numbers.tolist()])
     found = np.full((*drawn.shape, len(curves.MEASURES)), np.nan, np.float32)
+    if law.drawn:
+      found[..., 0] = flow(drawn).mean(-1)
     if first < sampled and law.drawn:
       self._net = self._net or load_lpips("vgg")
       noise = jax.random.normal(self._key, tok.latent_shape(1, steps))
       how = (tok, params, self._net, batch["video"], VideoTokens.full(ids), drawn, noise)
-      found[..., 0], found[..., 1:] = flow(drawn).mean(-1), curves.sampled_losses(*how, steps=self.solver_steps)
-      found[numbers >= sampled] = np.nan
+      found[..., 1:] = curves.sampled_losses(*how, steps=self.solver_steps)
+      found[numbers >= sampled, :, :, 1:] = np.nan
     where = zip(batch["source"], batch["index"], strict=True)
     return {
       "latents": np.asarray(latents, np.float16),
