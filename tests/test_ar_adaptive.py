@@ -252,6 +252,7 @@ def test_from_clips_to_samples(tokenizer, router, tmp_path):
   assert (tmp_path / "a.mp4").stat().st_size
 
 
+@pytest.mark.slow
 def test_the_command_line_prints_what_was_made(tokenizer, router, stored, tmp_path, capsys):
   from vftok import cli
   from vftok.generator import GeneratorConfig
