@@ -127,3 +127,36 @@ def random_model(tmp_path_factory):
   path = tmp_path_factory.mktemp("tok") / "model"
   tok.save(params, path)
   return path, tok, params
+
+
+@pytest.fixture(scope="session")
+def routers(random_model, tmp_path_factory):
+  """{head: directory} of routers for `random_model` that have learned nothing."""
+  from router_files import untrained
+
+  return untrained(random_model, tmp_path_factory.mktemp("router"))
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+  """{net: file} of tiny frozen feature nets."""
+  from feature_files import tiny_nets
+
+  return tiny_nets(tmp_path_factory.mktemp("features"))
+
+
+@pytest.fixture(scope="module")
+def quick_programs():
+  """Programs run once here: XLA need not polish them. A config's shapes are found once, not at every load."""
+  import functools
+
+  import jax
+
+  from vftok.convert import load
+
+  found = functools.cache(load.abstract_params)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(load, "abstract_params", found)
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

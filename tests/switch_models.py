@@ -9,11 +9,8 @@ import zlib
 
 import jax
 import numpy as np
-import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-
-from vftok.convert import load
 
 DATA = pathlib.Path(__file__).parent / "data"
 PREFIX = "video_tokenizer."
@@ -315,13 +312,3 @@ def build(model: Model):
 
 def same_leaves(a, b):
   jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y), strict=True), a, b)
-
-
-def quickly():
-  """Programs run once here: XLA need not polish them. A config's shapes are found once, not at every load."""
-  found = functools.cache(load.abstract_params)
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(load, "abstract_params", found)
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)

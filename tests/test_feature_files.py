@@ -6,16 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from feature_files import DIM, HEADS, HIDDEN, REGISTERS, dinov2_tensors, hub_layout, tiny_nets, vjepa2_tensors, write
+from feature_files import DIM, HEADS, HIDDEN, REGISTERS, dinov2_tensors, hub_layout, vjepa2_tensors, write
 from safetensors.numpy import load_file
 
 from vftok import features
 from vftok.features import convert
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-  return tiny_nets(tmp_path_factory.mktemp("features"))
 
 
 def test_hub_layout_gives_the_same_parameters(weights, tmp_path):

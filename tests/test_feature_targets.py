@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from feature_files import DIM, HEADS, PATCH, apply, fast_jit, targets, tiny_nets
+from feature_files import DIM, HEADS, PATCH, apply, fast_jit, targets
 from PIL import Image
 
 from vftok import features
@@ -14,11 +14,6 @@ from vftok.evals.nets import weights as weights_of_nets
 from vftok.features import frames
 from vftok.features.dinov2 import DINOv2
 from vftok.features.vjepa2 import VJEPA2
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-  return tiny_nets(tmp_path_factory.mktemp("features"))
 
 
 def normalised(video):

@@ -19,7 +19,6 @@ from feature_files import (
   oracle_dinov2,
   oracle_vjepa2,
   resample,
-  tiny_nets,
 )
 from safetensors.numpy import load_file
 
@@ -28,11 +27,6 @@ from vftok.features import convert
 from vftok.features.dinov2 import DINOv2, cubic_matrix
 from vftok.features.vit import ViTConfig
 from vftok.features.vjepa2 import VJEPA2
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-  return tiny_nets(tmp_path_factory.mktemp("features"))
 
 
 @pytest.mark.parametrize(

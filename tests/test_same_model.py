@@ -23,7 +23,6 @@ from switch_models import (
   golden,
   inputs,
   last,
-  quickly,
   relative,
   same_leaves,
   tensors_of,
@@ -32,10 +31,7 @@ from switch_models import (
 
 from vftok import Tokenizer, VideoTokens
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-  yield from quickly()
+pytestmark = pytest.mark.usefixtures("quick_programs")
 
 
 @pytest.fixture(scope="module")

@@ -112,6 +112,7 @@ def test_the_mini_router_spreads_a_budget():
   """The one for this tokenizer is found by itself; totals are met, first steps get more."""
   tok, params = vftok.Tokenizer.load("vftok-mini")
   video = np.random.default_rng(0).integers(0, 255, (2, 17, 32, 32, 3), np.uint8)
+  assert tok.encode(params, video, budget=vftok.Auto(mean=4)).total().tolist() == [20, 20]
   tokens = tok.encode(params, video, budget=vftok.Auto(mean=8))
   assert tokens.total().tolist() == [40, 40] and (tokens.keep[:, 0] > tokens.keep[:, -1]).all()
   np.testing.assert_array_equal(tokens.ids, tok.encode(params, video).ids)

@@ -24,7 +24,6 @@ from switch_models import (
   inputs,
   last,
   named_cross,
-  quickly,
   relative,
   same_leaves,
   write,
@@ -36,9 +35,7 @@ from vftok.programs import ids_of, vae_encode
 THOROUGH = ("k600_like", "registers_first")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-  yield from quickly()
+pytestmark = pytest.mark.usefixtures("quick_programs")
 
 
 @pytest.mark.parametrize("name", MODELS)

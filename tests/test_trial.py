@@ -4,15 +4,10 @@ import re
 
 import numpy as np
 import pytest
-from router_files import LEVELS, clip, untrained
+from router_files import LEVELS, clip
 
 from vftok import Auto, Router, trial
 from vftok.types import VideoTokens
-
-
-@pytest.fixture(scope="module")
-def routers(random_model, tmp_path_factory):
-  return untrained(random_model, tmp_path_factory.mktemp("router"))
 
 
 def stepwise(worth_T):

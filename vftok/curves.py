@@ -99,6 +99,13 @@ def sampled_losses(tok, params, net, video, tokens, keep_BxMxT, noise_1xTxhxwxC,
   return np.einsum("BMFx,FT->BMTx", losses_BxMxFx2, of_step_FxT).astype(np.float32)
 
 
+def sampled_lpips(tok, params, net, video, tokens, keep_BxMxT, seed: int, **sampling) -> np.ndarray:
+  """float32 [B, M]: LPIPS of `sampled_losses` under the noise of `seed`, the same for all clips."""
+  noise = jax.random.normal(jax.random.key(seed), tok.latent_shape(1, keep_BxMxT.shape[2]))
+  losses = sampled_losses(tok, params, net, video, tokens, keep_BxMxT, noise, **sampling)
+  return losses[..., MEASURES.index("lpips") - 1].mean(2)
+
+
 @jax.jit
 def _frame_losses(net, video_BxFxHxWx3, decoded_BxMxFxHxWx3):
   """float32 [B, M, F, 2], after rounding to 8 bits as a viewer gets it; the features of a clip are made once."""

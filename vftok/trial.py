@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 
-import jax
 import numpy as np
 
 from vftok import allocate, curves
@@ -67,9 +66,7 @@ def best(tok, params, chunk, ids, predicted_BxTxm, levels, keep_BxT, first: int,
 
 def _lpips(tok, params, chunk, tokens: VideoTokens, keep_BxMxT, number: int) -> np.ndarray:
   """float32 [B, M], under noise number `number`."""
-  noise = jax.random.normal(jax.random.key(NOISE + number), tok.latent_shape(1, keep_BxMxT.shape[2]))
-  losses = curves.sampled_losses(tok, params, _net(), chunk, tokens, keep_BxMxT, noise, steps=SOLVER_STEPS)
-  return losses[..., curves.MEASURES.index("lpips") - 1].mean(2)
+  return curves.sampled_lpips(tok, params, _net(), chunk, tokens, keep_BxMxT, NOISE + number, steps=SOLVER_STEPS)
 
 
 @functools.cache

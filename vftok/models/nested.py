@@ -30,18 +30,23 @@ def sample_keep(key, steps: int, registers: int, *, law: str = "pow2", share: st
 
 
 def _draw(key, shape, registers: int, law: str) -> jax.Array:
-  powers = (registers - 1).bit_length() + 1  # of 1, 2, 4, ... up to registers, the last one cut to it
+  powers = powers_of_two(registers)
   if law == "pow2":
-    return jnp.minimum(2 ** jax.random.randint(key, shape, 0, powers), registers)
+    return jnp.array(powers)[jax.random.randint(key, shape, 0, len(powers))]
   if law in ("uniform", "uniform_pow2"):
     k = jax.random.randint(key, shape, 1, registers + 1)
     return k if law == "uniform" else jnp.minimum(next_power(k), registers)
   if law == "zipf":
     return 1 + jax.random.categorical(key, -jnp.log(jnp.arange(1.0, registers + 1)), shape=shape)
   if law == "halving":
-    n = jax.random.categorical(key, -jnp.log(2.0) * jnp.arange(powers), shape=shape)
+    n = jax.random.categorical(key, -jnp.log(2.0) * jnp.arange(len(powers)), shape=shape)
     return jnp.maximum(registers // 2**n, 1)
   raise ValueError(f"nested law is {law!r}, expected one of {', '.join(LAWS)}.")
+
+
+def powers_of_two(registers: int) -> list[int]:
+  """1, 2, 4, ... up to all registers, the last one cut to them."""
+  return [min(2**i, registers) for i in range((registers - 1).bit_length() + 1)]
 
 
 def next_power(k) -> jax.Array:

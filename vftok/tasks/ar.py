@@ -19,7 +19,7 @@ from vftok.generator import Generator
 from vftok.models import flow
 from vftok.models.ar import AR
 from vftok.models.ar_inputs import Condition, Places
-from vftok.models.nested import sample_keep
+from vftok.models.nested import powers_of_two, sample_keep
 from vftok.tasks import Metrics, mean
 
 
@@ -168,7 +168,7 @@ class ARTask:
       out[f"{name}bits_per_token"] = mean(nll.reshape(-1) / np.log(2), where.reshape(-1))
       out |= {f"{name}{k}": v for k, v in self._by_slot(nll, where, seq).items()}
       if cfg.order == "time_first" and not null:  # fewer slots are then the beginning of the same sequence
-        for kept in nested_counts(cfg.slots):
+        for kept in powers_of_two(cfg.slots):
           counted = nll * (where & (seq.slot_BxL < kept))
           out[f"nll_per_clip/keep {kept}"] = mean(counted.sum(1), batch["_mask"])
     return out
@@ -186,11 +186,6 @@ class ARTask:
 
   def save(self, params, frozen, directory) -> None:
     self.gen.save(params, directory)
-
-
-def nested_counts(slots: int) -> list[int]:
-  """1, 2, 4, ... and all."""
-  return sorted({2**i for i in range(slots.bit_length()) if 2**i < slots} | {slots})
 
 
 @functools.cache

@@ -25,8 +25,6 @@ from vftok.tasks import Metrics, mean
 from vftok.tasks.ar import ARTask
 
 SAMPLE = 256  # clips of each source that the odds of lengths are counted in
-
-
 ASKED = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # places in the range of preferences that an evaluation reports
 
 

@@ -160,9 +160,9 @@ class RouterTask:
       for budget in self._means():
         found = self._losses(np.concatenate(tables), predicted, budget)
         worst, best = found.pop("worst"), found["oracle"]
-        values |= {f"loss/mean {budget}/{k}": v for k, v in found.items()}
-        of_total = {k: 100 * (worst - v) / max(worst - best, 1e-12) for k, v in found.items() if k != "oracle"}
-        values |= {f"percentile/mean {budget}/{k}": v for k, v in of_total.items()}
+        for name, loss in found.items():
+          values |= {f"loss/mean {budget}/{name}": loss}
+          values |= {f"percentile/mean {budget}/{name}": percentile(-loss, -best, -worst)} if name != "oracle" else {}
     return self._written(values, split, out)
 
   def _written(self, values: dict, split: str, out) -> dict[str, float]:

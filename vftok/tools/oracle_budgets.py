@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
@@ -92,9 +91,7 @@ def measured(law: ConfigDict, tok, params, keep_MxT, clips: int, seeds: int, sol
       keep = np.repeat(keep_MxT[None], len(piece), 0)
       found = []
       for seed in range(seeds):
-        noise = jax.random.normal(jax.random.key(seed), tok.latent_shape(1, keep.shape[2]))
-        losses = curves.sampled_losses(tok, params, net, piece, tokens, keep, noise, steps=solver_steps)
-        found.append(losses[..., curves.MEASURES.index("lpips") - 1].mean(2))
+        found.append(curves.sampled_lpips(tok, params, net, piece, tokens, keep, seed, steps=solver_steps))
         done(len(piece) * len(keep_MxT))
       parts.append(np.stack(found, -1).astype(np.float64))
   return np.concatenate(parts)

@@ -30,6 +30,7 @@ from vftok.process import begin
 from vftok.progress import progress
 from vftok.reward import Reward, lengths, percentile
 from vftok.router import find
+from vftok.tasks.curve_fits import summed
 from vftok.tasks.router import WEIGHTS
 from vftok.tokenizer import Tokenizer
 from vftok.tools.command import or_exit
@@ -88,7 +89,7 @@ def compare(cfg: ConfigDict, routers, clips: int) -> dict[str, dict[str, str]]:
       cells |= {} if share is None else {f"w {weight:g}": f"{share:.1f} %"}
       cells |= {"measured": f"{100 * looks:.1f} %"} if looks else {}
   for budget in (mean for mean in MEANS if mean in levels[:-1]):  # at the last there is but one
-    for name, share in hard(losses_BxN, keep, budget, curves_of).items():
+    for name, share in hard(losses_BxN, keep, levels, budget, curves_of).items():
       rows.setdefault(name, {})[f"mean {budget}"] = f"{share:.1f} %"
   return rows
 
@@ -145,22 +146,21 @@ def ways(losses_BxN, keep_NxT, levels, reward: Reward, weight: float, routers) -
   return out
 
 
-def hard(losses_BxN, keep_NxT, budget: int, curves_of) -> dict[str, float]:
+def hard(losses_BxN, keep_NxT, levels, budget: int, curves_of) -> dict[str, float]:
   """{way: percentile among the assignments with exactly `budget` tokens per step}, of what needs no measuring.
 
   Args:
     curves_of: {name: a router's curves [B, T, m]}.
   """
-  steps, levels = keep_NxT.shape[1], np.unique(keep_NxT)
-  same = keep_NxT.sum(1) == budget * steps
+  same = keep_NxT.sum(1) == budget * keep_NxT.shape[1]
   rewards, keep_MxT = -losses_BxN[:, same], keep_NxT[same]
   at = lambda index_B: percentile(rewards[np.arange(len(rewards)), index_B], rewards.max(1), rewards.min(1))
   everyone = lambda index: at(np.full(len(rewards), index))
   out = {"one uniform for all": everyone((keep_MxT == budget).all(1).argmax())}
   out["one for all"] = everyone(rewards.mean(0).argmax())
-  level_MxT = np.searchsorted(levels, keep_MxT)
+  level_1xMxT = np.searchsorted(levels, keep_MxT)[None]
   for name, table_BxTxm in curves_of.items():
-    out[name] = at(table_BxTxm[:, np.arange(steps), level_MxT].sum(2).argmin(1))
+    out[name] = at(summed(table_BxTxm, level_1xMxT, np).argmin(1))
   return out
 
 
