@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vftok.data.video_writer import whole_file
 
 _TILE = 256  # pixels: the least width of a tile, so that two lines of label are legible
+_CROWDED = 0.06  # of the width of a plot: points closer than that share one label of the axis
 _ROW = 1800  # pixels: the most width before tiles go to a second row
 _GAP, _BACKGROUND, _TITLE, _DETAIL = 8, (20, 22, 26), (245, 245, 245), (170, 176, 186)
 
@@ -125,6 +126,7 @@ def curves_png(
   keeps, bits = np.asarray(keeps)[order], np.asarray(bits)[order]
   x = np.log2(np.maximum(keeps, 0.5))  # 0 tokens sit one step to the left of 1
   span = x[-1] - x[0]
+  crowded = [0 < a - b < _CROWDED * span for b, a in zip([-np.inf, *x], x, strict=False)]
   columns = len(scores) if len(scores) < 4 else 2
   rows = math.ceil(len(scores) / columns)
   figure = Figure(figsize=(5.4 * columns, 4.2 * rows), dpi=160, layout="constrained")
@@ -141,10 +143,11 @@ def curves_png(
       axes.fill_between(x, y - half, y + half, color=colour, alpha=0.18, linewidth=0)
     for (label, level), dashes in zip((levels or {}).get(name, {}).items(), ("--", ":", "-."), strict=False):
       axes.axhline(level, color="#777777", linewidth=1.1, linestyle=dashes, label=label)
-    for at, value in zip(x, y, strict=True):
+    for at, value, close in zip(x, y, crowded, strict=True):
       if np.isfinite(value):
         text = f"{value:.0f}" if abs(value) >= 1000 else f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"
-        axes.annotate(text, (at, value), (-5, 4), textcoords="offset points", ha="right", fontsize=8, color=colour)
+        beside = dict(xytext=(5, -11), ha="left") if close else dict(xytext=(-5, 4), ha="right")
+        axes.annotate(text, (at, value), **beside, textcoords="offset points", fontsize=8, color=colour)
     axes.margins(y=0.12)
     axes.set_xlabel("tokens kept per time step")
     axes.set_ylabel(name)
@@ -155,8 +158,11 @@ def curves_png(
     above = axes.twiny()
     above.spines["right"].set_visible(False)
     above.set_xlabel("bits of the clip", fontsize=9, color="#666666")
-    for axis, labels in ((axes, [str(k) for k in keeps]), (above, [si(b) for b in bits])):
-      axis.set_xticks(x, labels=labels)
+    for axis, labels in (
+      (axes, [f"{k:.3g}" if k < 1000 else f"{k:.0f}" for k in keeps]),
+      (above, [si(b) for b in bits]),
+    ):
+      axis.set_xticks(x, labels=["" if close else label for close, label in zip(crowded, labels, strict=True)])
       axis.set_xlim(x[0] - 0.11 * span - 0.3, x[-1] + 0.04 * span + 0.2)
     above.tick_params(labelsize=8, colors="#666666")
   with whole_file(path) as temporary:
