@@ -19,7 +19,7 @@ from vftok.tasks import make_task
 from vftok.writer import keep_until, read_metrics
 
 ROOT = Path(__file__).parents[1]
-CASES = ("tokenizer", "vae")
+CASES = ("tokenizer", pytest.param("vae", marks=pytest.mark.slow))
 
 
 def config(name: str, **changes):
@@ -32,13 +32,16 @@ def config(name: str, **changes):
 
 
 @pytest.fixture(scope="module")
-def whole_runs(tmp_path_factory):
-  """An uninterrupted run of each config: name -> workdir."""
-  runs = {}
-  for name in CASES:
-    runs[name] = tmp_path_factory.mktemp("runs") / name
-    train.run(config(name), runs[name])
-  return runs
+def whole_run(tmp_path_factory):
+  """name -> workdir of an uninterrupted run of that config, made when it is first asked for."""
+
+  @functools.cache
+  def workdir(name: str) -> Path:
+    path = tmp_path_factory.mktemp("runs") / name
+    train.run(config(name), path)
+    return path
+
+  return workdir
 
 
 def trace(workdir):
@@ -47,21 +50,21 @@ def trace(workdir):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_stop_and_resume_leave_the_trace_of_one_run(name, whole_runs, tmp_path, capsys):
+def test_stop_and_resume_leave_the_trace_of_one_run(name, whole_run, tmp_path, capsys):
   cut = config(name)
   cut.minutes = 1e-9  # stops and saves after the first step
   train.run(cut, tmp_path)
   assert [row["step"] for row in trace(tmp_path)] == [1]
   train.run(config(name), tmp_path)
-  assert trace(tmp_path) == trace(whole_runs[name])
+  assert trace(tmp_path) == trace(whole_run(name))
   assert [row["step"] for row in trace(tmp_path)] == [1, 2, 3, 4]
   assert "note: minutes is 0.0" in capsys.readouterr().out
   for part in ("model.safetensors", "config.json"):
-    assert (tmp_path / "model" / part).read_bytes() == (whole_runs[name] / "model" / part).read_bytes()
+    assert (tmp_path / "model" / part).read_bytes() == (whole_run(name) / "model" / part).read_bytes()
 
 
 @pytest.mark.slow
-def test_lines_beyond_the_checkpoint_are_written_again_not_twice(whole_runs, tmp_path):
+def test_lines_beyond_the_checkpoint_are_written_again_not_twice(whole_run, tmp_path):
   train.run(config("tokenizer", steps=2), tmp_path)  # saves at 2
   path = tmp_path / "metrics.jsonl"
   path.write_text(path.read_text() + json.dumps({"step": 3, "loss": 99.0}) + '\n{"step": 4, "lo')
@@ -70,11 +73,11 @@ def test_lines_beyond_the_checkpoint_are_written_again_not_twice(whole_runs, tmp
   assert all(row["loss"] < 50 for row in trace(tmp_path))
 
 
-def test_a_run_leaves_something_to_see(whole_runs):
-  for workdir in whole_runs.values():
-    for name in ("curves.png", "config.json", "model/model.safetensors", "metrics.jsonl"):
-      assert (workdir / name).stat().st_size > 100
-    assert list((workdir / "tensorboard").iterdir())
+def test_a_run_leaves_something_to_see(whole_run):
+  workdir = whole_run("tokenizer")
+  for name in ("curves.png", "config.json", "model/model.safetensors", "metrics.jsonl"):
+    assert (workdir / name).stat().st_size > 100
+  assert list((workdir / "tensorboard").iterdir())
 
 
 def test_nan_stops_the_run_and_names_the_last_good_step(tmp_path):
@@ -86,18 +89,18 @@ def test_nan_stops_the_run_and_names_the_last_good_step(tmp_path):
   assert np.isfinite(losses).all()
 
 
-def test_evaluation_of_a_run(whole_runs, tmp_path):
-  values = evaluate.run(config("tokenizer"), whole_runs["tokenizer"])
+def test_evaluation_of_a_run(whole_run, tmp_path):
+  values = evaluate.run(config("tokenizer"), whole_run("tokenizer"))
   assert np.isfinite(values["shapes/psnr/keep 4"]) and np.isfinite(values["shapes/psnr/VAE alone"])
-  assert (whole_runs["tokenizer"] / "eval" / "shapes" / "report.html").exists()
+  assert (whole_run("tokenizer") / "eval" / "shapes" / "report.html").exists()
   with pytest.raises(ValueError, match="has no checkpoint: train first"):
     evaluate.run(config("tokenizer"), tmp_path)
 
 
-def test_a_trained_model_loads_and_media_show_it(whole_runs):
+def test_a_trained_model_loads_and_media_show_it(whole_run):
   from vftok import Tokenizer
 
-  tok, params = Tokenizer.load(whole_runs["tokenizer"] / "model")
+  tok, params = Tokenizer.load(whole_run("tokenizer") / "model")
   video = np.random.default_rng(0).integers(0, 255, (1, 17, 16, 16, 3), np.uint8)
   assert tok.encode(params, video).ids.shape == (1, 5, 4)
   cfg = config("tokenizer")
@@ -132,9 +135,9 @@ def test_bad_configs_give_one_sentence(changes, message, tmp_path):
     train.run(cfg, tmp_path / "run")
 
 
-def test_resuming_another_model_is_refused(whole_runs, tmp_path):
-  cfg = config("tokenizer")
-  cfg.resume_from = str(whole_runs["vae"])
+def test_resuming_another_model_is_refused(whole_run, tmp_path):
+  cfg = config("vae")
+  cfg.resume_from = str(whole_run("tokenizer"))
   with pytest.raises(ValueError, match="does not fit this config"):
     train.run(cfg, tmp_path)
 

@@ -1,6 +1,6 @@
 """How good choices of budgets are beside the best of all: every assignment of some clips is measured.
 
-`python -m vftok.tools.search_budgets --config=configs/router.py:mini [--router DIR,DIR] [--clips 8] [--out FILE]`
+`python -m vftok.tools.search_budgets --config=configs/router.py:mini [--router DIR,DIR] [--clips 8] [--skip 64]`
 
 Rewards are of the measured flow loss, not of separable curves. Prints proxy-reward percentiles by preference:
   best uniform per clip, and one uniform for all;
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
   options = flags.FLAGS
 
   def run() -> None:
-    rows = compare(options.config, options.router, options.clips)
+    rows = compare(options.config, options.router, options.clips, options.skip)
     body = [[name, *(cells.get(column, "") for column in COLUMNS)] for name, cells in rows.items()]
     print(page.markdown_table([["", *COLUMNS], *body]))
     if options.out:
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
   or_exit(run)
 
 
-def compare(cfg: ConfigDict, routers, clips: int) -> dict[str, dict[str, str]]:
+def compare(cfg: ConfigDict, routers, clips: int, skip: int = 0) -> dict[str, dict[str, str]]:
   """{way: {column: percentile under a preference or a hard budget, or the share of assignments it had to measure}}.
 
   Raises:
@@ -72,7 +72,7 @@ def compare(cfg: ConfigDict, routers, clips: int) -> dict[str, dict[str, str]]:
       f"{MOST} to try all: pass fewer, such as --config.label.levels=1,4,16."
     )
   keep = search.all_assignments(levels, steps)
-  losses_BxN, latents = measured(law, tok, params, keep, clips)
+  losses_BxN, latents = measured(law, tok, params, keep, clips, skip)
   reward = Reward.fitted(losses_BxN, levels, steps)
   found, curves_of = {}, {}
   for name in routers:
@@ -102,9 +102,15 @@ def choice(router, predicted, reward: Reward):
   return lambda weight: router.keep(predicted, Auto(preference=known)) if abs(weight - known) < 1e-6 else None
 
 
-def measured(law, tok, params, keep_NxT, clips: int):
-  """(flow losses [B, N], latents) of the first validation clips."""
-  video = clips_of(law, "val", clips)
+def measured(law, tok, params, keep_NxT, clips: int, skip: int = 0):
+  """(flow losses [B, N], latents) of validation clips, the first `skip` left out.
+
+  Raises:
+    ValueError: there are not so many.
+  """
+  video = clips_of(law, "val", skip + clips)[skip:]
+  if not len(video):
+    raise ValueError(f"--skip is {skip}, expected fewer than the validation clips there are.")
   latents = tok.encode_latents(params, video)
   ids = programs.encode_latents(tok.cfg, params, latents, video, tok.dino)
   parts, pieces = [], np.array_split(keep_NxT, -(-len(keep_NxT) // PIECE))
@@ -182,6 +188,7 @@ def define_flags() -> None:
   config_flags.DEFINE_config_file("config", None, "Experiment file with a `label` part: configs/router.py:mini.")
   flags.DEFINE_list("router", [], "Routers to judge.")
   flags.DEFINE_integer("clips", 8, "Validation clips.")
+  flags.DEFINE_integer("skip", 0, "Validation clips that are left out first: those that something was chosen on.")
   flags.DEFINE_string("out", "", "A JSON file for the numbers.")
   flags.mark_flags_as_required(["config"])
 
