@@ -99,6 +99,7 @@ def test_choice_of_kernel(monkeypatch):
     target.attention(jnp.float32)
 
 
+@pytest.mark.slow
 def test_whole_generator_by_the_kernel(kernel, monkeypatch):
   """The scanned and rematerialised network, so that kernels work inside both."""
   from vftok.models.ar import AR

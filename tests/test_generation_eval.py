@@ -47,6 +47,7 @@ def test_agreement_counts_what_the_classifier_sees(monkeypatch):
     alignment.Agreement({}).summary()
 
 
+@pytest.mark.slow
 def test_the_classifier_learns_colours():
   rng = np.random.default_rng(0)
 
