@@ -291,6 +291,15 @@ def test_bad_input_is_one_sentence(run, clip, capsys, words, sentence):
   assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before  # nothing half-written is left
 
 
+def test_a_missing_extra_is_one_sentence(monkeypatch, capsys):
+  def info(args):
+    raise ModuleNotFoundError("reading it needs more: pip install 'vftok[text]'.")
+
+  monkeypatch.setattr(cli, "info", info)
+  assert cli.main(["info", "model"]) == 2
+  assert capsys.readouterr().err == "vftok: error: reading it needs more: pip install 'vftok[text]'.\n"
+
+
 @pytest.mark.parametrize("words", ["", "encode model7", "truncate a.vft b.vft --keep x", "decode a b c --solver rk4"])
 def test_wrong_words_show_the_usage(words, capsys):
   with pytest.raises(SystemExit) as caught:

@@ -23,7 +23,7 @@ def main(argv=None) -> int:
   args = parse(parser((info, encode, decode, truncate, reconstruct, sample)), argv)
   try:
     args.run(args)
-  except (ValueError, FileNotFoundError) as error:
+  except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
     print(f"vftok: error: {error}", file=sys.stderr)
     return 2
   except BrokenPipeError:  # whoever reads our output has seen enough, as in `vftok info m | head`

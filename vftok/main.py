@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
       f"error: process {jax.process_index()} of {jax.process_count()} lost the others or its devices ({reason}): what "
       "the newest checkpoint holds is safe, start all processes again with the same command."
     )
-  except (ValueError, FileNotFoundError, train.NotFinite) as error:
+  except (ValueError, FileNotFoundError, ModuleNotFoundError, train.NotFinite) as error:
     if os.environ.get("VFTOK_TRACEBACK"):
       raise
     sys.exit(f"error: {error}")
