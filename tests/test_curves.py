@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from router_files import clip, config
 
+from configs import router as experiment
 from configs import tokenizer as tokenizer_experiment
 from vftok import train
 from vftok.curves import assignments, curve_table, drawn, flow_losses, sampled_losses, spearman
@@ -122,6 +123,16 @@ def test_bad_labels(changes, sentence, random_model, tmp_path):
   cfg.label.update(changes)
   with pytest.raises(ValueError, match=re.escape(sentence)):
     label_budgets.label(cfg, tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+  "size, measured", [("mini", "lpips"), ("mini_flow", "flow"), ("d12", "lpips"), ("d18", "lpips")]
+)
+def test_what_is_labelled_is_what_a_router_learns(size, measured):
+  cfg = experiment.get_config(size)
+  assert label_budgets.directory_of(cfg) == cfg.eval.sets.val.curves.directory
+  label_budgets.check_levels(cfg.label.levels, 16 if "mini" in size else 256)
+  assert cfg.loss.measure == measured and (measured == "flow") == (not cfg.label.sampled.train)
 
 
 def test_nothing_labelled_yet(random_model, tmp_path):
