@@ -124,7 +124,7 @@ def mini():
 
 
 def mini_flow():
-  """By flow loss alone, which takes a third of the time: of six times as many clips a router learns what is their own.
+  """By flow loss alone, a small part of the work: of six times as many clips a router learns what is their own.
 
   `mini` may start from it (init_from).
   """

@@ -187,8 +187,8 @@ def define_flags() -> None:
   """Not at import: tests and other tools import this module beside others that take --config."""
   config_flags.DEFINE_config_file("config", None, "Experiment file with a `label` part: configs/router.py:mini.")
   flags.DEFINE_list("router", [], "Routers to judge.")
-  flags.DEFINE_integer("clips", 8, "Validation clips.")
-  flags.DEFINE_integer("skip", 0, "Validation clips that are left out first: those that something was chosen on.")
+  flags.DEFINE_integer("clips", 8, "Validation clips.", lower_bound=1)
+  flags.DEFINE_integer("skip", 0, "How many of them are left out first: what something was chosen on.", lower_bound=0)
   flags.DEFINE_string("out", "", "A JSON file for the numbers.")
   flags.mark_flags_as_required(["config"])
 
