@@ -164,7 +164,7 @@ def test_more_preference_means_more_tokens(stored):
 @pytest.fixture(scope="module")
 def router(tokenizer, tmp_path_factory):
   tok, params, _ = tokenizer
-  cfg = RouterConfig(dim=64, depth=1, latents=tuple(tok.latent_shape(1, T)[1:]), levels=tuple(LEVELS), loss_std=0.1)
+  cfg = RouterConfig(dim=64, depth=1, latents=tuple(tok.latent_shape(1, T)[1:]), levels=tuple(LEVELS), loss_std=1.5)
   own = Router(dataclasses.replace(cfg, fingerprint=tok.fingerprint(params)))
   weights = nn.unbox(own.init(jax.random.key(2)))
   path = tmp_path_factory.mktemp("router") / "model"
@@ -183,7 +183,7 @@ def test_from_clips_to_samples(tokenizer, router, tmp_path):
   assert "train 8, val 4 clips" in tokenize_dataset.tokenize(cfg, tmp_path / "set")
   assert "already there" in tokenize_dataset.tokenize(cfg, tmp_path / "set")
   meta = read_meta(tmp_path / "set")
-  assert meta["router"]["levels"] == LEVELS and meta["router"]["loss_std"] == 0.1
+  assert meta["router"]["levels"] == LEVELS and meta["router"]["loss_std"] == 1.5
   from vftok.data import ClipSpec, make_loader
 
   where = dict(train=False, process_count=1, process_index=0)
