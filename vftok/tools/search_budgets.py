@@ -106,7 +106,7 @@ def measured(law, tok, params, keep_NxT, clips: int, skip: int = 0):
   """(flow losses [B, N], latents) of validation clips, the first `skip` left out.
 
   Raises:
-    ValueError: there are not so many.
+    ValueError: that leaves none.
   """
   video = clips_of(law, "val", skip + clips)[skip:]
   if not len(video):
