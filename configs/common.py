@@ -99,5 +99,28 @@ def mini_sets() -> dict:
   )
 
 
+def world_data(clips: float = 0.15) -> dict:
+  """Painted scenes, and a share of the real clips as `python -m vftok.tools.pack` packs them."""
+  world = dict(kind="world", weight=1 - clips)
+  return dict(world=world, clips=dict(kind="packed", path=packed_clips(), weight=clips)) if clips else dict(world=world)
+
+
+def world_sets(count: int = 2048) -> dict:
+  """Choose on `world_val`, report on the others: unseen scenes, unseen combinations, unseen times, unseen sources."""
+  world = lambda split: dict(world=dict(kind="world", split=split, count=count))
+  clips = lambda split: dict(clips=dict(kind="packed", path=packed_clips(), split=split))
+  return dict(
+    world_val=world("val"),
+    world_test=world("test"),
+    world_novel=world("novel"),
+    clips_time=clips("val_time"),
+    clips_source=clips("val_source"),
+  )
+
+
+def packed_clips() -> str:
+  return str(cache_dir() / "clips64.npz")
+
+
 def _sim() -> dict:
   return dict(kind="tfds", directory=str(cache_dir() / "sim"), video="frames", caption="caption", fps=8.0)

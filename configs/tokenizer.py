@@ -40,6 +40,7 @@ LOSS = dict(
   features="vgg16",  # vgg16, dinov2 or vjepa2
   features_path="",  # its weights; vgg16 needs none
   features_reduce="mean",  # of the frames of a latent; unknown
+  features_standard=False,  # prefix features by squared error of standardised channels in place of the cosine
   usage=0.0,  # weight of keeping codes spread over the batch
   router="",  # a router whose counts a share of the clips gets in place of drawn ones
   router_share=0.5,
@@ -50,7 +51,7 @@ LOSS = dict(
 
 
 def get_config(size: str = "mini"):
-  sizes = (smoke, mini_draft, mini, mini_routed, d12_d12, d18_d18, d18_d28, d18_d28_stage2)
+  sizes = (smoke, mini_draft, mini, mini64, mini_routed, d12_d12, d18_d18, d18_d28, d18_d28_stage2)
   return {make.__name__: make for make in sizes}[size]()
 
 
@@ -70,6 +71,7 @@ def _model(
   linear=False,
   net=True,
   sampling=(),
+  adaln=2,
   **stack,
 ):
   """The tokenizer's config as a plain dict; widths are 64 per head. `sampling`: how it is decoded by default."""
@@ -89,7 +91,7 @@ def _model(
       net=net,
     ),
     decoder=DecoderConfig(
-      stack=StackConfig(decoder_width or width, decoder, adaln=2, **stack),
+      stack=StackConfig(decoder_width or width, decoder, adaln=adaln, **stack),
       patch=patch,
       channels=vae.z_channels,
       positions=grid,
@@ -182,6 +184,53 @@ def mini():
     freeze=("encoder",),
     optim=dict(lr=8e-4, final=0.03, warmup=200, b2=0.98, lr_groups={"decoder/draft": 0.3}),
     ema=0.999,
+  )
+
+
+def mini64():
+  """The paper's graph end to end at 64x64: a register encoder, FSQ, a flow decoder; 64 registers of 1,000 codes a step.
+
+  Minutes on one GPU, see launch/gpu/README.md.
+  """
+  vae = VAEConfig(ch=128, ch_mult=(1, 1, 1), num_res_blocks=1, time_levels=(0, 1), stem=4, space_levels=())
+  return common.base(
+    task="tokenizer",
+    title="vftok-mini",
+    steps=100_000,
+    batch_size=256,
+    vae="runs/vae/model",
+    model=_model(
+      320,
+      5,
+      6,
+      registers=64,
+      levels=(8, 5, 5, 5),
+      latent=16,
+      patch=(1, 2, 2),
+      vae=vae,
+      adaln=1,
+      dtype="bfloat16",
+      sampling=dict(guidance="cfg", scale=2.0, solver_steps=12),
+    ),
+    loss={
+      **LOSS,
+      "high": 0.3,
+      "given_probs": (0.8, 0.2),
+      "prefix_latents": 0.5,
+      "prefix_features": 1.0,
+      "prefix_width": 320,
+      "features_reduce": "first",
+      "features_standard": True,
+      "usage": 0.05,
+      "show_guidance": 2.0,
+    },
+    data=dict(sources=common.world_data(), size=64),
+    eval=dict(sets=common.world_sets(), clips=256, media=8, seeds=(0, 1, 2), guidance=2.0, steps=12),
+    optim=dict(lr=1e-3, final=0.02, warmup=200, b2=0.98),
+    ema=0.995,
+    log_every=20,
+    save_every=0,
+    media_every=0,
   )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -9,7 +11,8 @@ from ml_collections import ConfigDict
 
 from vftok.sharding import is_names
 
-SCHEDULES = ("cosine", "linear", "constant", "rsqrt")
+SCHEDULES = ("cosine", "linear", "constant", "rsqrt", "clock")
+SLOWER = "_slower"  # in a batch: the clock's factor on the rate
 WIDTHS = ("embed", "heads", "mlp")  # logical axes that grow with the model
 
 
@@ -22,10 +25,16 @@ def schedule(cfg: ConfigDict, steps: int) -> optax.Schedule:
   after = {
     "cosine": lambda: optax.cosine_decay_schedule(peak, rest, alpha=final),
     "linear": lambda: optax.linear_schedule(peak, peak * final, rest),
+    "clock": lambda: optax.constant_schedule(peak),  # the loop brings it down, see `by_clock`
     "constant": lambda: optax.constant_schedule(peak),
     "rsqrt": lambda: lambda n: peak * jnp.sqrt(max(warmup, 1) / (n + max(warmup, 1))),
   }[cfg.schedule]()
   return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
+
+
+def by_clock(gone: float, final: float) -> float:
+  """Factor on the learning rate when the share `gone` of the time is over: a cosine from 1 to `final`."""
+  return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(max(gone, 0.0), 1.0)))
 
 
 def lr_scales(cfg: ConfigDict, axes, abstract):

@@ -42,6 +42,9 @@ class NotFinite(RuntimeError):
 def run(cfg: ConfigDict, workdir) -> TrainState:
   """Trains until `cfg.steps` (or `cfg.minutes`), from the newest checkpoint of `workdir` if there is one.
 
+  With `optim.schedule="clock"` the learning rate falls with the minutes instead of the steps, and the run is done when
+  they are over: for a machine that is borrowed for a while.
+
   Returns the last state. SIGTERM saves and returns early; Ctrl-C saves and raises KeyboardInterrupt.
 
   Raises:
@@ -77,6 +80,8 @@ def run(cfg: ConfigDict, workdir) -> TrainState:
 
 def train_step(state: TrainState, frozen, batch, *, task, tx, cfg: ConfigDict) -> tuple[TrainState, dict[str, Any]]:
   """One update. Pure; jitted by the loop with the state donated. Metrics are (sum, weight) pairs and scalars."""
+  batch = dict(batch)
+  slower = batch.pop(optim.SLOWER, None)
   key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
   keys_B = jax.random.split(key, batch["_mask"].shape[0])
 
@@ -89,6 +94,8 @@ def train_step(state: TrainState, frozen, batch, *, task, tx, cfg: ConfigDict) -
   else:
     value, metrics, grads = _accumulated(grad, state.params, batch, keys_B, cfg.accumulate)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  if slower is not None:  # AdamW's updates are linear in the rate
+    updates = jax.tree.map(lambda u: u * slower, updates)
   params = optax.apply_updates(state.params, updates)
   ema = None if state.ema is None else update_ema(state.ema, params, cfg.ema, state.step)
   new = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
@@ -123,16 +130,18 @@ class _Loop:
     self.meter = Meter(cfg.steps, task.flops() * cfg.batch_size)
     self.last_good: int | None = None
     self.sums: dict[str, np.ndarray] = {}
+    self.slower = 1.0
 
   def run(self, state: TrainState, frozen, step: int) -> TrainState:
-    cfg, began, pending = self.cfg, time.monotonic(), None
+    cfg, began, pending, done = self.cfg, time.monotonic(), None, False
+    self.began = began
     gc.collect()
     gc.freeze()  # what is alive now stays: collections between steps stay short
     with _stop_signals() as stopping:
       for host in self.loader if step < cfg.steps else ():
         shown = None if not cfg.media_every or step % cfg.media_every else host
         with self._profiled(step):
-          state, metrics = self.step(state, frozen, self._arrays(host))
+          state, metrics = self.step(state, frozen, self._arrays(host) | self._slower())
         step += 1
         if pending is not None:  # one step late: the device computes this step while the last one is read
           self._record(*pending)
@@ -140,7 +149,8 @@ class _Loop:
         if shown is not None and step > 1:
           self._show(step - 1, state, frozen, shown)
         over = cfg.minutes and step % cfg.log_every == 0 and agreed(time.monotonic() - began > 60 * cfg.minutes)
-        stop = stopping.is_set() or over or step == cfg.steps or self.checkpoints.stop_requested(step)
+        done = step == cfg.steps or (over and cfg.optim.schedule == "clock")
+        stop = stopping.is_set() or over or done or self.checkpoints.stop_requested(step)
         due = cfg.save_every and step % cfg.save_every == 0
         if stop or due or (cfg.eval_every and step % cfg.eval_every == 0):
           self._record(*pending)  # the loss of this very step is finite, or nothing is saved
@@ -152,7 +162,7 @@ class _Loop:
         if stop:
           break
     self.checkpoints.wait()
-    self._finish(step, state, frozen, stopped=step < cfg.steps)
+    self._finish(step, state, frozen, stopped=not (done or step >= cfg.steps))
     if stopping.interrupted:
       raise KeyboardInterrupt
     return state
@@ -160,6 +170,14 @@ class _Loop:
   def _arrays(self, host) -> dict[str, jax.Array]:
     left = ("source", "index")  # whose clips these are is for people
     return sharding.to_devices({k: v for k, v in host.items() if v.dtype != object and k not in left}, self.mesh)
+
+  def _slower(self) -> dict[str, jax.Array]:
+    """The clock's factor on the learning rate, or nothing."""
+    if self.cfg.optim.schedule != "clock":
+      return {}
+    gone = (time.monotonic() - self.began) / (60 * self.cfg.minutes)
+    self.slower = optim.by_clock(gone, self.cfg.optim.final)
+    return {optim.SLOWER: jnp.float32(self.slower)}
 
   def _record(self, step: int, metrics, ids: dict[str, Any]) -> None:
     values = jax.device_get(metrics)
@@ -178,7 +196,7 @@ class _Loop:
     means = {k: s / n for k, (s, n) in self.sums.items() if n}
     self.sums = {}
     row = {"loss": float(values["loss"]), **means, "grad_norm": float(values["grad_norm"])}
-    row |= {"lr": float(self.rate(step - 1)), **ids, **self.meter.numbers()}
+    row |= {"lr": float(self.rate(step - 1)) * self.slower, **ids, **self.meter.numbers()}
     row["data/bad_clips"] = len(bad_clips.read(self.workdir / BAD_CLIPS))
     self.writer.scalars(step, row)
     if jax.process_index() == 0:
@@ -202,7 +220,7 @@ class _Loop:
     self.meter.pause()
 
   def _finish(self, step: int, state: TrainState, frozen, stopped: bool) -> None:
-    model = whole(state.model) if step >= self.cfg.steps else None
+    model = None if stopped else whole(state.model)
     if jax.process_index():
       return
     self.writer.flush()
@@ -238,6 +256,8 @@ def _check(cfg, mesh) -> None:
     raise ValueError(
       f"batch_size is {cfg.batch_size}, expected a multiple of {multiple} (data x fsdp devices x accumulate)."
     )
+  if cfg.optim.schedule == "clock" and not cfg.minutes:
+    raise ValueError("optim.schedule is 'clock' and minutes is 0, expected minutes to train for: set config.minutes.")
   if cfg.steps < 1:
     raise ValueError(f"steps is {cfg.steps}, expected 1 or more.")
   if cfg.eval_every and jax.process_count() > 1:

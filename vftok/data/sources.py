@@ -13,6 +13,7 @@ from vftok.data.latents import latents
 from vftok.data.shapes import ShapesSource
 from vftok.data.tfds_source import TfdsSource, named_tfds, open_tfds
 from vftok.data.tokens import tokens
+from vftok.data.world import WorldSource
 
 
 class Source(Protocol):
@@ -85,6 +86,7 @@ DATASETS: dict[str, Callable[..., Source]] = {
   "tfds": tfds,
   "sim": sim,
   "shapes": ShapesSource,
+  "world": WorldSource,
   "latents": latents,
   "tokens": tokens,
   "curves": curves,

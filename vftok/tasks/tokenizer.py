@@ -5,18 +5,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from ml_collections import ConfigDict
+from safetensors.numpy import load_file, save_file
 
 from vftok import config as model_config
 from vftok import perf, programs
 from vftok.convert.load import load_vae
-from vftok.data.video_writer import to_uint8
+from vftok.data.video_writer import to_uint8, whole_file
 from vftok.models import flow, fsq
 from vftok.models.decoder import Decoder, draft_of
 from vftok.models.encoder import Encoder
@@ -29,6 +32,7 @@ from vftok.tasks.linear_codes import step_code
 from vftok.tokenizer import Tokenizer
 
 ENCODER_NET = ("patch_in", "patch_positions", "registers", "stack", "head")  # what a linear encoder lacks
+HEADS = "heads.safetensors"  # beside a tokenizer: its prefix heads
 HIGH_TIME = 0.8  # flow times above it show whether the tokens are used: below, the noisy latent tells nearly all
 
 
@@ -120,6 +124,9 @@ class TokenizerTask:
     for part in ("encoder", "decoder"):
       mine, theirs = (dataclasses.asdict(getattr(t.cfg, part)) for t in (self.tok, source))
       loaded[part] = _fitting(part, loaded[part], params[part], mine, theirs)
+    heads = Path(self.cfg.init_from) / HEADS
+    if self.heads and heads.is_file():
+      params = {**params, "heads": _like(params["heads"], load_file(heads))}
     return {**params, "encoder": loaded["encoder"], "decoder": loaded["decoder"]}
 
   def _fitted(self, params, batches) -> Any:
@@ -156,7 +163,7 @@ class TokenizerTask:
         terms[f"prefix_{name}"] = weight * (
           jnp.square(guess - self._patches(latents)).mean((1, 2, 3, 4))
           if name == "latents"
-          else 1 - cosine_similarity(guess, targets).mean((1, 2, 3))
+          else self._from_features(guess, targets)
         )
     if law.usage:
       terms["usage"] = law.usage * jnp.broadcast_to(_usage(z), (len(latents),))
@@ -202,6 +209,17 @@ class TokenizerTask:
     video = programs.to_float(batch["video"])
     targets = self.features.targets(frozen["features"], video, grid=self._grid(), reduce=self.law.features_reduce)
     return jax.lax.stop_gradient(targets)
+
+  def _from_features(self, guess, targets) -> jax.Array:
+    """float32 [B]: one minus the cosine (SemanTok), or the squared error of standardised channels.
+
+    What all clips share (floor, sky) owns the cosine of raw features; standardised over the batch, what differs counts.
+    """
+    if not self.law.features_standard:
+      return 1 - cosine_similarity(guess, targets).mean((1, 2, 3))
+    off = targets - targets.mean((0, 1, 2, 3))
+    scaled = off * jax.lax.rsqrt(jnp.square(off).mean((0, 1, 2, 3)) + 1e-6)
+    return jnp.square(guess - jnp.clip(scaled, -5, 5)).mean((1, 2, 3, 4))
 
   def _patches(self, latents) -> jax.Array:
     return patchify(latents, self.tok.cfg.decoder.patch)
@@ -266,12 +284,23 @@ class TokenizerTask:
 
   def save(self, params, frozen, directory) -> None:
     self.tok.save(self._full(params, frozen), directory)
+    if self.heads:  # no tokenizer needs them; a run that goes on from this one does
+      flat = traverse_util.flatten_dict(jax.tree.map(np.asarray, nn.unbox(params["heads"])), sep="/")
+      with whole_file(Path(directory) / HEADS) as path:
+        save_file(flat, path)
 
 
 def _per_example(velocity, target, valid_BxL) -> jax.Array:
   """float32 [B]: mean squared error over the latents that were not given clean."""
   error_BxL = jnp.square(velocity.astype(jnp.float32) - target).mean((2, 3, 4))
   return (error_BxL * valid_BxL).sum(1) / jnp.maximum(valid_BxL.sum(1), 1)
+
+
+def _like(heads, flat):
+  """Stored heads where they fit these; else these, which start anew."""
+  stored = traverse_util.unflatten_dict(flat, sep="/")
+  fits = jax.tree.map(jnp.shape, nn.unbox(heads)) == jax.tree.map(jnp.shape, stored)
+  return jax.tree.map(lambda mine, theirs: jnp.asarray(theirs, mine.dtype), heads, stored) if fits else heads
 
 
 def _usage(z_BxTxKxc) -> jax.Array:

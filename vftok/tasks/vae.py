@@ -66,6 +66,7 @@ class VAETask:
     keys = jax.vmap(lambda key: jax.random.split(key, 4))(keys_B)
     apply = lambda x, method: self.vae.apply({"params": params["vae"]}, x, method=method)
     latents, logvar = apply(video, VAE.encode)
+    off = _off_unit(latents)
     if law.sample:
       noise = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))(keys[:, 0])
       kl_B = 0.5 * (jnp.square(latents) + jnp.exp(logvar) - 1 - logvar).sum((1, 2, 3, 4))
@@ -80,6 +81,8 @@ class VAETask:
 
     error, all_but_first = out - video, (1, 2, 3, 4)
     terms = {"kl": law.kl * kl_B / np.prod(video.shape[1:])}
+    if law.unit:
+      terms["unit"] = law.unit * jnp.broadcast_to(off, kl_B.shape)
     if law.l1:
       terms["l1"] = law.l1 * jnp.abs(error).mean(all_but_first)
     if law.l2:
@@ -137,3 +140,9 @@ class VAETask:
 
   def save(self, params, frozen, directory) -> None:
     save_vae(self.model, params["vae"], directory)
+
+
+def _off_unit(latents_BxTxhxwxC) -> jax.Array:
+  """How far the channels are from mean 0 and variance 1 over the batch: a flow wants latents of one scale."""
+  mean, spread = latents_BxTxhxwxC.mean((0, 1, 2, 3)), jnp.sqrt(latents_BxTxhxwxC.var((0, 1, 2, 3)) + 1e-6)
+  return jnp.mean(jnp.square(mean) + jnp.square(spread - 1))
