@@ -92,7 +92,7 @@ def mini64():
     steps=20_000,
     batch_size=128,
     model=_model(
-      ch=128,
+      ch=96,
       ch_mult=(1, 1, 1),
       num_res_blocks=1,
       z_channels=16,
