@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from av.video.reformatter import Interpolation, VideoReformatter
 from PIL import Image
 
 from vftok.data import hdr
@@ -22,8 +21,6 @@ from vftok.data.video import VideoBytes, check_fps
 from vftok.data.window import shown
 
 _MIDDLE = 0.5 - 1e-9  # just under one half: of an odd number of pixels too many, the smaller half goes first
-# Without full chroma the colours of a small picture have half its columns.
-_BICUBIC = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +134,11 @@ class _Painter:
 
   def __init__(self, spec, draw):
     self._crop = functools.cache(lambda *size: _crop(*size, spec, draw))
-    self._reformat = VideoReformatter().reformat
+    from av.video.reformatter import Interpolation, VideoReformatter  # where frames were decoded PyAV is there
+
+    # Without full chroma the colours of a small picture have half its columns.
+    bicubic = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT
+    self._reformat = functools.partial(VideoReformatter().reformat, interpolation=bicubic, threads=1)
 
   def __call__(self, frame):
     turns = round(frame.rotation / 90) % 4
@@ -148,7 +149,7 @@ class _Painter:
     bright = frame.color_trc in (hdr.PQ, hdr.HLG)
     kind = "rgb48le" if bright else "rgb24"
     # Resized in YUV and then converted, the cheap order.
-    picture = self._reformat(frame, width, height, kind, interpolation=_BICUBIC, threads=1).to_ndarray()
+    picture = self._reformat(frame, width, height, kind).to_ndarray()
     picture = (np.rot90(picture, turns) if turns else picture)[window]
     return hdr.to_sdr(picture, frame.color_trc) if bright else picture
 

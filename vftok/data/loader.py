@@ -15,11 +15,10 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import grain
 import numpy as np
 
 from vftok.data.clip import ClipSpec
-from vftok.data.examples import Examples, Part, mix
+from vftok.data.examples import Examples, Part, mix, required_grain
 from vftok.data.sources import source_of
 
 __all__ = ["ClipSpec", "Loader", "make_loader"]
@@ -113,6 +112,7 @@ class Loader:
   """
 
   def __init__(self, examples: Examples, workers: int):
+    grain = required_grain()
     self.names, self.examples, self.wait_seconds = examples.names, examples.ends[-1], 0.0
     self.label_names = {
       name: tuple(getattr(source, "label_names", ()))
