@@ -28,6 +28,14 @@ class Source(Protocol):
     "ids": uint16 [T, K], with "text_emb" and "text_mask" where texts were embedded,
     "latents" and "losses" float32 [N, T, times] of a set of curves,
   and "caption" (str), "label" (int, -1 unknown), "name" (str, what a log calls the clip), "fps" (float or None).
+
+  A source that can give many clips at once also has
+
+    take(indices int64 [n], spec: ClipSpec, seeds uint64 [n] or None) -> {"video": uint8 [n, F, H, W, 3]}
+
+  numpy, or a jax.Array that is on the accelerator already; moment, crop and flip of each clip are drawn from its seed,
+  and are the middle ones where seeds is None. It is called from a thread. Beside it there may be
+  describe(indices) -> (captions, labels), which saves making a record of each clip for those.
   """
 
   def __len__(self) -> int: ...
