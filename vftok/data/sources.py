@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from vftok.data.curves import curves
 from vftok.data.folder import video_folder
 from vftok.data.latents import latents
+from vftok.data.packed import packed
 from vftok.data.shapes import ShapesSource
 from vftok.data.tfds_source import TfdsSource, named_tfds, open_tfds
 from vftok.data.tokens import tokens
@@ -91,6 +92,7 @@ DATASETS: dict[str, Callable[..., Source]] = {
   "clips": clips,
   "video_folder": video_folder,
   "tfds": tfds,
+  "packed": packed,
   "sim": sim,
   "shapes": ShapesSource,
   "latents": latents,
