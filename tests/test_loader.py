@@ -16,13 +16,39 @@ from vftok.data import ClipSpec, make_loader, window
 from vftok.data.bad_clips import read, report
 from vftok.data.examples import LISTED, mix
 from vftok.data.latents import write_latents
+from vftok.data.sources import DATASETS
 
 SPEC = ClipSpec(frames=5, size=(16, 16), fps=8.0, flip=True, scale=(0.5, 1.0))
-MIX = {
-  "a": dict(kind="shapes", size=24, frames=9, count=10, weight=0.3),
-  "b": dict(kind="shapes", size=(20, 30), frames=6, count=7, weight=0.7, split="other"),
-}
+
+
+class OneByOne:
+  """Shapes without `take`: for the loader of clips that are decoded one by one."""
+
+  def __init__(self, split, **options):
+    self._shapes = DATASETS["shapes"](split, **options)
+
+  def __len__(self):
+    return len(self._shapes)
+
+  def __getitem__(self, index):
+    return self._shapes[index]
+
+
+def mix_of(kind):
+  return {
+    "a": dict(kind=kind, size=24, frames=9, count=10, weight=0.3),
+    "b": dict(kind=kind, size=(20, 30), frames=6, count=7, weight=0.7, split="other"),
+  }
+
+
+MIX = mix_of("one_by_one")
+BOTH = pytest.mark.parametrize("sources", [MIX, mix_of("shapes")], ids=["grain", "memory"])
 ONE = dict(process_index=0, process_count=1)
+
+
+@pytest.fixture(autouse=True)
+def one_by_one(monkeypatch):
+  monkeypatch.setitem(DATASETS, "one_by_one", OneByOne)
 
 
 def take(n, sources=MIX, spec=SPEC, batch_size=8, **options):
@@ -42,8 +68,9 @@ def ids(batches):
   return [(int(s), int(i)) for batch in batches for s, i in zip(batch["source"], batch["index"], strict=True)]
 
 
-def test_a_batch():
-  (batch,) = take(1)
+@BOTH
+def test_a_batch(sources):
+  (batch,) = take(1, sources)
   kinds = {key: (value.shape, value.dtype) for key, value in batch.items()}
   assert kinds == {
     "video": ((8, 5, 16, 16, 3), np.uint8),
@@ -54,25 +81,27 @@ def test_a_batch():
     "caption": ((8,), object),
   }
   assert batch["_mask"].all() and all(caption.startswith("a ") for caption in batch["caption"])
-  assert not np.array_equal(batch["video"], take(1, seed=1)[0]["video"])
+  assert not np.array_equal(batch["video"], take(1, sources, seed=1)[0]["video"])
 
 
-def test_start_is_continuing():
-  batches = take(9)
-  assert_equal(batches[4:], take(5, start=32))
-  assert_equal(batches, take(9))
-  assert ids(batches) != ids(take(9, seed=1))
+@BOTH
+def test_start_is_continuing(sources):
+  batches = take(9, sources)
+  assert_equal(batches[4:], take(5, sources, start=32))
+  assert_equal(batches, take(9, sources))
+  assert ids(batches) != ids(take(9, sources, seed=1))
 
 
+@BOTH
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("hosts", [2, 4])
-def test_hosts_join_to_the_global_batch(hosts, train):
+def test_hosts_join_to_the_global_batch(hosts, train, sources):
   n = 4 if train else 3
-  parts = [take(n, train=train, process_index=host, process_count=hosts) for host in range(hosts)]
+  parts = [take(n, sources, train=train, process_index=host, process_count=hosts) for host in range(hosts)]
   joined = [
     {key: np.concatenate([part[key] for part in batch]) for key in batch[0]} for batch in zip(*parts, strict=True)
   ]
-  assert_equal(joined, take(n, train=train))
+  assert_equal(joined, take(n, sources, train=train))
 
 
 def test_two_workers_give_the_same_batches(tmp_path):
@@ -109,14 +138,15 @@ def test_two_workers_give_the_same_batches(tmp_path):
 
 
 def test_workers_end_with_a_killed_run(tmp_path):
+  encode(tmp_path / "a.mp4", scene(30), g=10)
   script = tmp_path / "script.py"
   script.write_text(
-    textwrap.dedent("""
+    textwrap.dedent(f"""
       import multiprocessing, os, signal
       from vftok.data import ClipSpec, make_loader
       if __name__ == "__main__":
-        shapes = dict(a=dict(kind="shapes", size=16, count=9))
-        loader = make_loader(shapes, ClipSpec(frames=2, size=(16, 16)), 2, workers=1, process_index=0, process_count=1)
+        files = dict(a=dict(kind="video_folder", path={str(tmp_path)!r}, split="all"))
+        loader = make_loader(files, ClipSpec(frames=2, size=(16, 16)), 2, workers=1, process_index=0, process_count=1)
         batches = iter(loader)
         next(batches)
         print(*(child.pid for child in multiprocessing.active_children()), flush=True)
@@ -152,8 +182,9 @@ def test_every_epoch_of_a_source_shows_each_example_once(length):
   assert order[2**40] == mix([length], [1.0], seed=3)[2**40], "far into a run, without what came before"
 
 
-def test_weights_and_epochs():
-  found = ids(take(30))
+@BOTH
+def test_weights_and_epochs(sources):
+  found = ids(take(30, sources))
   assert np.mean([source for source, _ in found]) == pytest.approx(0.7, abs=0.01)
   for source, length in ((0, 10), (1, 7)):
     drawn = [index for s, index in found if s == source]
@@ -162,11 +193,12 @@ def test_weights_and_epochs():
     assert len({tuple(epoch) for epoch in epochs}) > 5  # shuffled anew
 
 
+@BOTH
 @pytest.mark.parametrize("hosts", [1, 4])
-def test_evaluation_sees_every_example_once(hosts):
+def test_evaluation_sees_every_example_once(hosts, sources):
   seen, lengths = [], []
   for host in range(hosts):
-    with make_loader(MIX, SPEC, 8, train=False, process_index=host, process_count=hosts) as loader:
+    with make_loader(sources, SPEC, 8, train=False, process_index=host, process_count=hosts) as loader:
       for _ in range(2):  # again from the beginning
         batches = list(loader)
       assert len(batches) == len(loader) == 3 and loader.examples == 17

@@ -134,7 +134,13 @@ def batch_size_multiple(mesh: Mesh) -> int:
   return math.prod(mesh.shape[a] for a in RULES["batch"])
 
 
-def to_devices(host_batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def to_devices(host_batch: Mapping[str, np.ndarray | jax.Array], mesh: Mesh) -> dict[str, jax.Array]:
   """This process's part of a batch -> global arrays cut along their first axis."""
   sharding = NamedSharding(mesh, P(RULES["batch"]))
-  return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in host_batch.items()}
+
+  def place(v):
+    if isinstance(v, jax.Array) and jax.process_count() == 1:  # made on an accelerator: it stays there
+      return jax.device_put(v, sharding)
+    return jax.make_array_from_process_local_data(sharding, np.asarray(v))
+
+  return {k: place(v) for k, v in host_batch.items()}

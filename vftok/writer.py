@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from vftok.data.video_writer import whole_file, write_video
+from vftok.data.video_writer import film_ending, whole_file, write_video
+from vftok.optional import present
 
 METRICS = "metrics.jsonl"
 
@@ -33,9 +34,12 @@ class Writer:
     self._path = self.workdir / METRICS
     keep_until(self._path, resume)
     self._file = open(self._path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 (closed by close)
-    from tensorboardX import SummaryWriter
+    if present("tensorboardX"):
+      from tensorboardX import SummaryWriter
 
-    self._board = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=resume + 1 if resume else None)
+      self._board = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=resume + 1 if resume else None)
+    else:
+      print("no TensorBoard events are written, metrics.jsonl has all numbers: pip install tensorboardX for both.")
     if wandb:
       self._wandb = _open_wandb(wandb, self.workdir, config, resume)
 
@@ -45,29 +49,31 @@ class Writer:
       return
     self._file.write(json.dumps({"step": step, **{k: plain(v) for k, v in values.items()}}) + "\n")
     numbers = {k: float(v) for k, v in values.items() if isinstance(v, (int, float, np.number))}
-    for name, value in numbers.items():
+    for name, value in numbers.items() if self._board else ():
       self._board.add_scalar(name, value, step)
     if self._wandb:
       self._wandb.log(numbers, step=step)
 
   def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
-    """uint8 [F, H, W, 3] as media/name_step.mp4, and as a moving picture in TensorBoard's image tab."""
+    """uint8 [F, H, W, 3] as media/name_step.mp4 (.webp without PyAV), and as a moving picture in TensorBoard."""
     if not self.active:
       return
     stem = self.workdir / "media" / f"{name.replace('/', '_')}_{step:08d}"
-    write_video(f"{stem}.mp4", frames, fps)
-    write_video(f"{stem}.gif", frames, min(fps, 50))
-    gif = Path(f"{stem}.gif")
-    self._add_image(step, name, gif.read_bytes(), frames.shape[1:3])
-    gif.unlink()
+    film = f"{stem}{film_ending()}"
+    write_video(film, frames, fps)
+    if self._board and present("av"):
+      write_video(f"{stem}.gif", frames, min(fps, 50))
+      gif = Path(f"{stem}.gif")
+      self._add_image(step, name, gif.read_bytes(), frames.shape[1:3])
+      gif.unlink()
     if self._wandb:
       import wandb
 
-      self._wandb.log({name: wandb.Video(f"{stem}.mp4")}, step=step)
+      self._wandb.log({name: wandb.Video(film)}, step=step)
 
   def image(self, step: int, name: str, png: Path) -> None:
     """A PNG that is on disk already."""
-    if self.active:
+    if self.active and self._board:
       self._add_image(step, name, Path(png).read_bytes(), (1, 1))
 
   def _add_image(self, step: int, name: str, encoded: bytes, size) -> None:
@@ -80,12 +86,14 @@ class Writer:
   def flush(self) -> None:
     if self.active:
       self._file.flush()
-      self._board.flush()
+      if self._board:
+        self._board.flush()
 
   def close(self) -> None:
     if self.active:
       self._file.close()
-      self._board.close()
+      if self._board:
+        self._board.close()
       if self._wandb:
         self._wandb.finish()
 

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from av.video.reformatter import Interpolation, VideoReformatter
 from PIL import Image
 
 from vftok.data import hdr
@@ -22,8 +21,6 @@ from vftok.data.video import VideoBytes, check_fps
 from vftok.data.window import shown
 
 _MIDDLE = 0.5 - 1e-9  # just under one half: of an odd number of pixels too many, the smaller half goes first
-# Without full chroma the colours of a small picture have half its columns.
-_BICUBIC = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +134,11 @@ class _Painter:
 
   def __init__(self, spec, draw):
     self._crop = functools.cache(lambda *size: _crop(*size, spec, draw))
-    self._reformat = VideoReformatter().reformat
+    from av.video.reformatter import Interpolation, VideoReformatter  # where frames were decoded PyAV is there
+
+    # Without full chroma the colours of a small picture have half its columns.
+    bicubic = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT
+    self._reformat = functools.partial(VideoReformatter().reformat, interpolation=bicubic, threads=1)
 
   def __call__(self, frame):
     turns = round(frame.rotation / 90) % 4
@@ -148,7 +149,7 @@ class _Painter:
     bright = frame.color_trc in (hdr.PQ, hdr.HLG)
     kind = "rgb48le" if bright else "rgb24"
     # Resized in YUV and then converted, the cheap order.
-    picture = self._reformat(frame, width, height, kind, interpolation=_BICUBIC, threads=1).to_ndarray()
+    picture = self._reformat(frame, width, height, kind).to_ndarray()
     picture = (np.rot90(picture, turns) if turns else picture)[window]
     return hdr.to_sdr(picture, frame.color_trc) if bright else picture
 
@@ -173,6 +174,27 @@ def _from_array(record, spec, draw):
     raise ValueError(f"{record['name']} {error}") from None
   (rows, columns), window = _crop(*frames.shape[1:3], spec, draw)
   if (rows, columns) != frames.shape[1:3]:
-    resize = lambda picture: Image.fromarray(picture).resize((columns, rows), Image.Resampling.BICUBIC)
-    return np.stack([np.asarray(resize(picture))[window] for picture in chosen])
+    return _resized(chosen, rows, columns, window)
   return np.ascontiguousarray(chosen[:, *window])
+
+
+def _resized(frames_FxHxWx3, rows: int, columns: int, window) -> np.ndarray:
+  """Each frame resized to (rows, columns), then the window of it: two calls for all frames instead of one for each.
+
+  Pillow resizes along the width first and rounds in between, so doing one axis of all frames at a time is the same.
+  """
+  count, height, width, _ = frames_FxHxWx3.shape
+  resize = lambda image, *size: np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+  tall = np.ascontiguousarray(frames_FxHxWx3).reshape(count * height, width, 3)
+  narrow = resize(tall, columns, count * height).reshape(count, height, columns, 3)[:, :, window[1]]
+  wide = np.ascontiguousarray(narrow.transpose(1, 0, 2, 3)).reshape(height, -1, 3)
+  found = resize(wide, wide.shape[1], rows)[window[0]]
+  return np.ascontiguousarray(found.reshape(len(found), count, -1, 3).transpose(1, 0, 2, 3))
+
+
+def load_clips(records, spec: ClipSpec, seeds) -> np.ndarray:
+  """uint8 [n, F, H, W, 3] of n records; seeds: of each one's generator, or None for the middle."""
+  clips = np.empty((len(records), spec.frames, *spec.size, 3), np.uint8)
+  for i, record in enumerate(records):
+    clips[i] = load_clip(record, spec, None if seeds is None else np.random.default_rng(int(seeds[i])))
+  return clips

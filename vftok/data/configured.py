@@ -6,11 +6,14 @@ from ml_collections import ConfigDict
 
 from vftok.data.clip import ClipSpec
 from vftok.data.loader import Loader, make_loader
+from vftok.data.memory_loader import MemoryLoader
 
 BAD_CLIPS = "bad_clips.jsonl"  # in a workdir
 
 
-def train_loader(cfg: ConfigDict, examples: int, *, workers: int = 0, log=None, whole: bool = False) -> Loader:
+def train_loader(
+  cfg: ConfigDict, examples: int, *, workers: int = 0, log=None, whole: bool = False
+) -> Loader | MemoryLoader:
   """The training mix of `cfg.data` from a number of examples on: this process's part of each batch, or all of it."""
   return make_loader(
     cfg.data.sources.to_dict(),
@@ -30,6 +33,6 @@ def _spec(cfg, train: bool) -> ClipSpec:
   return ClipSpec(frames=data.frames, size=(data.size, data.size), fps=data.fps or None, timeout=data.timeout, **random)
 
 
-def eval_loader(cfg: ConfigDict, sources: dict, *, log=None) -> Loader:
+def eval_loader(cfg: ConfigDict, sources: dict, *, log=None) -> Loader | MemoryLoader:
   """One pass over a set of `cfg.eval.sets`."""
   return make_loader(sources, _spec(cfg, train=False), cfg.eval.batch_size, seed=cfg.seed, train=False, bad_clips=log)

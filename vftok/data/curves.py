@@ -17,6 +17,7 @@ import numpy as np
 from vftok.curves import MEASURES
 from vftok.data.dataset_writer import RECIPE, write_tfds
 from vftok.data.tfds_source import TfdsSource, open_tfds
+from vftok.optional import required
 
 
 def write_curves(directory: Path, splits: Mapping[str, Callable[[], Iterable[Mapping[str, Any]]]], meta) -> None:
@@ -29,8 +30,7 @@ def write_curves(directory: Path, splits: Mapping[str, Callable[[], Iterable[Map
     meta: has "latents_shape", "losses_shape", "drawn_shape", and "levels", "steps", "random", "seed" of
       `curves.assignments`.
   """
-  import tensorflow_datasets as tfds
-
+  tfds = required("tensorflow_datasets", "tensorflow-datasets", "writing a TFDS set")
   features = {
     **{key: tfds.features.Tensor(shape=shape, dtype=np.dtype(kind)) for key, shape, kind in _arrays(meta)},
     "caption": tfds.features.Text(),

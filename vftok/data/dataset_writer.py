@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from vftok.data.video_writer import whole_file
+from vftok.optional import required
 
 RECIPE = "recipe.json"
 
@@ -71,7 +72,7 @@ def write_tfds(
     features: {name: TFDS feature}. Raw images, videos and bfloat16 need TensorFlow, the others do not.
     splits: {split: function that gives its examples, dicts of the features}. No split may be empty.
   """
-  import tensorflow_datasets as tfds
+  tfds = required("tensorflow_datasets", "tensorflow-datasets", "writing a TFDS set")
 
   with tfds.core.registered.skip_registration():
 

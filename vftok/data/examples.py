@@ -9,11 +9,11 @@ import itertools
 import threading
 from typing import Any
 
-import grain
 import numpy as np
 
 from vftok.data import bad_clips
 from vftok.data.clip import ClipSpec, load_clip
+from vftok.optional import required
 
 MAX_FAILURES = 32  # clips in a row, drawn at random from one source: past that the source itself is broken
 LISTED = 2**14  # sources up to this long are shuffled as a list: of 60 examples, grain's cipher takes 0.4 ms for each
@@ -39,9 +39,14 @@ class Part:
     return self.start + batch * self.batch + self.index * self.size + place
 
 
+def required_grain():
+  """grain, for loaders of clips that are decoded one by one."""
+  return required("grain", "grain", "a loader of clips that are not in memory")
+
+
 def mix(lengths, weights, seed):
   """Example number -> (source, index within it)."""
-  orders = []
+  grain, orders = required_grain(), []
   for i, length in enumerate(lengths):
     own_seed = int(np.random.SeedSequence([seed, i]).generate_state(1)[0])
     if length <= LISTED:
@@ -128,6 +133,8 @@ class Examples:
         content = {"video": load_clip(record, self.spec, rng)}
       else:
         content = {key: record[key] for key, _, _ in self.arrays}
+    except ModuleNotFoundError:  # no clip's fault
+      raise
     except Exception as error:  # whatever is wrong with one file must not end a run of days
       if isinstance(error, TimeoutError):
         with _hung_lock:

@@ -14,6 +14,7 @@ import numpy as np
 
 from vftok.data.dataset_writer import RECIPE, whole_directory, write_tfds
 from vftok.data.tfds_source import TfdsSource, open_tfds
+from vftok.optional import required
 
 
 def write_latents(
@@ -41,8 +42,7 @@ def write_latents(
 
 
 def _write(directory: Path, splits) -> list[int]:
-  import tensorflow_datasets as tfds
-
+  tfds = required("tensorflow_datasets", "tensorflow-datasets", "writing a TFDS set")
   firsts, examples = {}, {}
   for name, given in splits.items():
     iterator = iter(given)

@@ -15,11 +15,11 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import grain
 import numpy as np
 
 from vftok.data.clip import ClipSpec
-from vftok.data.examples import Examples, Part, mix
+from vftok.data.examples import Examples, Part, mix, required_grain
+from vftok.data.memory_loader import MemoryLoader
 from vftok.data.sources import source_of
 
 __all__ = ["ClipSpec", "Loader", "make_loader"]
@@ -38,11 +38,12 @@ def make_loader(
   bad_clips: str | os.PathLike | None = None,
   process_index: int | None = None,
   process_count: int | None = None,
-) -> Loader:
+) -> Loader | MemoryLoader:
   """Batches for this process of a mix of sources.
 
   Training is endless: every source is shuffled anew in each of its epochs and the sources interleave by weight.
   Evaluation is one pass over all of them, one after the other, in order; the last batch is padded.
+  Where all sources give many clips at once (`Source.take`), a thread of this process makes the batches, without grain.
 
   Args:
     sources: {name: dict(kind=, weight=1, split=, **options)}: `kind` is a key of `sources.DATASETS`, `split`
@@ -81,6 +82,8 @@ def make_loader(
   if len(kinds) > 1:
     raise ValueError("some sources give stored arrays and others video, or other arrays: mix only one kind and shape.")
   part = Part(start, batch_size, process_index, process_count)
+  if kinds == {None} and all(hasattr(source, "take") for source in opened.values()):
+    return MemoryLoader(tuple(opened), tuple(opened.values()), weights, spec, seed, train, part)
   examples = Examples(
     names=tuple(opened),
     sources=tuple(opened.values()),
@@ -98,9 +101,9 @@ class Loader:
   """An iterable of batches; each `iter` begins at `start` anew. Use as a context manager, or call `close`.
 
   A batch is a dict of numpy arrays over this process's b = batch_size / processes examples:
-    "video" uint8 [b, F, H, W, 3], or "latents" float16 [b, T, h, w, C], or the arrays of stored tokens: "ids" uint16
-    [b, T, K] and, with text, "text_emb" float16 [b, S, C] and "text_mask" bool [b, S]; routed ones
-    have "curves" float32 [b, T, m];
+    "video" uint8 [b, F, H, W, 3] (of a `MemoryLoader` a jax.Array, if a source gives such), or "latents" float16
+    [b, T, h, w, C], or the arrays of stored tokens: "ids" uint16 [b, T, K] and, with text, "text_emb" float16
+    [b, S, C] and "text_mask" bool [b, S]; routed ones have "curves" float32 [b, T, m];
     "_mask" bool [b], False for padding and, in evaluation, for clips that could not be used;
     "label" int32 [b], -1 unknown; "source" int32 [b], position in `names`; "index" int64 [b], within the source
     (both -1 where the mask is False); "caption" object [b] of str.
@@ -113,6 +116,7 @@ class Loader:
   """
 
   def __init__(self, examples: Examples, workers: int):
+    grain = required_grain()
     self.names, self.examples, self.wait_seconds = examples.names, examples.ends[-1], 0.0
     self.label_names = {
       name: tuple(getattr(source, "label_names", ()))

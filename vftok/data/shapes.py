@@ -6,6 +6,8 @@ import zlib
 
 import numpy as np
 
+from vftok.data.clip import load_clips
+
 COLOURS = {
   "red": (220, 40, 40),
   "green": (40, 180, 60),
@@ -42,10 +44,22 @@ class ShapesSource:
   def __len__(self):
     return self.count
 
-  def __getitem__(self, index):
+  def take(self, indices, spec, seeds=None):
+    """As `sources.Source` says."""
+    return {"video": load_clips([self[i] for i in indices.tolist()], spec, seeds)}
+
+  def describe(self, indices):
+    """Captions and labels."""
+    drawn = [self._drawn(i)[1:] for i in indices.tolist()]
+    return [_caption(*what) for what in drawn], [self.label_names.index(shape) for shape, _, _ in drawn]
+
+  def _drawn(self, index):
     rng = np.random.default_rng([zlib.crc32(self.split.encode()), index])
     pick = lambda table: list(table)[rng.integers(len(table))]
-    shape, colour, direction = pick(SHAPES), pick(COLOURS), pick(DIRECTIONS)
+    return rng, pick(SHAPES), pick(COLOURS), pick(DIRECTIONS)
+
+  def __getitem__(self, index):
+    rng, shape, colour, direction = self._drawn(index)
     (height, width), (down, right) = self.size, DIRECTIONS[direction]
     side = min(height, width)
     radius, speed = side * rng.uniform(0.12, 0.22), side * rng.uniform(0.02, 0.06)
@@ -59,8 +73,12 @@ class ShapesSource:
     frames = np.rint(ground * (1 - cover) + np.array(COLOURS[colour]) * cover).astype(np.uint8)
     return {
       "frames": frames,
-      "caption": f"a {colour} {shape} moves {direction}",
+      "caption": _caption(shape, colour, direction),
       "label": self.label_names.index(shape),
       "name": f"shapes/{self.split}:{index}",
       "fps": self.fps,
     }
+
+
+def _caption(shape, colour, direction):
+  return f"a {colour} {shape} moves {direction}"

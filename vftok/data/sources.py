@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from vftok.data.curves import curves
 from vftok.data.folder import video_folder
 from vftok.data.latents import latents
+from vftok.data.packed import packed
 from vftok.data.shapes import ShapesSource
 from vftok.data.tfds_source import TfdsSource, named_tfds, open_tfds
 from vftok.data.tokens import tokens
@@ -29,6 +30,14 @@ class Source(Protocol):
     "ids": uint16 [T, K], with "text_emb" and "text_mask" where texts were embedded,
     "latents" and "losses" float32 [N, T, times] of a set of curves,
   and "caption" (str), "label" (int, -1 unknown), "name" (str, what a log calls the clip), "fps" (float or None).
+
+  A source that can give many clips at once also has
+
+    take(indices int64 [n], spec: ClipSpec, seeds uint64 [n] or None) -> {"video": uint8 [n, F, H, W, 3]}
+
+  numpy, or a jax.Array that is on the accelerator already; moment, crop and flip of each clip are drawn from its seed,
+  and are the middle ones where seeds is None. It is called from a thread. Beside it there may be
+  describe(indices) -> (captions, labels), which saves making a record of each clip for those.
   """
 
   def __len__(self) -> int: ...
@@ -84,6 +93,7 @@ DATASETS: dict[str, Callable[..., Source]] = {
   "clips": clips,
   "video_folder": video_folder,
   "tfds": tfds,
+  "packed": packed,
   "sim": sim,
   "shapes": ShapesSource,
   "world": WorldSource,

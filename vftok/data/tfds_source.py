@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vftok.optional import required
+
 
 class TfdsSource:
   """A split of a prepared ArrayRecord set, its features renamed to a record's."""
@@ -51,10 +53,13 @@ class TfdsSource:
     }
 
 
+def _tfds():
+  return required("tensorflow_datasets", "tensorflow-datasets", "reading a TFDS set")
+
+
 def open_tfds(directory: str | os.PathLike):
   """The builder of the set prepared in `directory` or below it, the newest version where there are several."""
-  import tensorflow_datasets
-
+  tensorflow_datasets = _tfds()
   found = sorted(path.parent for path in Path(directory).glob("**/dataset_info.json") if ".incomplete" not in str(path))
   if not found:
     raise FileNotFoundError(f"{directory} holds no prepared TFDS set: prepare it as ArrayRecord, or check the path.")
@@ -67,8 +72,7 @@ def open_tfds(directory: str | os.PathLike):
 
 def named_tfds(name: str, directory: str | os.PathLike | None):
   """The builder of a prepared set by its name. Raises FileNotFoundError where it is not in `directory`."""
-  import tensorflow_datasets
-
+  tensorflow_datasets = _tfds()
   try:
     return tensorflow_datasets.builder(name, data_dir=directory and str(directory), try_gcs=False)
   except tensorflow_datasets.core.registered.DatasetNotFoundError as error:

@@ -15,6 +15,7 @@ import numpy as np
 
 from vftok.data.dataset_writer import RECIPE, write_tfds
 from vftok.data.tfds_source import TfdsSource, open_tfds
+from vftok.optional import required
 
 CLASSES = "classes.json"  # names of the labels, where they have some
 
@@ -35,8 +36,7 @@ def write_tokens(
       clips were routed, "router" with its "levels" (m of them) and what preferences are weighed by.
     label_names: of labels 0, 1, ...; none where labels are numbers only.
   """
-  import tensorflow_datasets as tfds
-
+  tfds = required("tensorflow_datasets", "tensorflow-datasets", "writing a TFDS set")
   tensor = lambda shape, dtype: tfds.features.Tensor(shape=tuple(shape), dtype=dtype)
   features = {
     "ids": tensor(meta["shape"], np.uint16),

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 from PIL import Image
+
+from vftok.optional import required
 
 STATES_DURATION = {"mov", "matroska", "avi"}  # containers whose header says how long they are, and means it
 
@@ -31,6 +32,11 @@ class VideoBytes(io.BytesIO):
     return self.name
 
 
+def pyav():
+  """PyAV, for who reads or writes video files. Raises ModuleNotFoundError where it is not installed."""
+  return required("av", "av", "reading and writing video files")
+
+
 def video_info(path) -> tuple[float, float | None]:
   """(frames per second, the average where it varies; seconds, None where the header does not say)."""
   with opened(path) as container:
@@ -42,7 +48,7 @@ def stated_seconds(container) -> float | None:
   stream = container.streams.video[0]
   if stream.duration is not None:
     return float(stream.duration * stream.time_base)
-  return container.duration / av.time_base if container.duration else None
+  return container.duration / pyav().time_base if container.duration else None
 
 
 def read_video(path, size=None, fps: float | None = None, **clip) -> tuple[np.ndarray, float]:
@@ -149,7 +155,7 @@ def decoded(path):
             yield begin, end, frame
             begin = end
           frame, count = following, count + 1
-    except av.error.FFmpegError as error:
+    except pyav().error.FFmpegError as error:
       raise ValueError(f"{path} is damaged at frame {count}: get a whole copy of it.") from error
     if frame is None:
       raise ValueError(f"{path} has no frame that can be decoded, expected a video: get a whole copy of it.")
@@ -165,7 +171,7 @@ def _check_end(path, container, count, end, reached):
   if kinds & STATES_DURATION and stream.duration is not None:
     promised = float(stream.duration * stream.time_base)
   elif kinds & STATES_DURATION and container.duration:
-    promised, end = container.duration / av.time_base, reached
+    promised, end = container.duration / pyav().time_base, reached
   # A stated frame count makes a loss certain; a bare duration may be rounded or padded by whoever wrote it.
   period = float(1 / rate(stream))
   slack = 1.5 * period if stream.frames > count else max(0.25, 3 * period)
@@ -184,6 +190,7 @@ def _check_end(path, container, count, end, reached):
 @contextlib.contextmanager
 def opened(path, timeout: float | None = None):
   """An input container that holds a video stream; a path whose storage hangs for `timeout` seconds is an error."""
+  av = pyav()
   try:
     # A colon in the path makes no protocol of it, and a playlist must not reach for the network.
     container = av.open(

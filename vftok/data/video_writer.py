@@ -1,4 +1,4 @@
-"""Video files out: frames uint8 [F, H, W, 3] to .mp4 or .gif, by PyAV, whole or not at all."""
+"""Video files out: frames uint8 [F, H, W, 3] to .mp4 or .gif by PyAV, or .webp by Pillow, whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 from PIL import Image
 
-from vftok.data.video import check_fps
+from vftok.data.video import check_fps, pyav
+from vftok.optional import present
 
 _BT709, _LIMITED_RANGE = 1, 1
 
@@ -49,9 +49,14 @@ def to_uint8(video) -> np.ndarray:
 
 
 def check_video_name(path) -> None:
-  """Raises ValueError unless `path` ends in one of the two kinds that `video_writer` writes."""
-  if Path(path).suffix.lower() not in (".mp4", ".gif"):
-    raise ValueError(f"{path} ends in {Path(path).suffix!r}, expected a video to write: use .mp4 or .gif.")
+  """Raises ValueError unless `path` ends in one of the kinds that `video_writer` writes."""
+  if Path(path).suffix.lower() not in (".mp4", ".gif", ".webp"):
+    raise ValueError(f"{path} ends in {Path(path).suffix!r}, expected a video to write: use .mp4 or .gif or .webp.")
+
+
+def film_ending() -> str:
+  """ ".mp4", or ".webp" where PyAV is not installed: for films that may be either."""
+  return ".mp4" if present("av") else ".webp"
 
 
 def write_video(path, frames, fps: float) -> None:
@@ -61,16 +66,18 @@ def write_video(path, frames, fps: float) -> None:
 
 
 @contextlib.contextmanager
-def video_writer(path, fps: float) -> Iterator[_Writer]:
-  """Writes a video piece by piece: H.264 in .mp4, or an animated .gif with a palette per frame.
+def video_writer(path, fps: float) -> Iterator[_Writer | _WebPWriter]:
+  """Writes a video piece by piece: H.264 in .mp4, an animated .gif with a palette per frame, or an animated .webp.
 
   `with video_writer(path, fps) as writer: writer.write(frames)`; the file appears whole when the block ends,
-  and not at all when it fails. H.264 at 4:2:0 has even sides: an odd one grows by a repeated row or column.
+  and not at all when it fails. H.264 at 4:2:0 has even sides: an odd one grows by a repeated row or column. A .webp is
+  held in memory until it ends, and is what can be written without PyAV.
 
   Raises:
     ValueError: another file ending, fps out of range, pieces that are not uint8 [F, H, W, 3] of one size, or
       no frame at all.
     FileNotFoundError: the folder does not exist.
+    ModuleNotFoundError: PyAV is not installed.
   """
   check_fps(fps)
   check_video_name(path)
@@ -78,12 +85,47 @@ def video_writer(path, fps: float) -> Iterator[_Writer]:
   if kind == "gif" and fps > 50:
     raise ValueError(f"fps is {fps:g}, expected at most 50 in a .gif: write an .mp4 or lower fps.")
   options = {"movflags": "+faststart"} if kind == "mp4" else {}  # the index first: plays while it downloads
-  with whole_file(path) as temporary, av.open(f"file:{temporary}", "w", kind, options) as container:
-    writer = _Writer(container, fps)
+  with contextlib.ExitStack() as stack:
+    temporary = stack.enter_context(whole_file(path))
+    if kind == "webp":
+      writer = _WebPWriter(temporary, fps)
+    else:
+      writer = _Writer(stack.enter_context(pyav().open(f"file:{temporary}", "w", kind, options)), fps)
     yield writer
     if not writer.frames:
       raise ValueError(f"there are no frames to write to {path}: pass at least one.")
     writer.finish()
+
+
+def _checked(frames) -> np.ndarray:
+  frames = np.asarray(frames)
+  if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
+    raise ValueError(f"frames are {frames.dtype} {frames.shape}, expected uint8 [F, H, W, 3]: see to_uint8.")
+  return frames
+
+
+class _WebPWriter:
+  def __init__(self, path, fps):
+    self.path, self.fps, self.pictures = path, fps, []
+
+  @property
+  def frames(self) -> int:
+    return len(self.pictures)
+
+  def write(self, frames) -> None:
+    """Appends frames uint8 [F, H, W, 3]."""
+    frames = _checked(frames)
+    if self.pictures and frames.shape[2:0:-1] != self.pictures[0].size:
+      width, height = self.pictures[0].size
+      raise ValueError(
+        f"frames are {frames.shape[1:]}, expected {(height, width, 3)} like the ones before: resize them."
+      )
+    self.pictures += [Image.fromarray(frame) for frame in np.array(frames)]  # of its own: callers reuse theirs
+
+  def finish(self) -> None:
+    ends = np.rint(np.arange(self.frames + 1) * 1000 / self.fps).astype(int)  # whole milliseconds, without drift
+    options = dict(duration=np.diff(ends).tolist(), loop=0, quality=90, method=2, minimize_size=False)
+    self.pictures[0].save(self.path, "WEBP", save_all=True, append_images=self.pictures[1:], **options)
 
 
 class _Writer:
@@ -93,9 +135,7 @@ class _Writer:
 
   def write(self, frames) -> None:
     """Appends frames uint8 [F, H, W, 3]."""
-    frames = np.asarray(frames)
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
-      raise ValueError(f"frames are {frames.dtype} {frames.shape}, expected uint8 [F, H, W, 3]: see to_uint8.")
+    frames = _checked(frames)
     if not self.gif:
       frames = np.pad(frames, [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)], mode="edge")
     if self.shape is None:
@@ -126,7 +166,7 @@ class _Writer:
       codec.color_range = _LIMITED_RANGE
 
   def _yuv(self, pixels):
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+    frame = pyav().VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
     return frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range=_LIMITED_RANGE)
 
   def _paletted(self, pixels):
@@ -135,4 +175,4 @@ class _Writer:
     colours = np.array(image.getpalette(), np.uint8).reshape(-1, 3)
     argb = np.full((256, 4), 255, np.uint8)
     argb[: len(colours), 1:] = colours
-    return av.VideoFrame.from_ndarray((np.asarray(image), argb), format="pal8")
+    return pyav().VideoFrame.from_ndarray((np.asarray(image), argb), format="pal8")

@@ -10,11 +10,14 @@ from __future__ import annotations
 import bisect
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
-import av
 import numpy as np
 
-from vftok.data.video import STATES_DURATION, decoded, opened, rate, stated_seconds
+from vftok.data.video import STATES_DURATION, decoded, opened, pyav, rate, stated_seconds
+
+if TYPE_CHECKING:
+  import av
 
 _SEEKABLE = {"mov", "matroska"}  # an index of key frames, and a timestamp on every packet
 _EPS = 1e-6  # seconds: containers round their timestamps
@@ -72,7 +75,7 @@ def _fast(video, container, seekable, moments, check):
   context.options = {"err_detect": "explode"}
   first = stream.start_time or 0
   found = None
-  with contextlib.suppress(av.error.FFmpegError):
+  with contextlib.suppress(pyav().error.FFmpegError):
     if seekable and moments[0] > 0:
       start = first + int(moments[0] / stream.time_base)
       container.seek(start, stream=stream)

@@ -100,7 +100,7 @@ def evaluate(
   key = jax.random.key(seed)
   with progress(f"evaluating {split}", total and total * len(keeps), "clips", first="compiling") as done:
     for number, batch in enumerate(batches):
-      video, mask = batch["video"], np.asarray(batch["_mask"], bool)
+      video, mask = np.asarray(batch["video"]), np.asarray(batch["_mask"], bool)
       shape, clips = video.shape[1:], clips + int(mask.sum())
       made_key, paint_key = jax.random.split(jax.random.fold_in(key, number))
       cond, own = _condition(gen, batch), tok.encode(params, video)

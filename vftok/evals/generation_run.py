@@ -38,7 +38,7 @@ def evaluate(cfg, gen, params, tok, tok_params, guidance, out) -> dict[str, floa
     with contextlib.closing(make_loader(scenes, spec, 64, workers=0, **where)) as loader:
       classifier = alignment.train(loader, (data.frames, data.size, data.size, 3), law.classifier_steps)
   with contextlib.closing(make_loader(splits["train"], spec, BATCH, split="train", train=False, **where)) as loader:
-    pool = [batch["video"][batch["_mask"]] for batch in itertools.islice(loader, -(-law.pool // BATCH))]
+    pool = [np.asarray(batch["video"])[batch["_mask"]] for batch in itertools.islice(loader, -(-law.pool // BATCH))]
   with contextlib.closing(make_loader(splits["val"], spec, BATCH, split="val", train=False, **where)) as loader:
     evaluation = generation.evaluate(
       gen,

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vftok.data.video_writer import video_writer, whole_file
+from vftok.data.video_writer import film_ending, video_writer, whole_file
 
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0}td,th{padding:.3rem .8rem;border-bottom:1px solid #ddd;text-align:right}
@@ -89,14 +89,18 @@ def markdown_table(cells: Sequence[Sequence[str]]) -> str:
 
 
 def write_film(directory: Path, name: str, frames: np.ndarray, fps: float) -> None:
-  """NAME.mp4 of uint8 [F, H, W, 3], and NAME.png, the middle frame of it."""
-  with video_writer(directory / f"{name}.mp4", fps) as writer:
+  """NAME.mp4 (.webp without PyAV) of uint8 [F, H, W, 3], and NAME.png, the middle frame of it."""
+  with video_writer(directory / f"{name}{film_ending()}", fps) as writer:
     writer.write(frames)
   Image.fromarray(frames[len(frames) // 2]).save(directory / f"{name}.png")
 
 
 def film(directory: Path, name: str) -> str:
-  """What `write_film` wrote, inside the page."""
+  """What `write_film` wrote, inside the page; nothing where it wrote nothing."""
+  if (directory / f"{name}.webp").is_file():
+    return f'<p><img alt="{html.escape(name)}" src="{data(directory / f"{name}.webp", "image/webp")}"></p>'
+  if not (directory / f"{name}.mp4").is_file():
+    return ""
   poster, source = data(directory / f"{name}.png", "image/png"), data(directory / f"{name}.mp4", "video/mp4")
   return f'<p><video autoplay loop muted controls playsinline poster="{poster}" src="{source}"></video></p>'
 

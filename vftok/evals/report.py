@@ -188,6 +188,5 @@ def _page(directory, names, evaluations, title) -> str:
     out.append(f"<ul>{''.join(items)}</ul>" if items else "")
     if (curves := directory / f"curves-{name}.png").is_file():
       out.append(f'<p><img alt="curves over tokens kept" src="{page.data(curves, "image/png")}"></p>')
-    if (directory / f"grid-{name}.mp4").is_file():
-      out.append(page.film(directory, f"grid-{name}"))
+    out.append(page.film(directory, f"grid-{name}"))
   return "\n".join(out) + "</html>\n"

@@ -161,7 +161,7 @@ def clips_of(law, split: str, count: int) -> np.ndarray:
   found = []
   with _loader(law, split, json.loads(law.splits.to_json())[split], 0, None) as loader:
     for batch in loader:
-      found += list(batch["video"][batch["_mask"]])
+      found += list(np.asarray(batch["video"])[batch["_mask"]])
       if len(found) >= count:
         break
   if not found:
