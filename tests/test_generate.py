@@ -45,7 +45,7 @@ def test_matrices_are_cast_once(model):
   """No step of a bfloat16 model reads a float32 matrix of its blocks or its head."""
   gen, params = model
   cfg = ARConfig(vocab=30, steps=3, slots=7, depth=2, n_classes=4, dtype="bfloat16")
-  plan, _, keep, cond, _ = request(GeneratorConfig(cfg), {"label": [1]}, guidance=1.0)
+  _, _, keep, cond, _ = request(GeneratorConfig(cfg), {"label": [1]}, guidance=1.0)
   memo, _ = generate.prepare(cfg, params, cond, cfg.length, guided=False)
   assert {x.dtype for x in jax.tree.leaves((memo.layers, memo.head)) if x.ndim > 1} == {jnp.dtype("bfloat16")}
   assert {x.dtype for x in jax.tree.leaves(memo.layers) if x.ndim == 1} == {jnp.dtype("float32")}  # the norms' scales

@@ -18,7 +18,6 @@ from vftok.models.ar import AR, ARConfig, Block
 from vftok.models.ar_inputs import Condition, Context, Places
 from vftok.sharding import constrain
 
-
 TURN = 8  # tokens between two looks at the position on a GPU
 
 
