@@ -45,11 +45,16 @@ def same(mine, theirs, tolerance=1e-5):
 
 @pytest.mark.parametrize(
   "layout",
-  [*(Layout(3, 30, 20, mode) for mode in MODES), Layout(2, 96, 32, "causal"), Layout(3, 20, 9, "full", (), 200)],
+  [
+    *(Layout(3, 30, 20, mode) for mode in MODES),
+    *(Layout(3, 10, 5, mode) for mode in MODES),
+    Layout(2, 96, 32, "causal"),
+    *(Layout(3, 20, 9, mode, (), 200) for mode in ("full", "time_block_causal")),
+  ],
   ids=lambda layout: f"{layout.mode}-{layout.length}-{layout.last_stands_for}",
 )
 def test_tokenizer_masks(layout, kernel):
-  """Lengths that are and are not whole tiles; a register that stands for 200 equal ones."""
+  """Lengths that are and are not whole tiles, odd ones; a register that stands for 200 equal ones."""
   arrays = qkv(2, 2, layout.length)
   run = lambda f: gradients(jax.jit(lambda *a: f(*a, layout)), arrays)
   same(run(attend), run(attend_dense))
@@ -71,7 +76,7 @@ def test_multiplicity_in_half_precision(kernel):
   arrays = qkv(1, 2, layout.length, dtype=jnp.bfloat16)
   exact = attend_dense(*(x.astype(jnp.float32) for x in arrays), layout)
   error = np.abs(np.asarray(attend(*arrays, layout), np.float32) - np.asarray(exact)).max()
-  assert error < (0.01 if kernel == "splash" else 0.03)
+  assert error < (0.01 if kernel == "splash" else 0.014)  # 0.0128 by a float32 bias, 0.0158 by a bfloat16 one
 
 
 def test_masks_are_computed_and_not_stored():

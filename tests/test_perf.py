@@ -81,3 +81,43 @@ def test_feature_net_flops_agree_with_the_compiler():
   assert perf.vit_flops(cfg.dim, cfg.depth, cfg.hidden, length) == pytest.approx(found, rel=0.03)
   one = perf.vit_flops(cfg.dim, cfg.depth, cfg.hidden, 8 * 8 + 1)
   assert (net.flops((2, 4, 4), "mean"), net.flops((2, 4, 4), "first")) == (5 * one, 2 * one)
+
+
+class Card:
+  def __init__(self, kind):
+    self.device_kind = kind
+
+
+@pytest.mark.parametrize(
+  "kind, half, full",
+  [
+    ("NVIDIA H100 80GB HBM3", 989e12, 494e12),
+    ("NVIDIA H200", 989e12, 494e12),
+    ("NVIDIA A100-SXM4-40GB", 312e12, 156e12),
+    ("NVIDIA L4", 121e12, 60e12),
+    ("TPU v5 lite", 197e12, 197e12),
+  ],
+)
+def test_peak_of_known_devices(kind, half, full, monkeypatch):
+  monkeypatch.setattr(perf.jax, "devices", lambda: [Card(kind)])
+  assert (perf.machine_flops(), perf.machine_flops("float32")) == (half, full)
+
+
+def test_peak_of_an_unknown_card_is_measured(monkeypatch):
+  monkeypatch.setattr(perf.jax, "devices", lambda: [Card("NVIDIA L40S")])
+  assert perf.machine_flops() not in perf.PEAKS.values()
+
+
+def test_one_arena_where_the_cpu_computes(monkeypatch):
+  set_to = []
+  monkeypatch.setattr(perf.ctypes, "CDLL", lambda _: type("C", (), {"mallopt": lambda *a: set_to.append(a[-2:])})())
+  monkeypatch.setattr(perf.sys, "platform", "linux")
+  before = jax.config.jax_platforms
+  try:
+    for platforms, arenas in (("cpu", 1), ("cuda,cpu", 0)):
+      jax.config.update("jax_platforms", platforms)
+      set_to.clear()
+      perf.keep_memory()
+      assert set_to.count((-8, 1)) == arenas
+  finally:
+    jax.config.update("jax_platforms", before)

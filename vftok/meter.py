@@ -11,10 +11,13 @@ from vftok.perf import machine_flops
 
 
 class Meter:
-  """Counts steps; pauses (evaluation, videos) and the first step, which compiles, do not enter the speed."""
+  """Counts steps; pauses (evaluation, videos) and the first step, which compiles, do not enter the speed.
 
-  def __init__(self, steps: int, flops_per_step: float):
-    self.steps, self.flops, self.peak = steps, flops_per_step, machine_flops()
+  `dtype` is of the matrix products: what the machine could do depends on it.
+  """
+
+  def __init__(self, steps: int, flops_per_step: float, dtype: str = "bfloat16"):
+    self.steps, self.flops, self.peak = steps, flops_per_step, machine_flops(dtype)
     self._last = self._waited = None
     self._mean = self._wait_share = 0.0
 

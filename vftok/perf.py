@@ -7,6 +7,8 @@ embedding and head projections are left out: under 1 % at the sizes of the relea
 from __future__ import annotations
 
 import ctypes
+import importlib.util
+import re
 import sys
 import time
 
@@ -117,12 +119,14 @@ def use_compile_cache() -> None:
 
 
 def keep_memory() -> None:
-  """Lets this process keep freed memory for its next step, where the C library is glibc.
+  """Lets this process keep freed memory for its next step, where the backend is CPU and the C library glibc.
+
+  Elsewhere nothing is set: with one arena, a GPU host's threads that decode video would wait for each other.
 
   XLA's CPU buffers are large, and large blocks go back to the system by default: each step then waits for the kernel
   to clear pages again (a fifth of all time in the training of configs/tokenizer.py:mini). Call it before JAX computes.
   """
-  if sys.platform != "linux":
+  if sys.platform != "linux" or not _computes_on_cpu():
     return
   try:
     mallopt = ctypes.CDLL(None).mallopt
@@ -131,6 +135,14 @@ def keep_memory() -> None:
   trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8  # numbers of <malloc.h>
   for option, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**28), (arena_max, 1)):
     mallopt(option, value)
+
+
+def _computes_on_cpu() -> bool:
+  """Asks JAX itself only where it may be otherwise: its CPU threads keep the arenas that they begin with."""
+  if jax.config.jax_platforms:
+    return jax.config.jax_platforms.split(",")[0] == "cpu"
+  others = any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
+  return not others or jax.default_backend() == "cpu"
 
 
 # Dense bfloat16 FLOP/s of one device, from the vendors' data sheets.
@@ -142,14 +154,28 @@ PEAKS = {
   "TPU v6 lite": 918e12,
   "NVIDIA A100": 312e12,
   "NVIDIA H100": 989e12,
+  "NVIDIA H200": 989e12,
+  "NVIDIA B200": 2250e12,
+  "NVIDIA L4": 121e12,
+}
+# What is left of it for float32, which is TF32 on NVIDIA cards; TPUs make float32 products of bfloat16 ones.
+FLOAT32_PEAKS = {
+  "NVIDIA A100": 156e12,
+  "NVIDIA H100": 494e12,
+  "NVIDIA H200": 494e12,
+  "NVIDIA B200": 1125e12,
+  "NVIDIA L4": 60e12,
 }
 
 
-def machine_flops() -> float:
-  """FLOP/s that all devices together could do: the data sheet's where known, else a jitted matmul, timed now."""
+def machine_flops(dtype: str = "bfloat16") -> float:
+  """FLOP/s that all devices together could do in `dtype`: the data sheet's where known, else a matmul, timed now."""
   kind = jax.devices()[0].device_kind
-  fits = lambda name: kind.startswith(name) if name.startswith("NVIDIA") else kind == name
-  known = [rate for name, rate in PEAKS.items() if fits(name)]
+  fits = lambda name: (
+    re.match(rf"{name}\b", kind) if name.startswith("NVIDIA") else kind == name
+  )  # "NVIDIA L40S" is none
+  peaks = PEAKS if dtype in ("bfloat16", "float16") else {**PEAKS, **FLOAT32_PEAKS}
+  known = [rate for name, rate in peaks.items() if fits(name)]
   if known:
     return known[0] * jax.device_count()
   size = 1024

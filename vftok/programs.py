@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 
 import jax
@@ -16,6 +17,14 @@ from vftok.models.encoder import Encoder
 from vftok.models.vae import VAE
 
 
+def exact(dtype: str):
+  """What ids, latents and budgets are computed under: a float32 model's products are float32 on every platform.
+
+  By default a GPU rounds them to TF32 and a TPU to bfloat16, convolutions too, and ids of the same video would differ.
+  """
+  return jax.default_matmul_precision("highest") if dtype == "float32" else contextlib.nullcontext()
+
+
 def to_float(video) -> jax.Array:
   """uint8 [0, 255] or float [-1, 1] -> float32 [-1, 1]."""
   if video.dtype == jnp.uint8:
@@ -23,10 +32,11 @@ def to_float(video) -> jax.Array:
   return video.astype(jnp.float32)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def vae_encode(cfg: TokenizerConfig, params, video_BxFxHxWx3):
-  """(mean, logvar) float32 [B, T, h, w, C] of the VAE's posterior."""
-  return VAE(cfg.vae).apply({"params": params["vae"]}, to_float(video_BxFxHxWx3), method=VAE.encode)
+@functools.partial(jax.jit, static_argnums=0, static_argnames="quick")
+def vae_encode(cfg: TokenizerConfig, params, video_BxFxHxWx3, *, quick: bool = False):
+  """(mean, logvar) float32 [B, T, h, w, C] of the VAE's posterior; `quick` for training, where no id is kept."""
+  with contextlib.nullcontext() if quick else exact(cfg.vae.dtype):
+    return VAE(cfg.vae).apply({"params": params["vae"]}, to_float(video_BxFxHxWx3), method=VAE.encode)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -38,13 +48,15 @@ def vae_decode(cfg: TokenizerConfig, params, latents_BxTxhxwxC):
 @functools.partial(jax.jit, static_argnums=0)
 def features(cfg: TokenizerConfig, params, latents_BxTxhxwxC, class_BxTxG=None):
   """z float32 [B, T, K, c] of what the encoder reads: what FSQ rounds."""
-  return Encoder(cfg.encoder).apply({"params": params["encoder"]}, latents_BxTxhxwxC, class_BxTxG)
+  with exact(cfg.encoder.stack.dtype):
+    return Encoder(cfg.encoder).apply({"params": params["encoder"]}, latents_BxTxhxwxC, class_BxTxG)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def with_dino(cfg: TokenizerConfig, dino: DINOv2, params, video_BxFxHxWx3, latents_BxTxhxwxC):
   """What an encoder with DINOv2 features reads: see `dino_inputs`."""
-  return dino_inputs(cfg, dino, params["dino"], to_float(video_BxFxHxWx3), latents_BxTxhxwxC)
+  with exact(dino.cfg.dtype):
+    return dino_inputs(cfg, dino, params["dino"], to_float(video_BxFxHxWx3), latents_BxTxhxwxC)
 
 
 def ids_of(cfg: TokenizerConfig, z_BxTxKxc) -> jax.Array:

@@ -126,7 +126,8 @@ class Router:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _predict(cfg: RouterConfig, params, latents):
-  out = net(cfg).apply({"params": params}, latents)
+  with programs.exact("float32"):
+    out = net(cfg).apply({"params": params}, latents)
   return out if cfg.head == "classes" else out * cfg.drop_scale
 
 

@@ -3,7 +3,8 @@
 q and k are LayerNorms without affine (QK-norm) and logits are scaled by 8 / head_dim, so |logit| <= 8: the softmax
 needs no pass for the maximum. Where QK-norm is off, `bounded=False` brings that pass back.
 
-On TPU the splash kernel does it, on GPU cuDNN in half precision (see `target.attention`); the rest is plain XLA.
+On TPU the splash kernel does it, on GPU cuDNN in half precision (see `target.attention`), both without a written-out
+mask but for the few rows of registers that are causal within their step; the rest is plain XLA.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from vftok import target
-from vftok.models import masks
+from vftok.models import cudnn, masks
 
 LOGIT_BOUND = 8.0
-QUERY_CHUNK = 512  # rows of the score matrix alive at once: 6 heads x 2560 keys stay near the cache of a CPU
+QUERY_CHUNK = 512  # rows of the score matrix alive at once on a CPU: 6 heads x 2560 keys stay near its cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +99,7 @@ def attend(q_BxnxNxd, k_BxnxNxd, v_BxnxNxd, layout: Layout, *, bounded: bool = T
 
     last_N = layout.last_visible()
     return splash.attend_up_to(q_BxnxNxd, k_BxnxNxd, v_BxnxNxd, last_N, scale=scale, bias_M=bias_N).swapaxes(1, 2)
-  if kernel == "cudnn":
+  if kernel == "cudnn" and cudnn.fits(k_BxnxNxd.shape[-1]):
     return _attend_cudnn(q_BxnxNxd, k_BxnxNxd, v_BxnxNxd, layout, scale)
   k_BxnxdxN = k_BxnxNxd.swapaxes(2, 3) * scale
   rows = functools.partial(_attend_rows, bounded=bounded)
@@ -136,9 +137,8 @@ def attend_causal(q_BxnxLxd, k_BxnxLxd, v_BxnxLxd, segment_BxL=None) -> jax.Arra
 
     last_L = np.arange(length)
     return splash.attend_up_to(q_BxnxLxd, k_BxnxLxd, v_BxnxLxd, last_L, scale=scale, segment_BxN=segment_BxL)
-  if kernel == "cudnn":
-    same = None if segment_BxL is None else (segment_BxL[:, :, None] == segment_BxL[:, None])[:, None]
-    return _cudnn(q_BxnxLxd, k_BxnxLxd, v_BxnxLxd, scale, causal=True, mask=same)
+  if kernel == "cudnn" and segment_BxL is None and cudnn.fits(q_BxnxLxd.shape[3]):  # it takes segments as a bias only
+    return cudnn.attend(q_BxnxLxd, k_BxnxLxd, v_BxnxLxd, scale=scale, causal=True).swapaxes(1, 2)
   seen_BxLxL = jnp.asarray(np.tri(length, dtype=bool))[None]
   if segment_BxL is not None:
     seen_BxLxL = seen_BxLxL & (segment_BxL[:, :, None] == segment_BxL[:, None])
@@ -154,25 +154,23 @@ def attend_seen(q_BxnxLxd, k_BxnxMxd, v_BxnxMxd, seen_BxLxM) -> jax.Array:
 
 
 def _attend_cudnn(q, k, v, layout: Layout, scale: float):
-  """[B, N, n, d]. The mask is one [N, N] for batch and heads; full attention has none."""
-  bias_N, mask = layout.log_multiplicity(), None
-  if layout.mode != "full":
-    mask = jnp.arange(layout.length)[None] <= jnp.asarray(layout.last_visible())[:, None]
-    mask = mask[None, None]
-  bias = None if bias_N is None else jnp.asarray(bias_N, q.dtype)[None, None, None]
-  return _cudnn(q, k, v, scale, mask=mask, bias=bias).swapaxes(1, 2)
-
-
-def _cudnn(q, k, v, scale: float, *, causal: bool = False, mask=None, bias=None, implementation: str = "cudnn"):
-  q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-  call = functools.partial(jax.nn.dot_product_attention, implementation=implementation)
-  return call(q, k, v, bias, mask, scale=scale, is_causal=causal).swapaxes(1, 2)
+  """[B, N, n, d]: one call per group of rows, over the keys that it sees."""
+  bias_N = layout.log_multiplicity()
+  if layout.mode == "causal":
+    return cudnn.attend(q, k, v, scale=scale, bias_M=bias_N, causal=True)
+  out = []
+  for first, count, visible, causal in layout.row_groups():
+    rows, keys = slice(first, first + count), slice(visible)
+    mask = jnp.asarray(np.tri(count, visible, first, dtype=bool)) if causal else None  # cuDNN's own starts at key 0
+    bias = None if bias_N is None else bias_N[keys]
+    out.append(cudnn.attend(q[:, :, rows], k[:, :, keys], v[:, :, keys], scale=scale, bias_M=bias, mask_QxM=mask))
+  return out[0] if len(out) == 1 else jnp.concatenate(out, axis=1)
 
 
 def _attend_rows(q_BxnxQxd, k_BxnxdxM, v_BxnxMxd, bias_M, *, first_row: int | None, bounded: bool) -> jax.Array:
   """Rows that see all M keys, or (first_row given) key j only from absolute row i >= j on."""
   b, n, q_len, d = q_BxnxQxd.shape
-  chunks = -(-q_len // QUERY_CHUNK)
+  chunks = -(-q_len // QUERY_CHUNK) if target.platform() == "cpu" else 1  # elsewhere a loop of small kernels
   size = -(-q_len // chunks)
 
   @jax.checkpoint  # scores are made again in the backward pass instead of being stored: N^2 floats a head

@@ -14,6 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vftok import target
+from vftok.models import cudnn
 from vftok.models.layers import Linear, PositionConfig, Positions, Weights, layer_norm, repeated, trunc_normal, xavier
 
 
@@ -101,15 +103,29 @@ class CrossBlock(Weights):
     kv_BxMx2xnxe = jnp.einsum("BMD,DxnE->BMxnE", keys_BxMxD.astype(cfg.dtype), kv_kernel)
     k_BxMxnxe, v_BxMxnxe = layer_norm(kv_BxMx2xnxe[:, :, 0]).astype(cfg.dtype), kv_BxMx2xnxe[:, :, 1]
     steps, positions = x_BxTxPxD.shape[1:3]
-    mask_Bx1x1xM = seen_BxM[:, None, None]
-    if cfg.causal:  # dense over all steps: the keys are few, and one program per step compiles slowly
-      step_M = (jnp.arange(k_BxMxnxe.shape[1]) - 1) // max(self.registers, 1)
-      mask_Bx1x1xM = mask_Bx1x1xM & (step_M <= jnp.repeat(jnp.arange(steps), positions)[:, None])
     q = q_BxTxPxnxe.reshape(-1, steps * positions, n, e)
-    out = jax.nn.dot_product_attention(q, k_BxMxnxe, v_BxMxnxe, mask=mask_Bx1x1xM, scale=8.0 / e)
+    if target.attention(cfg.dtype) == "cudnn" and cudnn.fits(e):
+      out = self._by_cudnn(q, k_BxMxnxe, v_BxMxnxe, seen_BxM, steps)
+    else:
+      mask_Bx1x1xM = seen_BxM[:, None, None]
+      if cfg.causal:  # dense over all steps: the keys are few, and one program per step compiles slowly
+        step_M = (jnp.arange(k_BxMxnxe.shape[1]) - 1) // max(self.registers, 1)
+        mask_Bx1x1xM = mask_Bx1x1xM & (step_M <= jnp.repeat(jnp.arange(steps), positions)[:, None])
+      out = jax.nn.dot_product_attention(q, k_BxMxnxe, v_BxMxnxe, mask=mask_Bx1x1xM, scale=8.0 / e)
     out_BxTxPxnxe = out.reshape(q_BxTxPxnxe.shape)
     kernel = self._param("proj_kernel", (n, e, d), ("heads", "head_dim", "embed"), xavier(d, d))
     return jnp.einsum("BTPnE,nED->BTPD", out_BxTxPxnxe, kernel).astype(jnp.float32)
+
+  def _by_cudnn(self, q_BxQxnxe, k_BxMxnxe, v_BxMxnxe, seen_BxM, steps: int):
+    """[B, Q, n, e], one call per step where it is causal: what a sample sees is then the same for all its rows."""
+    q, k, v = (x.swapaxes(1, 2) for x in (q_BxQxnxe, k_BxMxnxe, v_BxMxnxe))
+    rows, out = q.shape[2] // steps, []
+    for t in range(steps) if self.cfg.causal else ():
+      keys, mine = slice(1 + (t + 1) * self.registers), slice(t * rows, (t + 1) * rows)
+      arrays = q[:, :, mine], k[:, :, keys], v[:, :, keys]
+      out.append(cudnn.attend(*arrays, scale=8.0 / q.shape[-1], seen_BxM=seen_BxM[:, keys]))
+    out = out or [cudnn.attend(q, k, v, scale=8.0 / q.shape[-1], seen_BxM=seen_BxM)]
+    return jnp.concatenate(out, axis=1)
 
 
 def cosine_loss(features_xF, targets_xF, weight=None) -> jax.Array:

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from vftok import target
 from vftok.models import conv as C
+from vftok.models import cudnn
 
 EPS = 1e-6
 LECUN = nn.initializers.lecun_normal(in_axis=-2, out_axis=-1)
@@ -116,8 +118,11 @@ class Attention(nn.Module):
     b, t, h, w, c = x_BxTxHxWxC.shape
     y = Norm(self.dtype, act=False, name="norm")(x_BxTxHxWxC).reshape(b * t, h * w, c)
     q, k, v = (Conv(c, (), self.dtype, name=n)(y) for n in "qkv")
-    logits = jnp.einsum("nqc,nkc->nqk", q, k, preferred_element_type=jnp.float32) * c**-0.5
-    y = jnp.einsum("nqk,nkc->nqc", nn.softmax(logits).astype(self.dtype), v)
+    if target.attention(self.dtype) == "cudnn" and cudnn.fits(c):
+      y = cudnn.attend(q[:, None], k[:, None], v[:, None], scale=c**-0.5)[:, :, 0]
+    else:
+      logits = jnp.einsum("nqc,nkc->nqk", q, k, preferred_element_type=jnp.float32) * c**-0.5
+      y = jnp.einsum("nqk,nkc->nqc", nn.softmax(logits).astype(self.dtype), v)
     return x_BxTxHxWxC + Conv(c, (), self.dtype, name="out")(y).reshape(b, t, h, w, c)
 
 

@@ -202,7 +202,7 @@ class TokenizerTask:
   def _latents(self, frozen, batch) -> jax.Array:
     if "latents" in batch:
       return batch["latents"].astype(jnp.float32)
-    mean_latents, _ = programs.vae_encode(self.tok.cfg, {"vae": frozen["vae"]}, batch["video"])
+    mean_latents, _ = programs.vae_encode(self.tok.cfg, {"vae": frozen["vae"]}, batch["video"], quick=True)
     return jax.lax.stop_gradient(mean_latents)
 
   def _targets(self, frozen, batch) -> jax.Array:

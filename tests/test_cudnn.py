@@ -1,0 +1,139 @@
+"""What JAX and cuDNN's interface say to our programs for NVIDIA cards: lowered for CUDA on any machine, none compiled.
+
+Shapes, dtypes, head sizes, masks and even lengths are checked then; what cuDNN itself refuses only a card can say.
+"""
+
+import functools
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.cudnn import fused_attention_stablehlo
+
+from configs import tokenizer as configs
+from vftok import optim, sharding, target
+from vftok.models import attention, cudnn
+from vftok.models.attention import Layout
+from vftok.models.heads import PrefixHead, PrefixHeadConfig
+from vftok.models.vae_blocks import Attention
+from vftok.state import init_state, logical_axes
+from vftok.tasks import make_task
+from vftok.train import train_step
+
+CUDNN = re.compile(r"__cudnn\$(\w+)")
+COLLAPSED = {"last_stands_for": 240}
+LAYOUTS = {
+  "encoder": Layout(5, 256, 256, "time_block_causal_last"),
+  "encoder, odd": Layout(5, 16, 17, "time_block_causal_last"),
+  "decoder": Layout(5, 256, 256, "time_block_causal"),
+  "decoder, collapsed": Layout(5, 256, 17, "time_block_causal", **COLLAPSED),
+  "full": Layout(5, 256, 256, "full"),
+  "full, collapsed": Layout(5, 256, 65, "full", **COLLAPSED),
+  "full, null pass": Layout(5, 256, 1, "full", last_stands_for=256),
+  "causal": Layout(5, 16, 17, "causal"),
+  "router": Layout(5, 16, 1, "time_block_causal"),
+}
+
+
+@pytest.fixture
+def on_cuda(monkeypatch):
+  """The three things that JAX asks a card, answered as an H100 with cuDNN 9.20 would."""
+  monkeypatch.delenv("VFTOK_ATTENTION", raising=False)
+  monkeypatch.setattr(target, "COMPILE_FOR", "gpu")
+  monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 92000)
+  monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda _: True)
+  monkeypatch.setattr(fused_attention_stablehlo, "is_cuda_compute_capability_equal", lambda _: False)
+
+
+def calls(fn, *args, **jit) -> set[str]:
+  """Names of the cuDNN calls in the program."""
+  return set(CUDNN.findall(jax.jit(fn, **jit).trace(*args).lower(lowering_platforms=("cuda",)).as_text()))
+
+
+def both_ways(fn, *args) -> set[str]:
+  loss = lambda *a: fn(*a).astype(jnp.float32).sum()
+  return calls(fn, *args), calls(jax.grad(loss, argnums=tuple(range(len(args)))), *args)
+
+
+def qkv(length: int, width: int = 64, batch: int = 2):
+  return [jax.ShapeDtypeStruct((batch, 2, length, width), jnp.bfloat16)] * 3
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_tokenizer_attention(name, on_cuda):
+  """Only registers that are causal within their step bring a bias."""
+  layout = LAYOUTS[name]
+  forward, backward = both_ways(lambda *a: attention.attend(*a, layout), *qkv(layout.length))
+  plain = {"fmhaSoftmax"}
+  masked = {"fmhaScaleBiasSoftmax"} if layout.mode == "time_block_causal_last" else set()
+  assert forward == plain | masked
+  assert backward == {f"{kind}{way}" for kind in plain | masked for way in ("", "Backward")}
+
+
+@pytest.mark.parametrize("length", [160, 165])
+def test_generator_attention(length, on_cuda):
+  assert both_ways(attention.attend_causal, *qkv(length)) == ({"fmhaSoftmax"}, {"fmhaSoftmax", "fmhaSoftmaxBackward"})
+  segments = jax.ShapeDtypeStruct((2, length), jnp.int32)
+  assert not calls(attention.attend_causal, *qkv(length), segments)
+
+
+def test_heads_that_cudnn_does_not_take(on_cuda):
+  """Wide ones go to XLA; of an odd width, they are filled up."""
+  layout = LAYOUTS["router"]
+  assert cudnn.fits(120) and not cudnn.fits(128)
+  assert not calls(lambda *a: attention.attend(*a, layout), *qkv(layout.length, 128))
+  assert calls(lambda *a: attention.attend(*a, layout), *qkv(layout.length, 28))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_prefix_head(causal, on_cuda):
+  head = PrefixHead(PrefixHeadConfig(16, dim=64, depth=1, registers=8, causal=causal, dtype="bfloat16"))
+  codes, keep = jnp.zeros((2, 5, 8, 6)), jnp.zeros((2, 5), jnp.int32)
+  params = nn.unbox(jax.eval_shape(lambda: head.init(jax.random.key(0), codes, keep, (5, 4, 4))))
+  run = lambda p: head.apply(p, codes, keep, (5, 4, 4)).sum()
+  assert calls(jax.grad(run), params) == {"fmhaSoftmax", "fmhaSoftmaxBackward"}
+
+
+def test_vae_attention(on_cuda):
+  for width, taken in ((56, True), (512, False)):
+    net, x = Attention("bfloat16"), jnp.zeros((1, 2, 3, 3, width), jnp.bfloat16)
+    params = nn.unbox(jax.eval_shape(lambda net=net, x=x: net.init(jax.random.key(0), x)))
+    assert bool(calls(net.apply, params, x)) == taken
+
+
+def test_train_step(on_cuda):
+  """The whole step of the paper's model, small: encoder, decoder with remat, and no float32 attention."""
+  cfg = configs.d12_d12()
+  cfg.vae, cfg.loss.repa, cfg.model.decoder.readout, cfg.batch_size = "", 0.0, None, 2
+  cfg.model.latent_size, cfg.data.size, cfg.model.vae.ch = (4, 4), 32, 8
+  for part in (cfg.model.encoder, cfg.model.decoder):
+    part.stack.dim, part.stack.depth, part.registers = 128, 2, 5
+  task, mesh = make_task(cfg), sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "seq": 1})
+  axes, shapes = logical_axes(task.init, ())
+  tx, _ = optim.make_optimizer(cfg.optim, cfg.steps, axes, shapes)
+  with jax.set_mesh(mesh):
+    state, _ = init_state(task.init, tx, mesh, seed=0, ema=True)
+    feed = {"latents": jnp.zeros((2, 5, 4, 4, 16), jnp.float16), "_mask": jnp.ones((2,), bool)}
+    step = functools.partial(train_step, task=task, tx=tx, cfg=cfg)
+    found = calls(step, state, {}, feed, donate_argnums=0)
+  assert {"fmhaSoftmax", "fmhaSoftmaxBackward", "fmhaScaleBiasSoftmaxBackward"} <= found
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_what_a_key_adds_is_not_rounded(dtype, monkeypatch):
+  """Weights of keys that stand for up to 100,000 others, by the columns that cuDNN would get; a bias is off by 1 %."""
+  plain = jax.nn.dot_product_attention
+  monkeypatch.setattr(
+    cudnn.jax.nn, "dot_product_attention", lambda *a, implementation, **k: plain(*a, **k, implementation="xla")
+  )
+  many = np.array([1, 2, 3, 240, 241, 255, 12_345, 100_000, 7], np.float32)
+  q = k = jnp.zeros((1, 1, 9, 64), dtype)
+  one_hot = jnp.eye(9, 64, dtype=jnp.float32)[None, None]  # so that the result is the weights
+  with jax.default_matmul_precision("highest"):
+    weights = cudnn.attend(*(x.astype(jnp.float32) for x in (q, k)), one_hot, scale=1 / 8, bias_M=np.log(many))
+  np.testing.assert_allclose(weights[0, :, 0, :9], np.broadcast_to(many / many.sum(), (9, 9)), rtol=2e-6)
+  parts = np.asarray(cudnn._parts(8 * np.log(many), dtype), np.float64).sum(-1)
+  np.testing.assert_allclose(parts, 8 * np.log(many), rtol=1e-6, atol=1e-6)
