@@ -90,7 +90,7 @@ def mini64():
     task="vae",
     title="VAE mini",
     steps=20_000,
-    batch_size=128,
+    batch_size=64,
     model=_model(
       ch=96,
       ch_mult=(1, 1, 1),

