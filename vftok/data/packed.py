@@ -85,8 +85,8 @@ def packed(split: str, *, path: str | os.PathLike, frames: int = 0, window: int 
 
   Args:
     frames: clips with fewer frames than this (at the file's rate) are left out.
-    window: frames; a longer clip is given as windows of so many that overlap by half, so that it comes as often as it is
-      long and not just once in an epoch. 0 gives every clip as a whole.
+    window: frames; a longer clip is given as windows of so many that overlap by half, so that it comes as often as it
+      is long and not just once in an epoch. 0 gives every clip as a whole.
     limit: bytes that the decoded clips may take.
 
   Raises:
