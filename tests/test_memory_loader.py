@@ -62,18 +62,18 @@ def three(**own):
 
 
 def test_a_batch_on_the_device_is_the_examples_in_their_order():
-  with make_loader(three(), SPEC, 20, **ONE) as loader:
+  with make_loader(three(), SPEC, 19, **ONE) as loader:  # 9.5, 5.7 and 3.8 of each
     for n, batch in zip(range(8), loader, strict=False):
-      assert isinstance(batch["video"], jax.Array) and batch["video"].shape == (20, 3, 4, 6, 3)
+      assert isinstance(batch["video"], jax.Array) and batch["video"].shape == (19, 3, 4, 6, 3)
       pixel = np.asarray(batch["video"])[:, 1, 2, 3]
-      seeds = seeds_of(0, np.arange(20 * n, 20 * n + 20)) & np.uint64(255)
+      seeds = seeds_of(0, np.arange(19 * n, 19 * n + 19)) & np.uint64(255)
       assert pixel[:, 0].tolist() == batch["index"].tolist() == batch["label"].tolist()
       assert pixel[:, 1].tolist() == seeds.tolist()
       assert pixel[:, 2].tolist() == (batch["source"] + 1).tolist()
       assert batch["caption"].tolist() == [f"{s + 1}:{i}" for s, i in zip(batch["source"], batch["index"], strict=True)]
     sources = loader._sources
   assert all(len(set(source.asked)) == 1 and source.compiled == 1 for source in sources), "one shape, one program"
-  assert sum(source.asked[0] for source in sources) <= 23, "hardly a clip is made for nothing"
+  assert sum(source.asked[0] for source in sources) <= 22, "hardly a clip is made for nothing"
 
 
 def test_evaluation_pads_and_takes_the_middle():

@@ -55,9 +55,8 @@ def test_windows_cover_a_long_clip(file):
   assert [len(r["frames"]) for r in records] == [9, *[10] * 5, 5]
   firsts = [int(r["name"].partition("+")[2] or 0) for r in records[1:6]]
   assert firsts == [0, 5, 10, 15, 20]
-  assert all(
-    np.array_equal(r["frames"], whole[1]["frames"][a : a + 10]) for r, a in zip(records[1:6], firsts, strict=True)
-  )
+  for record, first in zip(records[1:6], firsts, strict=True):
+    assert np.array_equal(record["frames"], whole[1]["frames"][first : first + 10])
   captions, labels = source.describe(np.array([0, 3, 6]))
   assert captions.tolist() == ["clip 0", "clip 1", "clip 2"] and labels.tolist() == [0, 1, 0]
 
@@ -164,7 +163,7 @@ def test_bytes_changed_on_the_way_are_refused(file, tmp_path):
   place = len(data) // 3
   data[place : place + 8] = bytes(255 - b for b in data[place : place + 8])
   (tmp_path / "bad.npz").write_bytes(data)
-  with pytest.raises(ValueError, match="bad.npz is no whole packed file"):
+  with pytest.raises(ValueError, match=r"bad\.npz is no whole packed file"):
     packed("all", path=tmp_path / "bad.npz")
 
 

@@ -80,11 +80,13 @@ def _encoded(video, codec, quality) -> bytes:
   return out.getvalue()
 
 
-def packed(split: str, *, path: str | os.PathLike, frames: int = 0, limit: int = LIMIT):
+def packed(split: str, *, path: str | os.PathLike, frames: int = 0, window: int = 0, limit: int = LIMIT):
   """Reads what `write_packed` wrote: clips of one split, or of "all".
 
   Args:
     frames: clips with fewer frames than this (at the file's rate) are left out.
+    window: frames; a longer clip is given as windows of so many that overlap by half, so that it comes as often as it
+      is long and not just once in an epoch. 0 gives every clip as a whole.
     limit: bytes that the decoded clips may take.
 
   Raises:
@@ -102,19 +104,18 @@ def packed(split: str, *, path: str | os.PathLike, frames: int = 0, limit: int =
   need = int(arrays["frames"][chosen].astype(np.int64).sum()) * math.prod(meta["size"]) * 3
   if need > limit:
     raise ValueError(f"{path} needs {need:,} bytes of memory for split {split!r}, the limit is {limit:,}: raise limit.")
-  return PackedSource(path, arrays, meta, chosen)
+  if not len(chosen):
+    raise ValueError(f"{path} has no clip of {frames} frames in split {split!r}: ask for fewer frames.")
+  return PackedSource(path, arrays, meta, chosen, window)
 
 
 class PackedSource:
   """Clips of a packed file in memory. Attributes: meta, label_names."""
 
-  def __init__(self, path: Path, arrays, meta, chosen):
+  def __init__(self, path: Path, arrays, meta, chosen, window: int):
     self.meta, self.label_names, self.fps = meta, tuple(meta["label_names"]), float(meta["fps"])
-    self._path = path
-    self._captions, self._labels, self._names, splits = (
-      arrays[k][chosen] for k in ("caption", "label", "name", "split")
-    )
-    self._splits = splits
+    self._path, self._split, self._pool = path, arrays["split"][chosen], None
+    self._caption, self._label, self._name = (arrays[key][chosen] for key in ("caption", "label", "name"))
     blob, offsets = memoryview(arrays["blob"]), arrays["offsets"]
 
     def decode(i):
@@ -125,19 +126,22 @@ class PackedSource:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise ValueError(f"{path} is damaged at clip {i} ({reason}): get a whole copy of it.") from None
 
-    self._pool = None
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside the GIL
       self._clips = list(pool.map(decode, chosen.tolist()))
+    lengths = [len(clip) for clip in self._clips]
+    self._windows = np.array([(i, a, b) for i, n in enumerate(lengths) for a, b in _windows(n, window)], np.int64)
 
   def __len__(self):
-    return len(self._clips)
+    return len(self._windows)
 
   def __getitem__(self, index):
+    clip, first, last = self._windows[index].tolist()
+    name = str(self._name[clip]) or f"{self._path.name}:{self._split[clip]}:{clip}"
     return {
-      "frames": self._clips[index],
-      "caption": str(self._captions[index]),
-      "label": int(self._labels[index]),
-      "name": str(self._names[index]) or f"{self._path.name}:{self._splits[index]}:{index}",
+      "frames": self._clips[clip][first:last],
+      "caption": str(self._caption[clip]),
+      "label": int(self._label[clip]),
+      "name": f"{name}+{first}" if first else name,
       "fps": self.fps,
     }
 
@@ -154,10 +158,19 @@ class PackedSource:
 
   def describe(self, indices):
     """Captions and labels."""
-    return self._captions[indices].astype(object), self._labels[indices]
+    clips = self._windows[indices, 0]
+    return self._caption[clips].astype(object), self._label[clips]
 
   def __getstate__(self):
     return self.__dict__ | {"_pool": None}
+
+
+def _windows(count: int, window: int) -> list[tuple[int, int]]:
+  """(first, last) of windows of a clip of `count` frames, one about every half window."""
+  if not 0 < window < count:
+    return [(0, count)]
+  pieces = max(1, math.ceil((count - window) / max(1, window // 2)))
+  return [(first, first + window) for i in range(pieces + 1) for first in [(count - window) * i // pieces]]
 
 
 def _decoded(data, shape, codec) -> np.ndarray:
@@ -221,10 +234,9 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
   count = len(frames)
   if not count or any(len(arrays[key]) != count for key in ("label", "split", "caption", "name")):
     raise bad(f"it has {count} clips and other counts beside them")
-  if (
-    len(offsets) != count + 1 or offsets[0] != 0 or offsets[-1] != len(arrays["blob"]) or (np.diff(offsets) <= 0).any()
-  ):
-    raise bad(f"its offsets do not cut its {len(arrays['blob'])} bytes into {count} clips")
+  end = len(arrays["blob"])
+  if len(offsets) != count + 1 or offsets[0] != 0 or offsets[-1] != end or (offsets[1:] <= offsets[:-1]).any():
+    raise bad(f"its offsets do not cut its {end} bytes into {count} clips")
   if (frames < 1).any() or (frames > _MOST_FRAMES).any():
     raise bad(f"a clip has {frames.min()} or {frames.max()} frames")
   if (label < -1).any() or (names and (label >= len(names)).any()):

@@ -80,10 +80,7 @@ def _video(record, size, fps: float) -> np.ndarray:
   """All frames of a record at `fps`, uint8 [F, H, W, 3]."""
   if "frames" in record:
     rate = record.get("fps") or fps
-    # Looked at half-way between frames, as load_clip does it.
-    count = max(1, math.floor((len(record["frames"]) / rate - 1e-6) * fps + 1e-6))
-    while count > 1 and (count - 1) / fps >= len(record["frames"]) / rate - 1e-6:
-      count -= 1
+    count = max(1, math.ceil((len(record["frames"]) / rate - 1e-5) * fps))  # `moments` wants some room
     return load_clip(record, ClipSpec(frames=count, size=size, fps=fps))
   path = VideoBytes(record["mp4"], record["name"]) if "mp4" in record else record["path"]
   start, end = record.get("start") or 0.0, record.get("end")
