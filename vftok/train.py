@@ -191,8 +191,11 @@ class _Loop:
     """Videos of what the model does. Only with one process: the others would have to join every program."""
     if jax.process_count() > 1:
       return
-    for name, frames in self.task.media(nn.unbox(state.model), frozen, host).items():
-      self.writer.video(step, name, frames, self.cfg.data.fps)
+    shown = self.task.media(nn.unbox(state.model), frozen, host)
+    for name in [name for name, value in shown.items() if np.ndim(value)]:
+      self.writer.video(step, name, shown.pop(name), self.cfg.data.fps)
+    if shown:
+      self.writer.scalars(step, shown)
     self.writer.flush()
     self.meter.pause()
 

@@ -17,6 +17,7 @@ from vftok import config as model_config
 from vftok import perf, programs
 from vftok.convert.load import load_vae
 from vftok.data.video_writer import to_uint8
+from vftok.evals.high_noise import HighNoise
 from vftok.models import flow, fsq
 from vftok.models.decoder import Decoder, draft_of
 from vftok.models.encoder import Encoder
@@ -162,7 +163,7 @@ class TokenizerTask:
       terms["usage"] = law.usage * jnp.broadcast_to(_usage(z), (len(latents),))
 
     total_B = sum(terms.values())
-    metrics = {name: mean(value) for name, value in terms.items()}
+    metrics = {name: mean(value) for name, value in terms.items()} | _codes_used(fsq.codes_to_ids(codes, cfg.levels))
     if law.flow:
       metrics |= self._at_high_noise(flow_B, draws)
     return total_B.mean(), metrics
@@ -241,16 +242,25 @@ class TokenizerTask:
         full, tokens.truncate(keep), jax.random.key(0), steps=self.law.show_steps, guidance=guidance
       )
       columns[f"k = {keep}"] = to_uint8(out)
-    return {"reconstruction": video_rows(columns)}
+    return {"reconstruction": video_rows(columns)} | self._wrong_tokens(full, batch)
+
+  def _wrong_tokens(self, full, batch) -> dict[str, float]:
+    """{"high/own", "high/wrong"}: error at fixed high noise with all own tokens and with those of another clip."""
+    watch = HighNoise(self.tok, full) if self.law.flow else None
+    for _ in watch.watch([batch]) if watch else ():
+      pass
+    found = watch.scalars() if watch else {}
+    return {"high/own": found["high/all"], "high/wrong": found["high/wrong"]} if found else {}
 
   def evaluate(self, params, frozen, batches, total, split, out) -> dict[str, float]:
-    from vftok.evals import reconstruction, report
+    from vftok.evals import probe_run, reconstruction, report
 
-    cfg = self.cfg.eval
+    cfg, full = self.cfg.eval, self._full(params, frozen)
+    watch = HighNoise(self.tok, full) if self.law.flow else None
     evaluation = reconstruction.evaluate(
       self.tok,
-      self._full(params, frozen),
-      batches,
+      full,
+      watch.watch(batches) if watch else batches,
       split=split,
       keeps=cfg.keeps or None,
       seeds=cfg.seeds,
@@ -261,8 +271,10 @@ class TokenizerTask:
       media=cfg.media,
       total=total,
     )
+    table = probe_run.probe_set(self.cfg, self.tok, full, split) if cfg.probe else None
+    evaluation = dataclasses.replace(evaluation, probe=table)
     report.write_report(out, [evaluation], title=self.cfg.title, fps=self.cfg.data.fps)
-    return evaluation.scalars()
+    return evaluation.scalars() | (watch.scalars() if watch else {})
 
   def save(self, params, frozen, directory) -> None:
     self.tok.save(self._full(params, frozen), directory)
@@ -272,6 +284,13 @@ def _per_example(velocity, target, valid_BxL) -> jax.Array:
   """float32 [B]: mean squared error over the latents that were not given clean."""
   error_BxL = jnp.square(velocity.astype(jnp.float32) - target).mean((2, 3, 4))
   return (error_BxL * valid_BxL).sum(1) / jnp.maximum(valid_BxL.sum(1), 1)
+
+
+def _codes_used(ids_BxTxK) -> Metrics:
+  """How many different codes a batch has in a register: the mean over registers, and the least."""
+  sorted_NxK = jnp.sort(ids_BxTxK.reshape(-1, ids_BxTxK.shape[2]), axis=0)
+  used_K = 1.0 + (sorted_NxK[1:] != sorted_NxK[:-1]).sum(0)
+  return {"codes/used_mean": mean(used_K), "codes/used_min": (used_K.min(), jnp.ones(()))}
 
 
 def _usage(z_BxTxKxc) -> jax.Array:
