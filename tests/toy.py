@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,8 +50,8 @@ def clips(count: int, seed: int) -> np.ndarray:
   return (out / 1.2).astype(np.float32)
 
 
-def config(steps: int, **loss):
-  """The paper's graph: no linear code, no draft."""
+def config(steps: int, frames: int = 17, **loss):
+  """The paper's graph: no linear code, no draft. `frames` of video are (frames + 3) / 4 latents."""
   grid = PositionConfig("learnable_sum", (STEPS, SIDE, SIDE))
   shared = dict(patch=(1, 2, 2), channels=CHANNELS, positions=grid, registers=REGISTERS)
   model = TokenizerConfig(
@@ -64,6 +65,7 @@ def config(steps: int, **loss):
     ),
     levels=(8, 5, 5, 5),
     latent_size=(SIDE, SIDE),
+    chunk_frames=frames,
   )
   return common.base(
     task="tokenizer",
@@ -102,6 +104,11 @@ def train(cfg, data, sabotage: str = ""):
       batch = {"latents": data[rng.integers(len(data), size=cfg.batch_size)], "_mask": mask}
       state, _ = step(state, {}, batch)
   return task, {part: state.model[part] for part in ("encoder", "decoder")}
+
+
+def initial(task):
+  """Parameters before the first step."""
+  return nn.unbox(jax.jit(task.init)(jax.random.key(0, impl="rbg")))  # far less to compile
 
 
 def errors(task, params, latents) -> dict[str, float]:

@@ -60,9 +60,7 @@ class ProbeTable:
 
   def facts(self) -> str:
     """What the numbers depend on, one sentence."""
-    where = (
-      f"on {self.trained} clips of {self.train_set}" if self.train_set else f"on {self.trained} of the set's clips"
-    )
+    where = f"on {self.trained} clips" + (f" of {self.train_set}" if self.train_set else "")
     return (
       f"Accuracy of linear classifiers of the codes of the first k tokens of every step, trained {where}, tested on "
       f"{self.tested} they did not see, mean over {len(self.seeds)} splits; ceilings on {COMPONENTS} principal "
@@ -244,10 +242,8 @@ def _classes(attributes, others) -> dict[str, int]:
 def _check(codes, attributes, extra, keeps, seeds) -> None:
   if codes.ndim != 4 or len(codes) < MIN_CLIPS:
     raise ValueError(f"codes are {codes.shape}, expected [B, T, K, D] of at least {MIN_CLIPS} clips: probe more.")
-  wrong = [name for name, x in {**attributes, **extra}.items() if len(x) != len(codes)]
-  if wrong:
-    raise ValueError(
-      f"{wrong[0]} has {len({**attributes, **extra}[wrong[0]])} clips, expected the codes' {len(codes)}."
-    )
+  for name, x in {**attributes, **extra}.items():
+    if len(x) != len(codes):
+      raise ValueError(f"{name} has {len(x)} clips, expected {len(codes)} as the codes: give one entry per clip.")
   if not keeps or not seeds or min(keeps) < 1 or max(keeps) > codes.shape[2]:
     raise ValueError(f"keeps are {keeps} and seeds {seeds}, expected one or more each, keeps of 1..{codes.shape[2]}.")

@@ -1,4 +1,4 @@
-"""The semantic probe as `cfg.eval` asks for it: clips of a set are encoded, never decoded, and their attributes found."""
+"""The semantic probe as `cfg.eval` asks for it: clips of a set encoded, never decoded, and what is known of them."""
 
 from __future__ import annotations
 

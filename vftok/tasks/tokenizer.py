@@ -17,7 +17,6 @@ from vftok import config as model_config
 from vftok import perf, programs
 from vftok.convert.load import load_vae
 from vftok.data.video_writer import to_uint8
-from vftok.evals.high_noise import HighNoise
 from vftok.models import flow, fsq
 from vftok.models.decoder import Decoder, draft_of
 from vftok.models.encoder import Encoder
@@ -26,10 +25,12 @@ from vftok.models.layers import patchify
 from vftok.models.vae import VAE
 from vftok.tasks import Metrics, mean
 from vftok.tasks.draws import RoutedKeep, draw
+from vftok.tasks.high_noise import HighNoise
 from vftok.tasks.linear_codes import step_code
 from vftok.tokenizer import Tokenizer
 
 ENCODER_NET = ("patch_in", "patch_positions", "registers", "stack", "head")  # what a linear encoder lacks
+SHOWN = 64  # clips of a batch that the error with another clip's tokens is measured on, between two steps
 HIGH_TIME = 0.8  # flow times above it show whether the tokens are used: below, the noisy latent tells nearly all
 
 
@@ -246,10 +247,11 @@ class TokenizerTask:
 
   def _wrong_tokens(self, full, batch) -> dict[str, float]:
     """{"high/own", "high/wrong"}: error at fixed high noise with all own tokens and with those of another clip."""
-    watch = HighNoise(self.tok, full) if self.law.flow else None
-    for _ in watch.watch([batch]) if watch else ():
-      pass
-    found = watch.scalars() if watch else {}
+    if not self.law.flow:
+      return {}
+    watch, few = HighNoise(self.tok, full), {"video": batch["video"][:SHOWN]}
+    list(watch.watch([few]))
+    found = watch.scalars()
     return {"high/own": found["high/all"], "high/wrong": found["high/wrong"]} if found else {}
 
   def evaluate(self, params, frozen, batches, total, split, out) -> dict[str, float]:

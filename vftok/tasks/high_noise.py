@@ -58,12 +58,12 @@ class HighNoise:
   def watch(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The same batches; those of fewer than two clips, or of more than one chunk, do not count."""
     for batch in batches:
-      if np.asarray(batch["_mask"]).sum() > 1 and batch["video"].shape[1] == self._tok.chunk_frames:
-        self._add(batch)
+      mask = np.asarray(batch.get("_mask", np.ones(len(batch["video"]), bool)))
+      if mask.sum() > 1 and batch["video"].shape[1] == self._tok.chunk_frames:
+        self._add(batch, mask)
       yield batch
 
-  def _add(self, batch) -> None:
-    mask = np.asarray(batch["_mask"])
+  def _add(self, batch, mask) -> None:
     latents = self._tok.encode_latents(self._params, batch["video"])
     for kind, error_B in high_noise_errors(self._tok.cfg, self._params, latents, mask).items():
       self._sums[kind] = self._sums.get(kind, 0.0) + float(np.asarray(error_B)[mask].sum())
