@@ -40,13 +40,21 @@ def test_broken_training_is_seen(sabotage):
   assert not held(found)["one token is 5 % below the best that none can do"], found
 
 
-def test_every_weight_is_reached_after_two_steps():
-  """Output layers start at zero and hide what is behind them from the first gradients, not from the third."""
-  cfg = toy.config(3, frames=5, prefix_latents=0.0, null=0.5, given_probs=(0.5, 0.5))
+@pytest.mark.parametrize(
+  "prefix_latents, steps",
+  [
+    pytest.param(0.5, 2, id="flow and prefix head"),
+    # Three zeros in a row, since no register is attended to through a closed gate: decoder's head, gates, encoder's head.
+    pytest.param(0.0, 3, id="flow alone", marks=pytest.mark.slow),
+  ],
+)
+def test_every_weight_is_reached_after_few_steps(prefix_latents, steps):
+  """Output layers and gates start at zero and hide what is behind them from the first gradients, not from later ones."""
+  cfg = toy.config(steps, frames=5, prefix_latents=prefix_latents, null=0.5, given_probs=(0.5, 0.5))
   task, data, grads = make_task(cfg), toy.clips(16, seed=2)[:, :2], []
   run = jax.jit(jax.grad(lambda p, keys: task.loss(p, {}, {"latents": data}, keys, 0)[0]))
   params = toy.initial(task)
-  for step in range(3):
+  for step in range(steps + 1):
     grads.append(run(params, jax.random.split(jax.random.key(step), 16)))
     params = jax.tree.map(lambda p, g: p - 0.01 * np.sign(g), params, grads[-1])
   largest = jax.tree.map(lambda *g: max(float(np.abs(x).max()) for x in g), *grads)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -17,13 +16,12 @@ TIMES = (0.85, 0.95)
 SEED = 20_260_312  # of the noise, the same for every kind of tokens
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def high_noise_errors(cfg: TokenizerConfig, params, latents_BxTxhxwxC, mask_B) -> dict[str, jax.Array]:
   """{kind: float32 [B]}: squared error of the velocity, mean over TIMES, under one noise for all kinds.
 
   Kinds: "null" without tokens (where the model has that), "k1" with the first of each step, "all", and "wrong" with
   all tokens of the clip before in the batch, among those of `mask_B`: above "null" where the decoder believes its
-  tokens.
+  tokens. Not one program: the decoder's is compiled once for all kinds and times.
   """
   ids = programs.ids_of(cfg, programs.features(cfg, params, latents_BxTxhxwxC))
   b, steps, registers = ids.shape
