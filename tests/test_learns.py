@@ -44,12 +44,12 @@ def test_broken_training_is_seen(sabotage):
   "prefix_latents, steps",
   [
     pytest.param(0.5, 2, id="flow and prefix head"),
-    # Three zeros in a row, since no register is attended to through a closed gate: decoder's head, gates, encoder's head.
+    # Three zeros in a row: the decoder's head, its gates, which close attention to registers, and the encoder's head.
     pytest.param(0.0, 3, id="flow alone", marks=pytest.mark.slow),
   ],
 )
 def test_every_weight_is_reached_after_few_steps(prefix_latents, steps):
-  """Output layers and gates start at zero and hide what is behind them from the first gradients, not from later ones."""
+  """Output layers and gates start at zero and hide what is behind them from the first gradients only."""
   cfg = toy.config(steps, frames=5, prefix_latents=prefix_latents, null=0.5, given_probs=(0.5, 0.5))
   task, data, grads = make_task(cfg), toy.clips(16, seed=2)[:, :2], []
   run = jax.jit(jax.grad(lambda p, keys: task.loss(p, {}, {"latents": data}, keys, 0)[0]))

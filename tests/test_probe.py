@@ -156,7 +156,6 @@ def cfg(monkeypatch):
   with cfg.unlocked():
     cfg.eval.sets.val = dict(known=dict(kind="known", count=42, split="val"))
     cfg.data.sources = dict(known=dict(kind="known", count=40))
-  cfg.eval.batch_size = 8
   return cfg
 
 
@@ -185,7 +184,7 @@ def test_an_evaluation_reports_the_probe(cfg, tokenizer, tmp_path):
   task = make_task(cfg)
   frozen = {"vae": params["vae"]}
   batches = [next(iter(eval_loader(cfg, cfg.eval.sets.val.to_dict())))]
-  values = task.evaluate(params, frozen, batches, 8, "val", tmp_path / "eval")
+  values = task.evaluate(params, frozen, batches, 4, "val", tmp_path / "eval")
   for name in ("probe/colour/k1", "probe/motion/k4", "probe/colour/pixels", "probe/motion/chance", "high/wrong"):
     assert np.isfinite(values[name])
   assert {p.name for p in (tmp_path / "eval").iterdir()} >= {"probe-val.png", "report.html", "table.md"}
