@@ -56,10 +56,10 @@ def test_an_attribute_appears_with_the_register_that_carries_it():
 
 
 def test_another_set_can_teach():
-  codes, attributes = planted(200, 1)
+  codes, attributes = planted(150, 1)
   others = planted(240, 2)
   found = probe(codes, attributes, (4,), train=(*others, {}), train_set="train")
-  assert (found.trained, found.tested, found.train_set) == (192, 200, "train") and "192 clips of train" in found.facts()
+  assert (found.trained, found.tested, found.train_set) == (192, 150, "train") and "192 clips of train" in found.facts()
   assert found.rows["late"]["k4"] > 0.95
   wrong = {name: np.roll(x, 1) for name, x in others[1].items()}
   assert probe(codes, attributes, (4,), train=(others[0], wrong, {})).rows["late"]["k4"] < 0.5
