@@ -60,6 +60,9 @@ def base(**own) -> ConfigDict:
         lpips_net="vgg",
         rfvd=True,
         media=6,
+        probe=True,  # of tokenizers: what linear classifiers read off the first k tokens
+        probe_clips=0,  # the first so many of each set, encoded but not decoded; 0: all
+        probe_train="",  # what it learns from: "": a half of the set; "train": data.sources; or another set
       ),
       log_every=10,
       media_every=500,

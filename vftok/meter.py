@@ -48,6 +48,8 @@ class Meter:
   def line(self, step: int, row: dict[str, Any]) -> str:
     """One line for people."""
     head = f"step {step}/{self.steps}  loss {row['loss']:.4f}  lr {row['lr']:.2e}"
+    if "codes/used_mean" in row:
+      head += f"  codes {row['codes/used_mean']:.0f}, least {row['codes/used_min']:.0f}"
     if not self._mean:
       return head
     left = self._mean * (self.steps - step)

@@ -78,6 +78,15 @@ def encode_latents(cfg: TokenizerConfig, params, latents_BxTxhxwxC, video_BxFxHx
   return ids_of(cfg, features(cfg, params, latents, vector))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def soft_tokens(cfg: TokenizerConfig, params, ids_BxTxk, keep_BxT):
+  """(float32 [B, T, k, D], bool [B, T, k]): codes as the decoder's `codes_in` projects them, 0 where not kept; kept."""
+  into = {name: value.astype(jnp.float32) for name, value in params["decoder"]["codes_in"].items()}
+  x = fsq.ids_to_codes(ids_BxTxk, cfg.levels) @ into["kernel"] + into.get("bias", 0.0)
+  kept = jnp.arange(ids_BxTxk.shape[2]) < keep_BxT[:, :, None]
+  return jnp.where(kept[..., None], x, 0.0), kept
+
+
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("slots", "null"))
 def velocity(cfg: TokenizerConfig, params, ids_BxTxK, keep_BxT, x_BxTxhxwxC, t, prefix_BxT=None, *, slots, null=False):
   """The decoder's velocity at flow time t (a scalar or [B]).

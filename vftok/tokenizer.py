@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vftok import identity, programs, stream
 from vftok.budget import Auto
@@ -31,7 +32,7 @@ from vftok.geometry import Geometry, check_whole_latents
 from vftok.models.decoder import Decoder
 from vftok.models.encoder import Encoder
 from vftok.models.vae import VAE
-from vftok.types import VideoTokens
+from vftok.types import VideoTokens, is_concrete
 
 Params = dict[str, Any]
 
@@ -159,6 +160,16 @@ class Tokenizer(Geometry):
     if reads_dino(self.cfg):
       raise ValueError("this model's encoder reads DINOv2 features beside latents, which have none: use encode.")
     return programs.features(self.cfg, params, check_latents(latents, self.latent_shape(1, 1)[2:]))
+
+  def soft_tokens(self, params: Params, tokens: VideoTokens) -> tuple[jax.Array, jax.Array]:
+    """(features float32 [B, T, k, D], mask bool [B, T, k]) for a video LLM or a classifier, k the largest keep.
+
+    Codes of the first k registers, projected to the decoder's width D as it reads them, without positions. Features
+    are zero beyond a step's keep, where the mask is False. While JAX traces, keep is unknown and k is K.
+    """
+    check_tokens(tokens, self.registers, self.codebook_size)
+    k = int(np.max(tokens.keep)) if is_concrete(tokens.keep) else self.registers
+    return programs.soft_tokens(self.cfg, params, tokens.ids[:, :, :k], tokens.keep)
 
   # ---- decoding
 

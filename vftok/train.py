@@ -43,7 +43,7 @@ def run(cfg: ConfigDict, workdir) -> TrainState:
   """Trains until `cfg.steps` (or `cfg.minutes`), from the newest checkpoint of `workdir` if there is one.
 
   With `optim.schedule="clock"` the learning rate falls with the minutes instead of the steps, and the run is done when
-  they are over: for a machine that is borrowed for a while.
+  they are over, counted from the first step's end: for a machine that is borrowed for a while.
 
   Returns the last state. SIGTERM saves and returns early; Ctrl-C saves and raises KeyboardInterrupt.
 
@@ -130,11 +130,10 @@ class _Loop:
     self.meter = Meter(cfg.steps, task.flops() * cfg.batch_size)
     self.last_good: int | None = None
     self.sums: dict[str, np.ndarray] = {}
-    self.slower = 1.0
+    self.began, self.slower = None, 1.0  # of a run by the clock: when its program was compiled, its factor on the rate
 
   def run(self, state: TrainState, frozen, step: int) -> TrainState:
     cfg, began, pending, done = self.cfg, time.monotonic(), None, False
-    self.began = began
     gc.collect()
     gc.freeze()  # what is alive now stays: collections between steps stay short
     with _stop_signals() as stopping:
@@ -143,6 +142,9 @@ class _Loop:
         with self._profiled(step):
           state, metrics = self.step(state, frozen, self._arrays(host) | self._slower())
         step += 1
+        if self.began is None and cfg.optim.schedule == "clock":
+          jax.block_until_ready(metrics)
+          began = self.began = time.monotonic()  # how long a compiler takes is no part of the schedule
         if pending is not None:  # one step late: the device computes this step while the last one is read
           self._record(*pending)
         pending = (step, metrics, _ids(host))
@@ -175,7 +177,7 @@ class _Loop:
     """The clock's factor on the learning rate, or nothing."""
     if self.cfg.optim.schedule != "clock":
       return {}
-    gone = (time.monotonic() - self.began) / (60 * self.cfg.minutes)
+    gone = 0.0 if self.began is None else (time.monotonic() - self.began) / (60 * self.cfg.minutes)
     self.slower = optim.by_clock(gone, self.cfg.optim.final)
     return {optim.SLOWER: jnp.float32(self.slower)}
 
@@ -209,8 +211,11 @@ class _Loop:
     """Videos of what the model does. Only with one process: the others would have to join every program."""
     if jax.process_count() > 1:
       return
-    for name, frames in self.task.media(nn.unbox(state.model), frozen, host).items():
-      self.writer.video(step, name, frames, self.cfg.data.fps)
+    shown = self.task.media(nn.unbox(state.model), frozen, host)
+    for name in [name for name, value in shown.items() if np.ndim(value)]:
+      self.writer.video(step, name, shown.pop(name), self.cfg.data.fps)
+    if shown:
+      self.writer.scalars(step, shown)
     self.writer.flush()
     self.meter.pause()
 

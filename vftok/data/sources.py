@@ -20,6 +20,9 @@ from vftok.data.world import WorldSource
 class Source(Protocol):
   """A picklable random-access collection of clips; may also have `label_names: tuple[str, ...]`.
 
+  One that knows more of its clips has `attribute_names: dict[str, tuple[str, ...]]` and `attributes(indices int64 [n])
+  -> {attribute: int [n]}`, places in these names, -1 where unknown: what the semantic probe asks for.
+
   Sources of stored arrays have `arrays`, ((key, shape, dtype), ...): what of a record goes into a batch as it is.
 
   A record is a dict with one of

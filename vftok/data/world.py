@@ -117,7 +117,12 @@ class WorldSource:
   def __init__(self, split: str = "train", count: int = 1_000_000, *, size=64, frames=17, seed=0, objects: int = 3):
     if split not in SPLITS:
       raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}: choose one of these.")
-    limits = (("count", count, 1, _LIMIT), ("size", size, 8, 512), ("frames", frames, 1, 1000), ("objects", objects, 1, 3))
+    limits = (
+      ("count", count, 1, _LIMIT),
+      ("size", size, 8, 512),
+      ("frames", frames, 1, 1000),
+      ("objects", objects, 1, 3),
+    )
     for option, value, low, high in limits:
       if not low <= value <= high:
         raise ValueError(f"{option} is {value}, expected {low} to {high}: pass a number in that range.")
@@ -227,7 +232,9 @@ def draw(u_P: jax.Array, subjects_Mx3: np.ndarray, objects: int) -> Scene:
     wants = u()  # three in five stand still
     spins = (wants > 0.8) & (shape >= len(ROUND))
     motions.append(
-      jnp.where(spins, list(MOTIONS).index("spin"), jnp.where((wants > 0.6) & (wants <= 0.8), list(MOTIONS).index("bounce"), 0))
+      jnp.where(
+        spins, list(MOTIONS).index("spin"), jnp.where((wants > 0.6) & (wants <= 0.8), list(MOTIONS).index("bounce"), 0)
+      )
     )
   camera = jnp.where(u() < 0.55, 0, 1 + pick(3))
   place = [(between(-0.45, 0.45), between(-0.3, 0.5))]

@@ -26,6 +26,7 @@ from vftok.evals import frechet
 from vftok.evals.codebook import CodebookUsage
 from vftok.evals.nets import weights
 from vftok.evals.nets.i3d import MIN_FRAMES
+from vftok.evals.probe import ProbeTable
 from vftok.evals.scores import METRICS, Scores
 from vftok.models.flow import Guidance
 from vftok.progress import progress
@@ -43,18 +44,20 @@ class Evaluation:
       frames, size, split, seeds, steps, solver, guidance, lpips_net, i3d_net, indicative.
     codebook: of `CodebookUsage.summary`, or None.
     media: per chosen clip {"original": uint8 [F, H, W, 3], row name: the same of the first seed, ...}.
+    probe: what the tokens say of the clips' attributes, where that was asked for and they have some.
   """
 
   rows: list[dict[str, Any]]
   codebook: dict[str, Any] | None
   media: list[dict[str, np.ndarray]]
+  probe: ProbeTable | None = None
 
   def scalars(self) -> dict[str, float]:
     """{"psnr/keep 4": value, ...} for a metric writer; absent numbers are left out."""
     flat = {f"{m}/{row['name']}": row[m] for row in self.rows for m in METRICS if row[m] is not None}
     if self.codebook:
       flat.update({f"codebook/{k}": self.codebook[k] for k in ("used", "entropy_bits", "entropy_bits_per_clip")})
-    return flat
+    return flat | (self.probe.scalars() if self.probe else {})
 
 
 def evaluate(

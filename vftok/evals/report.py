@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from vftok.evals import page
+from vftok.evals.probe_picture import probe_cells, probe_picture
 from vftok.evals.reconstruction import FIRST_FRAME, VAE, Evaluation
 from vftok.evals.scores import METRICS
 from vftok.picture import curves_png, labelled_grid, si
@@ -22,7 +23,7 @@ _RATIO = 1.5  # of the VAE's own LPIPS that full budget may have
 
 
 def write_report(directory, evaluations: Sequence[Evaluation], *, title: str, fps: float = 8.0) -> None:
-  """Makes `directory`: metrics.json, table.md, report.html, and per split curves-, grid-*.png and grid-*.mp4.
+  """Makes `directory`: metrics.json, table.md, report.html, and per split curves-, probe-, grid-*.png and grid-*.mp4.
 
   The page carries its pictures and films inside. An earlier report at the same place is replaced.
 
@@ -43,6 +44,8 @@ def write_report(directory, evaluations: Sequence[Evaluation], *, title: str, fp
     (partial / "table.md").write_text(markdown(evaluations, title))
     for name, evaluation in zip(names, evaluations, strict=True):
       _curves(partial / f"curves-{name}.png", evaluation, title)
+      if evaluation.probe:
+        probe_picture(partial / f"probe-{name}.png", evaluation.probe, f"{title}, split {evaluation.rows[0]['split']}")
       _films(partial, name, evaluation, fps)
     (partial / "report.html").write_text(_page(partial, names, evaluations, title), encoding="utf-8")
 
@@ -50,7 +53,14 @@ def write_report(directory, evaluations: Sequence[Evaluation], *, title: str, fp
 def to_json(evaluations: Sequence[Evaluation], title: str) -> dict[str, Any]:
   """Plain data; every row carries what its numbers depend on."""
   splits = [
-    {"split": e.rows[0]["split"], "rows": e.rows, "codebook": e.codebook, "checks": checks(e)} for e in evaluations
+    {
+      "split": e.rows[0]["split"],
+      "rows": e.rows,
+      "codebook": e.codebook,
+      "checks": checks(e),
+      "probe": e.probe and e.probe.to_json(),
+    }
+    for e in evaluations
   ]
   return {"title": title, "splits": splits}
 
@@ -99,6 +109,9 @@ def markdown(evaluations: Sequence[Evaluation], title: str) -> str:
       parts.append(f"\nCodebook: {lines}.\n\n")
     marks = {True: "yes", False: "**no**"}
     parts += [f"- {c['check']}: {marks[c['holds']]} ({c['detail']})\n" for c in checks(evaluation)]
+    if evaluation.probe:
+      cells = page.markdown_table(probe_cells(evaluation.probe))
+      parts.append(f"\n### Semantic curve\n\n{evaluation.probe.facts()}\n\n{cells}")
     parts.append("\n")
   return "".join(parts).rstrip() + "\n"
 
@@ -188,5 +201,10 @@ def _page(directory, names, evaluations, title) -> str:
     out.append(f"<ul>{''.join(items)}</ul>" if items else "")
     if (curves := directory / f"curves-{name}.png").is_file():
       out.append(f'<p><img alt="curves over tokens kept" src="{page.data(curves, "image/png")}"></p>')
+    if evaluation.probe:
+      out.append(f"<h3>Semantic curve</h3><p class=facts>{esc(evaluation.probe.facts())}</p>")
+      out.append(page.table(probe_cells(evaluation.probe)))
+      picture = page.data(directory / f"probe-{name}.png", "image/png")
+      out.append(f'<p><img alt="accuracy over tokens kept" src="{picture}"></p>')
     out.append(page.film(directory, f"grid-{name}"))
   return "\n".join(out) + "</html>\n"

@@ -38,8 +38,8 @@ class Task(Protocol):
   def flops(self) -> float:
     """Forward + backward FLOPs of one example, by the formulas of vftok/perf.py."""
 
-  def media(self, params, frozen, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Videos uint8 [F, H, W, 3] that show what the model does, by name."""
+  def media(self, params, frozen, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray | float]:
+    """Videos uint8 [F, H, W, 3] that show what the model does, and numbers too dear for every step, by name."""
 
   def evaluate(self, params, frozen, batches: Iterable[dict], total: int, split: str, out) -> dict[str, float]:
     """Numbers over a whole set; writes tables and pictures into the directory `out`."""

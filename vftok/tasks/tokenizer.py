@@ -28,11 +28,13 @@ from vftok.models.layers import patchify
 from vftok.models.vae import VAE
 from vftok.tasks import Metrics, mean
 from vftok.tasks.draws import RoutedKeep, draw
+from vftok.tasks.high_noise import HighNoise
 from vftok.tasks.linear_codes import step_code
 from vftok.tokenizer import Tokenizer
 
 ENCODER_NET = ("patch_in", "patch_positions", "registers", "stack", "head")  # what a linear encoder lacks
 HEADS = "heads.safetensors"  # beside a tokenizer: its prefix heads
+SHOWN = 64  # clips of a batch that the error with another clip's tokens is measured on, between two steps
 HIGH_TIME = 0.8  # flow times above it show whether the tokens are used: below, the noisy latent tells nearly all
 
 
@@ -169,7 +171,7 @@ class TokenizerTask:
       terms["usage"] = law.usage * jnp.broadcast_to(_usage(z), (len(latents),))
 
     total_B = sum(terms.values())
-    metrics = {name: mean(value) for name, value in terms.items()}
+    metrics = {name: mean(value) for name, value in terms.items()} | _codes_used(fsq.codes_to_ids(codes, cfg.levels))
     if law.flow:
       metrics |= self._at_high_noise(flow_B, draws)
     return total_B.mean(), metrics
@@ -259,16 +261,26 @@ class TokenizerTask:
         full, tokens.truncate(keep), jax.random.key(0), steps=self.law.show_steps, guidance=guidance
       )
       columns[f"k = {keep}"] = to_uint8(out)
-    return {"reconstruction": video_rows(columns)}
+    return {"reconstruction": video_rows(columns)} | self._wrong_tokens(full, batch)
+
+  def _wrong_tokens(self, full, batch) -> dict[str, float]:
+    """{"high/own", "high/wrong"}: error at fixed high noise with all own tokens and with those of another clip."""
+    if not self.law.flow:
+      return {}
+    watch, few = HighNoise(self.tok, full), {"video": batch["video"][:SHOWN]}
+    list(watch.watch([few]))
+    found = watch.scalars()
+    return {"high/own": found["high/all"], "high/wrong": found["high/wrong"]} if found else {}
 
   def evaluate(self, params, frozen, batches, total, split, out) -> dict[str, float]:
-    from vftok.evals import reconstruction, report
+    from vftok.evals import probe_run, reconstruction, report
 
-    cfg = self.cfg.eval
+    cfg, full = self.cfg.eval, self._full(params, frozen)
+    watch = HighNoise(self.tok, full) if self.law.flow else None
     evaluation = reconstruction.evaluate(
       self.tok,
-      self._full(params, frozen),
-      batches,
+      full,
+      watch.watch(batches) if watch else batches,
       split=split,
       keeps=cfg.keeps or None,
       seeds=cfg.seeds,
@@ -279,8 +291,10 @@ class TokenizerTask:
       media=cfg.media,
       total=total,
     )
+    table = probe_run.probe_set(self.cfg, self.tok, full, split) if cfg.probe else None
+    evaluation = dataclasses.replace(evaluation, probe=table)
     report.write_report(out, [evaluation], title=self.cfg.title, fps=self.cfg.data.fps)
-    return evaluation.scalars()
+    return evaluation.scalars() | (watch.scalars() if watch else {})
 
   def save(self, params, frozen, directory) -> None:
     self.tok.save(self._full(params, frozen), directory)
@@ -301,6 +315,13 @@ def _like(heads, flat):
   stored = traverse_util.unflatten_dict(flat, sep="/")
   fits = jax.tree.map(jnp.shape, nn.unbox(heads)) == jax.tree.map(jnp.shape, stored)
   return jax.tree.map(lambda mine, theirs: jnp.asarray(theirs, mine.dtype), heads, stored) if fits else heads
+
+
+def _codes_used(ids_BxTxK) -> Metrics:
+  """How many different codes a batch has in a register: the mean over registers, and the least."""
+  sorted_NxK = jnp.sort(ids_BxTxK.reshape(-1, ids_BxTxK.shape[2]), axis=0)
+  used_K = 1.0 + (sorted_NxK[1:] != sorted_NxK[:-1]).sum(0)
+  return {"codes/used_mean": mean(used_K), "codes/used_min": (used_K.min(), jnp.ones(()))}
 
 
 def _usage(z_BxTxKxc) -> jax.Array:
