@@ -18,6 +18,7 @@ import numpy as np
 from vftok import programs
 from vftok.config import TokenizerConfig
 from vftok.geometry import TIME_FACTOR
+from vftok.models.flow import gaussian
 
 MEASURES = ("flow", "lpips", "features")
 
@@ -61,7 +62,7 @@ def flow_losses(cfg: TokenizerConfig, params, latents_BxTxhxwxC, ids_BxTxK, keep
     key: of the noise; the same clip gets the same noise whatever else is in the batch where key is the same.
   """
   b, patch = latents_BxTxhxwxC.shape[0], cfg.decoder.patch[0]
-  noise = jax.random.normal(key, latents_BxTxhxwxC.shape[1:])[None]
+  noise = gaussian(key, latents_BxTxhxwxC.shape[1:])[None]
   target = noise - latents_BxTxhxwxC
 
   def of_assignment(keep):
@@ -101,7 +102,7 @@ def sampled_losses(tok, params, net, video, tokens, keep_BxMxT, noise_1xTxhxwxC,
 
 def sampled_lpips(tok, params, net, video, tokens, keep_BxMxT, seed: int, **sampling) -> np.ndarray:
   """float32 [B, M]: LPIPS of `sampled_losses` under the noise of `seed`, the same for all clips."""
-  noise = jax.random.normal(jax.random.key(seed), tok.latent_shape(1, keep_BxMxT.shape[2]))
+  noise = gaussian(jax.random.key(seed), tok.latent_shape(1, keep_BxMxT.shape[2]))
   losses = sampled_losses(tok, params, net, video, tokens, keep_BxMxT, noise, **sampling)
   return losses[..., MEASURES.index("lpips") - 1].mean(2)
 

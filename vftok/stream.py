@@ -10,6 +10,7 @@ import numpy as np
 
 from vftok.checks import check_array, check_tokens, check_video
 from vftok.geometry import Geometry
+from vftok.models.flow import gaussian
 from vftok.types import VideoTokens
 
 
@@ -90,7 +91,7 @@ def chunk_noise(key: jax.Array | None, noise, shape_of: Callable[[int], tuple[in
 
   def noise_of(i: int, batch: int) -> jax.Array:
     if noise is None:
-      return jax.random.normal(jax.random.fold_in(key, i), shape_of(batch))
+      return gaussian(jax.random.fold_in(key, i), shape_of(batch))
     if i >= len(noise):
       raise ValueError(f"noise has {len(noise)} entries, expected one array per chunk.")
     return check_array(noise[i], shape_of(batch), f"noise[{i}]")

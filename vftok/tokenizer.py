@@ -31,6 +31,7 @@ from vftok.features.dinov2 import DINOv2
 from vftok.geometry import Geometry, check_whole_latents
 from vftok.models.decoder import Decoder
 from vftok.models.encoder import Encoder
+from vftok.models.flow import gaussian
 from vftok.models.vae import VAE
 from vftok.types import VideoTokens, is_concrete
 
@@ -153,7 +154,7 @@ class Tokenizer(Geometry):
     video = check_video(video, self.frame_size)
     check_whole_latents(video.shape[1])
     mean, logvar = programs.vae_encode(self.cfg, params, video)
-    return mean if key is None else mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+    return mean if key is None else mean + jnp.exp(0.5 * logvar) * gaussian(key, mean.shape)
 
   def features(self, params: Params, latents) -> jax.Array:
     """z float32 [B, T, K, c] of VAE latents [B, T, h, w, C]: the register outputs that FSQ rounds, for probing."""
@@ -264,7 +265,7 @@ class Tokenizer(Geometry):
       raise ValueError(f"first_mode is {first_mode!r}, expected 'clean' or 'sdedit'.")
     if noise is None:
       check_key(key, "decode_latents")
-    noise = jax.random.normal(key, shape) if noise is None else check_array(noise, shape, "noise")
+    noise = gaussian(key, shape) if noise is None else check_array(noise, shape, "noise")
     given, first_steps = check_first_latents(first_latents, noise)
     return programs.sample_latents(
       self.cfg,

@@ -175,7 +175,7 @@ class WorldSource:
 
   def _numbers(self, indices) -> np.ndarray:
     indices = np.asarray(indices, np.int64)
-    if indices.size and not (0 <= indices.min() and indices.max() < self.count):
+    if indices.size and not (indices.min() >= 0 and indices.max() < self.count):
       raise IndexError(f"indices reach {indices.max()}, expected 0 to {self.count - 1}: the source has so many clips.")
     return indices.astype(np.uint32)
 

@@ -16,6 +16,7 @@ from vftok.evals import alignment, generation, generation_report
 from vftok.evals.nets.clip import CLIPScore
 from vftok.evaluate import first_clips
 from vftok.generator import Generator
+from vftok.models.flow import gaussian
 from vftok.sample import check_pair
 from vftok.types import VideoTokens
 
@@ -86,4 +87,4 @@ def _noise(tok, key, steps: int) -> list[np.ndarray]:
   """What `tok.decode` draws for one video of so many time steps from `key`, chunk after chunk."""
   chunks = 1 + (steps - tok.chunk_steps) // (tok.chunk_steps - tok.overlap_steps)
   shape = tok.latent_shape(1, tok.chunk_steps)
-  return [np.asarray(jax.random.normal(jax.random.fold_in(key, i), shape)) for i in range(chunks)]
+  return [np.asarray(gaussian(jax.random.fold_in(key, i), shape)) for i in range(chunks)]

@@ -24,7 +24,7 @@ def draw(law, tok, latent_shape, key) -> dict[str, jax.Array]:
   given = jax.random.choice(keys["given"], len(law.given_probs), p=jnp.array(law.given_probs))
   given_t = jax.random.uniform(keys["given_t"], maxval=law.given_noise)
   return {
-    "noise": jax.random.normal(keys["noise"], latent_shape),
+    "noise": flow.gaussian(keys["noise"], latent_shape),
     "t": flow.sample_time(keys["t"], law=law.time, mode_scale=law.mode_scale, high=law.high, low_end=law.high_from),
     "keep": sample_keep(keys["keep"], tok.chunk_steps, tok.registers, law=law.nested, share=law.share),
     "null": jax.random.bernoulli(keys["null"], law.null),

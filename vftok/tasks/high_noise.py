@@ -11,6 +11,7 @@ import numpy as np
 
 from vftok import programs
 from vftok.config import TokenizerConfig
+from vftok.models.flow import gaussian
 
 TIMES = (0.85, 0.95)
 SEED = 20_260_312  # of the noise, the same for every kind of tokens
@@ -25,7 +26,7 @@ def high_noise_errors(cfg: TokenizerConfig, params, latents_BxTxhxwxC, mask_B) -
   """
   ids = programs.ids_of(cfg, programs.features(cfg, params, latents_BxTxhxwxC))
   b, steps, registers = ids.shape
-  noise = jax.random.normal(jax.random.key(SEED), latents_BxTxhxwxC.shape)
+  noise = gaussian(jax.random.key(SEED), latents_BxTxhxwxC.shape)
   order = jnp.argsort(~mask_B, stable=True)  # those that count first, so that nobody gets the tokens of padding
   place = jnp.argsort(order)
   before = jnp.where(place == 0, jnp.maximum(mask_B.sum(), 1) - 1, place - 1)

@@ -23,6 +23,7 @@ from vftok.config import router_from_dict
 from vftok.curves import MEASURES, assignments, curve_table
 from vftok.data.curves import read_meta
 from vftok.data.video_writer import whole_file
+from vftok.models.flow import gaussian
 from vftok.models.router import net
 from vftok.perf import stack_flops
 from vftok.reward import check_weight, percentile
@@ -82,7 +83,7 @@ class RouterTask:
     cfg = self.router.cfg
     latents = batch["latents"].astype(jnp.float32)
     if self.cfg.loss.noise:  # thousands of clips are few: what a router may rely on has to survive it
-      noise = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))(keys_B)
+      noise = jax.vmap(lambda key: gaussian(key, latents.shape[1:]))(keys_B)
       latents = latents + self.cfg.loss.noise * latents.std((1, 2, 3), keepdims=True) * noise
     out = net(cfg).apply({"params": params}, latents)
     if cfg.head == "classes":

@@ -15,6 +15,7 @@ from vftok import config as model_config
 from vftok import perf, programs
 from vftok.convert.load import load_vae, save_vae
 from vftok.data.video_writer import to_uint8
+from vftok.models import flow
 from vftok.models.discriminator import Discriminator
 from vftok.models.vae import VAE
 from vftok.tasks import Metrics, mean
@@ -68,14 +69,14 @@ class VAETask:
     latents, logvar = apply(video, VAE.encode)
     off = _off_unit(latents)
     if law.sample:
-      noise = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))(keys[:, 0])
+      noise = jax.vmap(lambda key: flow.gaussian(key, latents.shape[1:]))(keys[:, 0])
       kl_B = 0.5 * (jnp.square(latents) + jnp.exp(logvar) - 1 - logvar).sum((1, 2, 3, 4))
       latents = latents + jnp.exp(0.5 * logvar) * noise
     else:
       kl_B = 0.5 * jnp.square(latents).sum((1, 2, 3, 4))
     if law.noise:
       # How much noise a clip gets is drawn too, so the decoder stays sharp on clean latents.
-      noise = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))(keys[:, 2])
+      noise = jax.vmap(lambda key: flow.gaussian(key, latents.shape[1:]))(keys[:, 2])
       latents += law.noise * jax.vmap(jax.random.uniform)(keys[:, 3])[:, None, None, None, None] * noise
     out = apply(latents, VAE.decode)
 

@@ -30,6 +30,7 @@ from vftok.data.dataset_writer import is_made, whole_directory, work_directory
 from vftok.data.loader import make_loader
 from vftok.data.video_writer import whole_file
 from vftok.evals.nets.weights import load_lpips
+from vftok.models.flow import gaussian
 from vftok.process import begin
 from vftok.progress import progress
 from vftok.tokenizer import Tokenizer
@@ -192,7 +193,7 @@ class Measure:
       found[..., 0] = flow(drawn).mean(-1)
     if first < sampled and law.drawn:
       self._net = self._net or load_lpips("vgg")
-      noise = jax.random.normal(self._key, tok.latent_shape(1, steps))
+      noise = gaussian(self._key, tok.latent_shape(1, steps))
       how = (tok, params, self._net, batch["video"], VideoTokens.full(ids), drawn, noise)
       found[..., 1:] = curves.sampled_losses(*how, steps=self.solver_steps)
       found[numbers >= sampled, :, :, 1:] = np.nan
