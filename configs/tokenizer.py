@@ -198,7 +198,7 @@ def mini64():
     task="tokenizer",
     title="vftok-mini",
     steps=100_000,
-    batch_size=256,
+    batch_size=128,
     vae="runs/vae/model",
     model=_model(
       320,

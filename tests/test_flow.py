@@ -1,3 +1,7 @@
+import jax
+import numpy as np
+
+from vftok.models import flow
 
 
 def test_noise_is_jax_s_own():

@@ -1,6 +1,6 @@
 """Weights through a narrow door: float16, in files of at most 15 MiB.
 
-python launch/gpu/pieces.py out MODEL DIR     every tensor of a model directory -> DIR/weights-N.safetensors, configs.json
+python launch/gpu/pieces.py out MODEL DIR     all tensors of a model -> DIR/weights-N.safetensors, configs.json
 python launch/gpu/pieces.py back DIR MODEL    the same directory again, float32
 python launch/gpu/pieces.py vgg FILE          VGG16 with the heads of LPIPS, from the cache, as float16
 python launch/gpu/pieces.py vgg-back FILE     into the cache of a machine that can fetch nothing

@@ -2,9 +2,10 @@
 # The mini VAE and tokenizer on one borrowed GPU, by the clock: `OUT=dir bash launch/gpu/train_mini.sh`
 # Needs jax with CUDA, nothing fetched. VGG holds VGG16 (launch/gpu/pieces.py vgg), CLIPS the packed real clips.
 # MINUTES_VAE and MINUTES_TOK say how long each trains; weights come back as float16 pieces under $OUT.
-# INIT goes on from a tokenizer (then no VAE is trained); EXTRA is passed to both, for a tiny run on a CPU.
+# CACHE is the jax_cache.tgz of an earlier visit. INIT goes on from a tokenizer (then no VAE is trained); EXTRA is passed to both, for a tiny run on a CPU.
+# shellcheck disable=SC2086,SC2046  # EXTRA and the clock are several options
 set -u
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit
 OUT=${OUT:-$PWD/gpu_out}
 runs=${RUNS:-/tmp/vftok_runs}
 python=${PYTHON:-python3}
@@ -14,6 +15,7 @@ export VFTOK_CACHE=${VFTOK_CACHE:-/tmp/vftok_cache} TF_CPP_MIN_LOG_LEVEL=2
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-/tmp/vftok_jax_cache}
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=0
 mkdir -p "$VFTOK_CACHE" "$JAX_COMPILATION_CACHE_DIR"
+[ -f "${CACHE:-}" ] && tar xzf "$CACHE" -C "$JAX_COMPILATION_CACHE_DIR" # programs of an earlier visit to the same card
 say() { echo "== $SECONDS s: $*"; }
 [ -n "${CLIPS:-}" ] && cp "$CLIPS" "$VFTOK_CACHE/clips64.npz"
 [ -n "${VGG:-}" ] && $python launch/gpu/pieces.py vgg-back "$VGG"
@@ -26,10 +28,9 @@ tokenizer() { # name, then options
 clock() { echo "--config.optim.schedule=clock --config.minutes=$1"; }
 
 if [ -z "${INIT:-}" ]; then
-  say "VAE, ${MINUTES_VAE:-2.5} min; the tokenizer's programs are compiled beside it"
-  export XLA_PYTHON_CLIENT_MEM_FRACTION=0.44
-  # shellcheck disable=SC2046
-  train_vae() {
+  say "VAE, ${MINUTES_VAE:-2.5} min from its first step; the tokenizer's programs are compiled beside it"
+  export XLA_PYTHON_CLIENT_MEM_FRACTION=0.45
+    train_vae() {
     $python -m vftok.main --config=configs/vae.py:mini64 --workdir="$runs/vae" ${EXTRA:-} ${EXTRA_VAE:-} \
       $(clock "${MINUTES_VAE:-2.5}") >"$OUT/vae.log" 2>&1
   }
@@ -56,7 +57,6 @@ else
 fi
 export XLA_PYTHON_CLIENT_MEM_FRACTION=0.9
 say "tokenizer, ${MINUTES_TOK:-4} min"
-# shellcheck disable=SC2046
 tokenizer tok "${start[@]}" $(clock "${MINUTES_TOK:-4}") ${EXTRA_TOK:-} >"$OUT/tok.log" 2>&1
 say "tokenizer: exit $?"
 tail -n 3 "$OUT/tok.log"
@@ -69,5 +69,8 @@ for name in vae tok; do
   [ -d "$runs/$name" ] && tar czf "$OUT/$name.tgz" --exclude=checkpoints --exclude='*.safetensors' -C "$runs" "$name"
 done
 (cd "$OUT" && tar czf logs.tgz ./*.log ./vae.tgz ./tok.tgz 2>/dev/null && rm -f ./*.log ./vae.tgz ./tok.tgz)
+# The compiled programs, for the next visit; a file that is too large to come back stays.
+tar czf "$OUT/jax_cache.tgz" -C "$JAX_COMPILATION_CACHE_DIR" .
+[ "$(stat -c %s "$OUT/jax_cache.tgz")" -lt 16000000 ] || rm "$OUT/jax_cache.tgz"
 say "done"
 ls -l "$OUT"
