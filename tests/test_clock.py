@@ -1,0 +1,38 @@
+"""A learning rate that falls with the clock: for machines that are borrowed for minutes."""
+
+import itertools
+import json
+
+import pytest
+
+from configs import vae
+from vftok import optim, train
+
+
+def _config():
+  cfg = vae.get_config("smoke")
+  cfg.loss.adversarial = 0.0
+  cfg.steps, cfg.minutes, cfg.optim.schedule, cfg.optim.warmup = 100_000, 0.05, "clock", 0
+  return cfg
+
+
+def test_the_rate_falls_and_the_run_is_done_when_time_is_over(tmp_path):
+  cfg = _config()
+  state = train.run(cfg, tmp_path)
+  rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  rates = [row["lr"] for row in rows]
+  assert 1 < int(state.step) < cfg.steps
+  assert rates[0] == pytest.approx(cfg.optim.lr)  # the compiler's time is not counted
+  assert all(a >= b for a, b in itertools.pairwise(rates)) and rates[-1] < 0.2 * cfg.optim.lr
+  assert (tmp_path / "model" / "config.json").is_file()
+
+
+def test_a_clock_without_minutes_is_told(tmp_path):
+  cfg = _config()
+  cfg.minutes = 0.0
+  with pytest.raises(ValueError, match="set config"):
+    train.run(cfg, tmp_path)
+
+
+def test_the_factor():
+  assert [optim.by_clock(gone, 0.1) for gone in (-1, 0, 0.5, 1, 2)] == pytest.approx([1, 1, 0.55, 0.1, 0.1])
