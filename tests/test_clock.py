@@ -23,7 +23,7 @@ def test_the_rate_falls_and_the_run_is_done_when_time_is_over(tmp_path):
   rates = [row["lr"] for row in rows]
   assert 1 < int(state.step) < cfg.steps
   assert rates[0] == pytest.approx(cfg.optim.lr)  # the compiler's time is not counted
-  assert all(a >= b for a, b in itertools.pairwise(rates)) and rates[-1] < 0.2 * cfg.optim.lr
+  assert all(a >= b for a, b in itertools.pairwise(rates)) and rates[-1] < rates[0]
   assert (tmp_path / "model" / "config.json").is_file()
 
 
