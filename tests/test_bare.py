@@ -26,7 +26,7 @@ def test_a_run_and_its_evaluation(name, tmp_path, cache_dir):
   out = run_bare(TRAIN.format(name=name, workdir=str(tmp_path)), JAX_COMPILATION_CACHE_DIR=cache_dir)
   assert "no TensorBoard events are written" in out and "psnr" in out.rsplit("SCORES")[1]
   rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-  assert [row["step"] for row in rows] == [1, 2, 3, 4]
+  assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]  # films come with numbers of their own
   assert (tmp_path / "model" / "model.safetensors").exists() and (tmp_path / "curves.png").exists()
   (film,) = (tmp_path / "media").iterdir()
   with Image.open(film) as picture:
