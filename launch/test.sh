@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # The fast test suite on a fresh machine: makes .venv if needed, installs the pinned versions, runs pytest on two cores.
-# Use another environment with VFTOK_VENV=path, another Python (3.11 or newer) with PYTHON=python3.12.
+# Another Python (3.11 to 3.13) with PYTHON=python3.13, in an environment of its own (.venv-3.13) unless VFTOK_VENV says where.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-venv="${VFTOK_VENV:-.venv}"
+if [[ -n "${PYTHON:-}" ]]; then
+  version="$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
+fi
+venv="${VFTOK_VENV:-.venv${version:+-$version}}"
 if [[ ! -x "$venv/bin/python" ]]; then
   "${PYTHON:-python3}" -m venv "$venv"
 fi

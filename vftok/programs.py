@@ -55,7 +55,7 @@ def features(cfg: TokenizerConfig, params, latents_BxTxhxwxC, class_BxTxG=None):
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def with_dino(cfg: TokenizerConfig, dino: DINOv2, params, video_BxFxHxWx3, latents_BxTxhxwxC):
   """What an encoder with DINOv2 features reads: see `dino_inputs`."""
-  with exact(dino.cfg.dtype):
+  with exact(dino.vit.dtype):
     return dino_inputs(cfg, dino, params["dino"], to_float(video_BxFxHxWx3), latents_BxTxhxwxC)
 
 

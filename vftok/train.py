@@ -130,7 +130,7 @@ class _Loop:
     self.meter = Meter(cfg.steps, task.flops() * cfg.batch_size)
     self.last_good: int | None = None
     self.sums: dict[str, np.ndarray] = {}
-    self.began, self.slower = None, 1.0  # of a run by the clock: when its program was compiled, its factor on the rate
+    self.began: float | None = None  # of a run by the clock: when its program was compiled
 
   def run(self, state: TrainState, frozen, step: int) -> TrainState:
     cfg, began, pending, done = self.cfg, time.monotonic(), None, False
@@ -139,15 +139,16 @@ class _Loop:
     with _stop_signals() as stopping:
       for host in self.loader if step < cfg.steps else ():
         shown = None if not cfg.media_every or step % cfg.media_every else host
+        slower = self._slower()
         with self._profiled(step):
-          state, metrics = self.step(state, frozen, self._arrays(host) | self._slower())
+          state, metrics = self.step(state, frozen, self._arrays(host) | slower)
         step += 1
         if self.began is None and cfg.optim.schedule == "clock":
           jax.block_until_ready(metrics)
           began = self.began = time.monotonic()  # how long a compiler takes is no part of the schedule
         if pending is not None:  # one step late: the device computes this step while the last one is read
           self._record(*pending)
-        pending = (step, metrics, _ids(host))
+        pending = (step, metrics, _ids(host), float(slower.get(optim.SLOWER, 1.0)))
         if shown is not None and step > 1:
           self._show(step - 1, state, frozen, shown)
         over = cfg.minutes and step % cfg.log_every == 0 and agreed(time.monotonic() - began > 60 * cfg.minutes)
@@ -173,15 +174,14 @@ class _Loop:
     left = ("source", "index")  # whose clips these are is for people
     return sharding.to_devices({k: v for k, v in host.items() if v.dtype != object and k not in left}, self.mesh)
 
-  def _slower(self) -> dict[str, jax.Array]:
+  def _slower(self) -> dict[str, np.float32]:
     """The clock's factor on the learning rate, or nothing."""
     if self.cfg.optim.schedule != "clock":
       return {}
     gone = 0.0 if self.began is None else (time.monotonic() - self.began) / (60 * self.cfg.minutes)
-    self.slower = optim.by_clock(gone, self.cfg.optim.final)
-    return {optim.SLOWER: jnp.float32(self.slower)}
+    return {optim.SLOWER: np.float32(optim.by_clock(gone, self.cfg.optim.final))}
 
-  def _record(self, step: int, metrics, ids: dict[str, Any]) -> None:
+  def _record(self, step: int, metrics, ids: dict[str, Any], slower: float) -> None:
     values = jax.device_get(metrics)
     if not math.isfinite(float(values["loss"])) or not math.isfinite(float(values["grad_norm"])):
       latest = self.checkpoints.latest()
@@ -198,7 +198,7 @@ class _Loop:
     means = {k: s / n for k, (s, n) in self.sums.items() if n}
     self.sums = {}
     row = {"loss": float(values["loss"]), **means, "grad_norm": float(values["grad_norm"])}
-    row |= {"lr": float(self.rate(step - 1)) * self.slower, **ids, **self.meter.numbers()}
+    row |= {"lr": float(self.rate(step - 1)) * slower, **ids, **self.meter.numbers()}
     row["data/bad_clips"] = len(bad_clips.read(self.workdir / BAD_CLIPS))
     self.writer.scalars(step, row)
     if jax.process_index() == 0:
@@ -263,6 +263,8 @@ def _check(cfg, mesh) -> None:
     )
   if cfg.optim.schedule == "clock" and not cfg.minutes:
     raise ValueError("optim.schedule is 'clock' and minutes is 0, expected minutes to train for: set config.minutes.")
+  if cfg.optim.schedule == "clock" and jax.process_count() > 1:
+    raise ValueError("optim.schedule is 'clock', expected one in steps where a job has many processes: clocks differ.")
   if cfg.steps < 1:
     raise ValueError(f"steps is {cfg.steps}, expected 1 or more.")
   if cfg.eval_every and jax.process_count() > 1:
