@@ -96,8 +96,15 @@ def test_rows_are_filled_in_order_and_the_rest_is_left_out():
   assert rows[0].tolist() == [0, 1, 2, 8, 9, 10, 11, 0] and rows[1, :7].tolist() == [24, 25, 26, 27, 28, 29, 40]
 
 
-@pytest.mark.parametrize("kind", ["time_first", "depth_first"])
-@pytest.mark.parametrize("form", ["length_first", "end_of_step"])
+@pytest.mark.parametrize(
+  "form, kind",
+  [
+    ("length_first", "time_first"),
+    ("end_of_step", "depth_first"),
+    pytest.param("length_first", "depth_first", marks=pytest.mark.slow),
+    pytest.param("end_of_step", "time_first", marks=pytest.mark.slow),
+  ],
+)
 def test_packed_tokens_lose_what_unpacked_ones_do(stored, form, kind):
   task = make_task(config(stored, **{"model.ar.lengths": form, "model.ar.order": kind, "loss.pack": 4}))
   batch, b = batch_of(stored), 8

@@ -8,6 +8,7 @@ import pytest
 
 from configs import vae
 from vftok import optim, train
+from vftok.tasks import TASKS
 
 
 def _config():
@@ -20,6 +21,7 @@ def _config():
 def test_the_rate_falls_and_the_run_is_done_when_time_is_over(tmp_path, monkeypatch):
   """On a clock that moves by a fifth of a second each time it is read, whatever the machine does."""
   ticks = itertools.count()
+  monkeypatch.setitem(TASKS, "vae", "pixel_task:PixelTask")
   monkeypatch.setattr(train, "time", types.SimpleNamespace(monotonic=lambda: next(ticks) / 5))
   cfg = _config()
   state = train.run(cfg, tmp_path)

