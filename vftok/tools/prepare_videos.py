@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vftok.data import bad_clips
+from vftok.data.container import VideoBytes
 from vftok.data.dataset_writer import is_made, whole_directory, work_directory
 from vftok.data.folder import video_folder
-from vftok.data.video import VideoBytes, check_fps, iter_frames
+from vftok.data.video import check_fps, iter_frames
 from vftok.data.video_writer import video_writer, whole_file
 from vftok.progress import progress
 from vftok.tools.command import exit_code
