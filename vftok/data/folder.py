@@ -76,9 +76,7 @@ def label_list(labels) -> tuple[str, ...] | None:
   if isinstance(labels, str | os.PathLike):
     file = Path(labels)
     if not file.is_file():
-      raise FileNotFoundError(
-        f"{file} does not exist: pass labels as a list of names, or a file with one in each line."
-      )
+      raise FileNotFoundError(f"{file} does not exist: pass labels as names, or a file with one in each line.")
     if file.stat().st_size > _MOST_LABELS:
       raise ValueError(f"{file} has {file.stat().st_size} bytes, expected a list of label names: check the path.")
     try:
@@ -131,7 +129,7 @@ class FolderSource:
     found = {name: file for file in files if (name := self._label(file)) is not None}
     if labels is not None and (unknown := sorted(found.keys() - set(labels))):
       raise ValueError(
-        f"{root} has the folder {short(unknown[0])}, expected one of the {len(labels)} labels: add it to them, or move it."
+        f"{root} has the folder {short(unknown[0])}, expected one of the {len(labels)} labels: add it to them."
       )
     self.label_names = labels or tuple(sorted(found))
     self.files = [files[i] for i in choose(split, splits, files, holdout, str(root))]

@@ -42,31 +42,32 @@ class Manifest:
     self._tabs = path.suffix.lower() == ".tsv"
     self._header = None
     offsets, self.paths, splits, found, there = [], [], [], [], {}
-    known, kinds, empty = None if labels is None else set(labels), {}, []
+    kinds, uncaptioned = {}, []  # {whether a number: line and label of the first}, lines
     for offset, line, row in self._rows():
-      entry, label = self._entry(row, line), None
-      for column, value in row.items():
-        there.setdefault(column, value)
+      entry = self._entry(row, line)
+      if self._jsonl or not there:
+        there = row | there
       offsets.append(offset)
       self.paths.append(entry["path"])
       splits.append(entry["split"])
       if (label := entry["label"]) is not None:
         kinds.setdefault(_WHOLE.fullmatch(label) is not None, (line, label))
-        if known is not None and label not in known:
-          raise self._bad(line, "label", label, f"one of the {len(known)} labels")
+        if labels is not None and label not in labels:
+          raise self._bad(line, "label", label, f"one of the {len(labels)} labels")
       found.append(label)
       if not (entry["caption"] or "").strip():
-        empty.append(line) if not empty else empty.append(None)
+        uncaptioned.append(line)
     if not offsets:
       raise ValueError(f"{path} lists no clips, expected at least one row: check the file.")
     self._check_columns(columns, there)
-    self._warn_of_captions(there, len(offsets), empty)
-    if len(kinds) > 1 and known is None:
+    self._warn_of_captions(there, len(offsets), uncaptioned)
+    if labels is None and len(kinds) > 1:
       line, label = kinds[False]
       raise self._bad(line, "label", label, f"a number, as {kinds[True][1]} in line {kinds[True][0]}, or names only")
-    names = sorted(set(found) - {None}) if labels is None and True not in kinds else labels or ()
-    self._offsets, self._labels = np.array(offsets, np.int64), {name: i for i, name in enumerate(names)} or None
-    self.label_names = tuple(names)
+    if labels is None:
+      labels = () if True in kinds else sorted(set(found) - {None})
+    self._offsets, self._labels = np.array(offsets, np.int64), {name: i for i, name in enumerate(labels)} or None
+    self.label_names = tuple(labels)
     self.splits = None if all(name is None for name in splits) else [name or "train" for name in splits]
 
   def _check_columns(self, columns, there):
@@ -77,13 +78,13 @@ class Manifest:
           f"{listed(there, 8)}: correct the name."
         )
 
-  def _warn_of_captions(self, there, rows, empty):
+  def _warn_of_captions(self, there, rows, lines):
     """Captions that are not there are legal, where labels or nothing says what is seen, but never silent."""
     texts = [name for name, value in there.items() if isinstance(value, str) and not _NUMBER.fullmatch(value.strip())]
     others = [name for name in texts if name not in self._columns.values()]
-    if self._columns["caption"] in there and empty:
-      where = f"the first one in line {empty[0]}"
-      warnings.warn(f"{self.path}: {len(empty)} of {rows} captions are empty, {where}.", stacklevel=4)
+    if self._columns["caption"] in there and lines:
+      where = f"the first one in line {lines[0]}"
+      warnings.warn(f"{self.path}: {len(lines)} of {rows} captions are empty, {where}.", stacklevel=4)
     elif self._columns["caption"] not in there and others:
       warnings.warn(
         f"{self.path} has no column {self._columns['caption']!r} in line 1, so all captions are empty; it has "
@@ -176,13 +177,11 @@ class Manifest:
         f"a header with {marks} in between, or map names by columns={{'path': ...}}."
       )
     if twice := {name for name in names if names.count(name) > 1} - {""}:
-      raise ValueError(
-        f"{self.path} line {number} has column {listed(twice, 3)} twice, expected each once: rename one."
-      )
+      raise ValueError(f"{self.path} line {number} has column {listed(twice, 3)} twice, expected once: rename one.")
 
   def _bad(self, line, column, value, expected):
-    name = self._columns[column]
-    return ValueError(f"{self.path} line {line}, column {name!r} is {short(value)}, expected {expected}: fix it.")
+    where = f"{self.path}, " if line is None else f"{self.path} line {line}, "
+    return ValueError(f"{where}column {self._columns[column]!r} is {short(value)}, expected {expected}: fix it.")
 
   def _entry(self, row, line):
     """The row under our names, None for what is empty."""
@@ -200,8 +199,8 @@ class Manifest:
     if isinstance(entry["label"], bool) or not isinstance(entry["label"], str | int | None):
       raise bad("label", "a name or a whole number")
     if entry["label"] is not None:
-      label = entry["label"] = str(entry["label"])
-      if _NUMBER.fullmatch(label) and not (_WHOLE.fullmatch(label) and -1 <= int(label) < 1 << 31):
+      label = entry["label"] = str(entry["label"]).strip() or None
+      if label and _NUMBER.fullmatch(label) and not (_WHOLE.fullmatch(label) and -1 <= int(label) < 1 << 31):
         raise bad("label", "a name, or a whole number from -1 (none) to 2147483647")
     for name in ("path", "caption", "label", "split"):
       if entry[name] is not None and not _is_text(entry[name], name):

@@ -185,6 +185,8 @@ def _encode(batch, names, tok, params, encoder, router) -> dict[str, np.ndarray]
   if encoder:
     features, mask = encoder[0].embed(encoder[1], list(batch["caption"]))
     row |= {"text_emb": np.asarray(features, np.float16), "text_mask": np.asarray(mask)}
+    if not np.isfinite(row["text_emb"]).all():
+      raise ValueError("text features do not fit float16, expected finite ones below 65504: use another text encoder.")
   return {key: value[good] for key, value in row.items()}
 
 
