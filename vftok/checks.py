@@ -114,7 +114,7 @@ def check_made(tokens: VideoTokens, what: str) -> VideoTokens:
   return tokens
 
 
-def check_array(, shape: tuple[int, ...], name: str) -> jax.Array:
+def check_array(array, shape: tuple[int, ...], name: str) -> jax.Array:
   array = jnp.asarray(array)
   if array.shape != tuple(shape) or not jnp.issubdtype(array.dtype, jnp.floating):
     raise ValueError(f"{name} has shape {array.shape} and dtype {array.dtype}, expected float {tuple(shape)}.")
