@@ -77,6 +77,14 @@ def opened(path, timeout: float | None = None):
     raise ValueError(f"{path} is damaged: get a whole copy of it.") from error
 
 
+def demuxed(stream, *, all_streams: bool = False):
+  """Yields the packets of a stream of an open file, or of all its streams, in the file's order; last an empty one."""
+  try:
+    yield from stream.container.demux(*(() if all_streams else (stream,)))
+  except IndexError:  # PyAV's, after the last packet, where a stream began in the middle of the file
+    return
+
+
 def _video_stream(path, container):
   """The first video stream that is no cover and can be decoded."""
   films = [s for s in container.streams.video if not int(s.disposition) & (_ATTACHED_PIC | _TIMED_THUMBNAILS)]

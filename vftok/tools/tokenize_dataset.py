@@ -113,8 +113,8 @@ def _check_label_names(law) -> None:
       first, others = known.setdefault(name, (split, names))
       if names != others:
         raise ValueError(
-          f"the source {name} has {len(names)} label names in {split} and {len(others)} in {first}, in another order or "
-          "others, expected one list, or a number means two things: pass labels=[...] to both."
+          f"the source {name} has {len(names)} label names in {split} and {len(others)} in {first}, not the same, "
+          " expected one list, or a number means two things: pass labels=[...] to both."
         )
 
 
