@@ -103,4 +103,10 @@ class TokensSource(TfdsSource):
     example = self._records[index]
     record = super().__getitem__(index)
     record["ids"] = record.pop("frames")
-    return record | {key: np.asarray(example[key]) for key, _, _ in self.arrays[1:]}
+    arrays = {key: np.asarray(example[key]) for key, _, _ in self.arrays[1:]}
+    for key, array in arrays.items():
+      if not np.isfinite(array).all():
+        raise ValueError(
+          f"{record['name']} holds {key} with NaN or infinite values, expected finite ones: make it again."
+        )
+    return record | arrays

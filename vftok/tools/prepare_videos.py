@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vftok.data import bad_clips
+from vftok.data.container import VideoBytes
 from vftok.data.dataset_writer import is_made, whole_directory, work_directory
-from vftok.data.folder import video_folder
-from vftok.data.video import VideoBytes, check_fps, iter_frames
+from vftok.data.folder import NoSuchSplit, video_folder
+from vftok.data.video import check_fps, iter_frames
 from vftok.data.video_writer import video_writer, whole_file
 from vftok.progress import progress
 from vftok.tools.command import exit_code
@@ -92,7 +93,7 @@ def _run(args: argparse.Namespace) -> None:
 def _source(options, split):
   try:
     source = video_folder(split, **options)
-  except ValueError:  # this folder has no such split
+  except NoSuchSplit:
     return None
   return source if len(source) else None
 

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict, config_flags
 from vftok.data.clip import ClipSpec
 from vftok.data.dataset_writer import is_made, whole_directory, work_directory
 from vftok.data.loader import make_loader
+from vftok.data.sources import source_of
 from vftok.data.tokens import write_tokens
 from vftok.data.video_writer import whole_file
 from vftok.process import begin
@@ -62,6 +63,7 @@ def tokenize(cfg: ConfigDict, out: str | os.PathLike) -> str:
   if tok.frame_size != (law.size, law.size):
     raise ValueError(f"tokenize.size is {law.size}, expected {tok.frame_size[0]}: the tokenizer's frame size.")
   steps = tok.steps_for(law.frames)
+  _check_label_names(law)
   encoder, router = _text_encoder(law), _router(law, tok.fingerprint(params))
   meta = {
     "set": "vftok_tokens",
@@ -100,6 +102,20 @@ def tokenize(cfg: ConfigDict, out: str | os.PathLike) -> str:
   lost = sum(counts.values()) - sum(written.values())
   made = ", ".join(f"{split} {n}" for split, n in written.items())
   return f"{out}: {made} clips ({lost} could not be read), {size / 1e6:.1f} MB"
+
+
+def _check_label_names(law) -> None:
+  """Raises ValueError where a source names its labels otherwise in one split than in another."""
+  known = {}
+  for split, sources in law.splits.items():
+    for name, entry in sources.items():
+      names = tuple(getattr(source_of(entry, split), "label_names", ()))
+      first, others = known.setdefault(name, (split, names))
+      if names != others:
+        raise ValueError(
+          f"the source {name} has {len(names)} label names in {split} and {len(others)} in {first}, not the same, "
+          " expected one list, or a number means two things: pass labels=[...] to both."
+        )
 
 
 def _text_encoder(law):
@@ -185,6 +201,8 @@ def _encode(batch, names, tok, params, encoder, router) -> dict[str, np.ndarray]
   if encoder:
     features, mask = encoder[0].embed(encoder[1], list(batch["caption"]))
     row |= {"text_emb": np.asarray(features, np.float16), "text_mask": np.asarray(mask)}
+    if not np.isfinite(row["text_emb"]).all():
+      raise ValueError("text features do not fit float16, expected finite ones below 65504: use another text encoder.")
   return {key: value[good] for key, value in row.items()}
 
 
