@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 
+from vftok.experiment import define_config
+from vftok.experiment import run as run_main
 from vftok.process import INTERRUPTED, begin, leave
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file, e.g. configs/tokenizer.py:mini.")
+_CONFIG = define_config("Experiment file, e.g. configs/tokenizer.py:mini.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics, videos and the model go.")
 _MODE = flags.DEFINE_enum(
   "mode",
@@ -53,5 +54,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["config", "workdir"])
-  app.run(main)
+  flags.mark_flags_as_required(["workdir"])
+  run_main(main)

@@ -85,6 +85,11 @@ def tfds(
   return TfdsSource(builder, split, video=video, caption=caption, label=label, fps=fps)
 
 
+def prepared(split: str, *, directory: str | os.PathLike) -> Source:
+  """Videos of one size and rate, as `python -m vftok.tools.prepare_videos` writes them to `directory`."""
+  return TfdsSource(open_tfds(directory), split, video="mp4", name="source")
+
+
 def sim(split: str, **options) -> Source:
   """Rendered scenes whose content is known exactly; see vftok.data.sim. Needs the extra `sim`."""
   from vftok.data.sim import SimSource
@@ -95,6 +100,7 @@ def sim(split: str, **options) -> Source:
 DATASETS: dict[str, Callable[..., Source]] = {
   "clips": clips,
   "video_folder": video_folder,
+  "prepared": prepared,
   "tfds": tfds,
   "packed": packed,
   "sim": sim,

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from absl import flags
+from ml_collections import ConfigDict
 
 from vftok import curves, programs
 from vftok.data.clip import ClipSpec
@@ -30,6 +30,8 @@ from vftok.data.dataset_writer import is_made, whole_directory, work_directory
 from vftok.data.loader import make_loader
 from vftok.data.video_writer import whole_file
 from vftok.evals.nets.weights import load_lpips
+from vftok.experiment import define_config
+from vftok.experiment import run as run_main
 from vftok.models.flow import gaussian
 from vftok.process import begin
 from vftok.progress import progress
@@ -245,11 +247,10 @@ def agreement(directory: str | os.PathLike) -> str:
 
 def define_flags() -> None:
   """Not at import: tests and other tools import this module beside others that take --config."""
-  config_flags.DEFINE_config_file("config", None, "Experiment file with a `label` part: configs/router.py:mini.")
+  define_config("Experiment file with a `label` part: configs/router.py:mini.")
   flags.DEFINE_string("out", None, "Where the set goes; default: where the config looks for it.")
-  flags.mark_flags_as_required(["config"])
 
 
 if __name__ == "__main__":
   define_flags()
-  app.run(main)
+  run_main(main)

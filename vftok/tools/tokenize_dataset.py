@@ -17,14 +17,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from absl import flags
+from ml_collections import ConfigDict
 
 from vftok.data.clip import ClipSpec
 from vftok.data.dataset_writer import is_made, whole_directory, work_directory
 from vftok.data.loader import make_loader
 from vftok.data.tokens import write_tokens
 from vftok.data.video_writer import whole_file
+from vftok.experiment import define_config
+from vftok.experiment import run as run_main
 from vftok.process import begin
 from vftok.progress import progress
 from vftok.tools.command import or_exit
@@ -224,12 +226,11 @@ def _examples(work: Path, split: str, total: int) -> Iterator[dict]:
 
 def define_flags() -> None:
   """Not at import: tests and other tools import this module beside others that take --config."""
-  config_flags.DEFINE_config_file("config", None, "Experiment file with a `tokenize` part: configs/t2v.py:mini.")
+  define_config("Experiment file with a `tokenize` part: configs/t2v.py:mini.")
   flags.DEFINE_string("out", None, "Where the set goes; default: where the config looks for it.")
   flags.DEFINE_bool("distributed", False, "Join the other processes of a pod or SLURM job first.")
-  flags.mark_flags_as_required(["config"])
 
 
 if __name__ == "__main__":
   define_flags()
-  app.run(main)
+  run_main(main)
