@@ -29,6 +29,7 @@ class Part:
   batch: int
   index: int
   count: int
+  batches: np.ndarray | None = None  # int64: only these, in this order; None: all
 
   @property
   def size(self) -> int:
@@ -36,6 +37,7 @@ class Part:
 
   def __call__(self, i: int) -> int:
     batch, place = divmod(i, self.size)
+    batch = batch if self.batches is None else int(self.batches[batch])
     return self.start + batch * self.batch + self.index * self.size + place
 
 

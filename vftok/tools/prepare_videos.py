@@ -3,13 +3,14 @@
 DIR is a folder tree or a manifest (see `video_folder`). SET is a TFDS set of short mp4 files (ArrayRecord), read back
 by kind="tfds", directory=SET, video="mp4", caption="caption". Every chunk of clips becomes one shard, written whole
 by whoever computed it, so that a stopped run goes on where it was and nothing passes through one process. --engine
-local uses the cores of this machine; --engine ray runs the same function on a Ray cluster (pip install 'ray[data]'),
+local uses the cores of this machine; --engine ray runs the same function on a Ray cluster (pip install ray),
 or on this machine where there is none. DIR and SET must then be folders that every node sees.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import shutil
@@ -20,9 +21,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from vftok.data import bad_clips
 from vftok.data.dataset_writer import is_made, whole_directory, work_directory
-from vftok.data.folder import video_folder
+from vftok.data.folder import opened_once, video_folder
 from vftok.data.video import VideoBytes, check_fps, iter_frames
 from vftok.data.video_writer import video_writer, whole_file
 from vftok.progress import progress
@@ -33,9 +36,8 @@ BAD = "bad_clips.jsonl"
 
 
 class Job(NamedTuple):
-  """One shard: clips start..stop of a split, out of everything that a process of its own needs to know."""
+  """One shard: clips start..stop of a split. With its part of the source, all that a process of its own needs."""
 
-  source: dict[str, Any]
   split: str
   start: int
   stop: int
@@ -67,15 +69,16 @@ def _run(args: argparse.Namespace) -> None:
   if is_made(out, recipe):
     print(f"{out} is already there with these options.")
     return
-  splits = {split: source for split in args.splits if (source := _source(options, split)) is not None}
+  with opened_once():
+    splits = {split: source for split in args.splits if (source := _source(options, split)) is not None}
   if not splits:
     raise ValueError(f"{args.videos} has no clips in {', '.join(args.splits)}: name its splits with --splits.")
   work = work_directory(out.with_name(f".{out.name}.shards"), recipe).absolute()
-  jobs = [job for split, source in splits.items() for job in _jobs(args, options, split, len(source), work)]
+  jobs = [job for split, source in splits.items() for job in _jobs(args, split, len(source), work)]
   missing = [job for job in jobs if not _count_file(job).exists()]
   run = {"local": _local, "ray": _ray}[args.engine]
   with progress("preparing", sum(job.stop - job.start for job in missing), "clips") as done:
-    for job, _ in run(missing, args.workers):
+    for job, _ in run(missing, splits, args.workers):
       done(job.stop - job.start)
   counts = {split: [json.loads(_count_file(j).read_text()) for j in jobs if j.split == split] for split in splits}
   written = {split: sum(shards) for split, shards in counts.items()}
@@ -97,27 +100,32 @@ def _source(options, split):
   return source if len(source) else None
 
 
-def _jobs(args, options, split: str, clips: int, work: Path) -> Iterator[Job]:
+def _jobs(args, split: str, clips: int, work: Path) -> Iterator[Job]:
   shards = -(-clips // args.chunk)
   for n in range(shards):
     stop = min((n + 1) * args.chunk, clips)
     size = (args.size, args.size)
-    yield Job(options, split, n * args.chunk, stop, (n, shards), size, args.fps, args.seconds, str(work))
+    yield Job(split, n * args.chunk, stop, (n, shards), size, args.fps, args.seconds, str(work))
 
 
 # ---- engines: each yields (job, clips written) as jobs end
 
 
-def _local(jobs: list[Job], workers: int) -> Iterator[tuple[Job, int]]:
+def _local(jobs: list[Job], splits, workers: int) -> Iterator[tuple[Job, int]]:
   if workers <= 1 or len(jobs) <= 1:
-    yield from ((job, prepare_shard(job)) for job in jobs)
+    yield from ((job, prepare_shard(*part)) for job in jobs for part in _parts([job], splits))
     return
   with multiprocessing.get_context("spawn").Pool(workers, _leave_ctrl_c) as pool:
-    yield from pool.imap_unordered(_with_job, jobs)
+    yield from pool.imap_unordered(_with_job, _parts(jobs, splits))
 
 
-def _with_job(job: Job) -> tuple[Job, int]:
-  return job, prepare_shard(job)
+def _parts(jobs: list[Job], splits) -> Iterator[tuple[Job, Any]]:
+  """(job, its part of the opened source): nobody opens or walks anything again, and a part is a few kilobytes."""
+  return ((job, splits[job.split].only(np.arange(job.start, job.stop))) for job in jobs)
+
+
+def _with_job(part: tuple[Job, Any]) -> tuple[Job, int]:
+  return part[0], prepare_shard(*part)
 
 
 def _leave_ctrl_c() -> None:
@@ -125,32 +133,39 @@ def _leave_ctrl_c() -> None:
   signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _ray(jobs: list[Job], workers: int) -> Iterator[tuple[Job, int]]:
-  """Ray Data streams the jobs through the cluster, tries those of a lost node again, and holds nothing but numbers."""
+def _ray(jobs: list[Job], splits, workers: int) -> Iterator[tuple[Job, int]]:
+  """A few tasks per core of the cluster at a time; Ray tries those of a lost node again."""
   try:
     import ray
   except ImportError:
-    raise ModuleNotFoundError("--engine ray needs Ray: pip install 'ray[data]'.") from None
+    raise ModuleNotFoundError("--engine ray needs Ray: pip install ray.") from None
   if not jobs:
     return
   del workers  # as many as the cluster has cores
-  numbers = ray.data.range(len(jobs), override_num_blocks=len(jobs))
-  results = numbers.map(lambda row: {"job": row["id"], "clips": prepare_shard(jobs[row["id"]])})
-  for row in results.iter_rows():
-    yield jobs[int(row["job"])], int(row["clips"])
+  ray.init(ignore_reinit_error=True)
+  task, running, parts = ray.remote(prepare_shard), {}, _parts(jobs, splits)
+  most = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
+  while True:
+    for job, part in itertools.islice(parts, most - len(running)):
+      running[task.remote(job, part)] = job
+    if not running:
+      return
+    done, _ = ray.wait(list(running))
+    for result in done:
+      yield running.pop(result), int(ray.get(result))
 
 
 # ---- one shard
 
 
-def prepare_shard(job: Job) -> int:
-  """Writes the clips of a job that can be read, and then how many they are. Returns that number."""
+def prepare_shard(job: Job, source) -> int:
+  """Writes the clips of `source`, a job's part of the videos, that can be read. Returns their number, and writes it."""
   from array_record.python.array_record_module import ArrayRecordWriter
 
-  source, features, count = video_folder(job.split, **job.source), _features(()), 0
+  features, count = _features(()), 0
   with whole_file(job.path) as path:
     writer = ArrayRecordWriter(str(path), "group_size:1")
-    for index in range(job.start, job.stop):
+    for index in range(len(source)):
       record = source[index]
       try:
         mp4, seconds = _mp4(record, job)
@@ -191,7 +206,6 @@ def _count_file(job: Job) -> Path:
 
 def _features(classes: Sequence[str]):
   """Of an example. A shard knows labels as numbers; they get their names in the set's own file."""
-  import numpy as np
   import tensorflow_datasets as tfds
 
   text, number = tfds.features.Text(), tfds.features.Scalar
