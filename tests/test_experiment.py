@@ -80,7 +80,10 @@ BAD = {
   "no object": (['--config.data.sources={"a": 3}'], "--config.data.sources.a is 3, expected a source."),
   "no pair": (["--config.data.sources=shapes:7"], "has 7, expected OPTION=VALUE after shapes"),
   "no such kind": (["--config.data.sources=films:path=x"], "has kind films, expected one of clips, video_folder"),
-  "no such option": (["--config.data.sources=shapes:sice=3"], "has sice, expected an option of shapes: size, frames, count"),
+  "no such option": (
+    ["--config.data.sources=shapes:sice=3"],
+    "has sice, expected an option of shapes: size, frames, count",
+  ),
   "no such part": (["--config.label.splits=shapes:count=3"], "this config has no label.splits"),
 }
 

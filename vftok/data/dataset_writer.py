@@ -10,10 +10,10 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from vftok.data import shards
+from vftok.data.recipe import RECIPE
 from vftok.data.video_writer import whole_file
 from vftok.optional import required
-
-RECIPE = "recipe.json"
 
 
 def is_made(path: Path, recipe: Mapping) -> bool:
@@ -58,6 +58,12 @@ def work_directory(path: Path, recipe: Mapping) -> Path:
   return path
 
 
+def keep_log(work: Path, directory: Path) -> None:
+  """Copies the log of clips that could not be used beside the set that is made of the others."""
+  for log in work.glob("bad_clips.jsonl"):
+    shutil.copy(log, directory / log.name)
+
+
 def write_tfds(
   directory: Path,
   name: str,
@@ -98,6 +104,7 @@ def write_tfds(
   with contextlib.redirect_stdout(io.StringIO()):  # it speaks of downloads, and there are none
     Builder(data_dir=str(directory), file_format="array_record").download_and_prepare()
   _remove(directory / "downloads")
+  shards.seal(directory / name)
 
 
 def _recipe(path: Path):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import multiprocessing
 import shutil
 import signal
@@ -23,11 +22,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vftok.data import bad_clips
+from vftok.data import bad_clips, shards
 from vftok.data.dataset_writer import is_made, whole_directory, work_directory
 from vftok.data.folder import opened_once, video_folder
 from vftok.data.video import VideoBytes, check_fps, iter_frames
-from vftok.data.video_writer import video_writer, whole_file
+from vftok.data.video_writer import video_writer
 from vftok.progress import progress
 from vftok.tools.command import exit_code
 
@@ -75,18 +74,14 @@ def _run(args: argparse.Namespace) -> None:
     raise ValueError(f"{args.videos} has no clips in {', '.join(args.splits)}: name its splits with --splits.")
   work = work_directory(out.with_name(f".{out.name}.shards"), recipe).absolute()
   jobs = [job for split, source in splits.items() for job in _jobs(args, split, len(source), work)]
-  missing = [job for job in jobs if not _count_file(job).exists()]
+  missing = [job for job in jobs if shards.shard_facts(job.path) is None]
   run = {"local": _local, "ray": _ray}[args.engine]
   with progress("preparing", sum(job.stop - job.start for job in missing), "clips") as done:
     for job, _ in run(missing, splits, args.workers):
       done(job.stop - job.start)
-  counts = {split: [json.loads(_count_file(j).read_text()) for j in jobs if j.split == split] for split in splits}
-  written = {split: sum(shards) for split, shards in counts.items()}
-  lost = sum(map(len, splits.values())) - sum(written.values())
-  if not all(written.values()):
-    raise ValueError(f"a split has no clip that could be read ({written}): {work / BAD} says why.")
   with whole_directory(out, recipe) as directory:
-    _finish(directory, jobs, counts, {split: source.label_names for split, source in splits.items()})
+    written = _finish(directory, jobs, {split: source.label_names for split, source in splits.items()})
+  lost = sum(map(len, splits.values())) - sum(written.values())
   shutil.rmtree(work)
   made = ", ".join(f"{split} {n}" for split, n in written.items())
   print(f"{out}: {made} clips" + (f"; {lost} could not be read, {out / BAD} names each and says why" if lost else ""))
@@ -160,11 +155,8 @@ def _ray(jobs: list[Job], splits, workers: int) -> Iterator[tuple[Job, int]]:
 
 def prepare_shard(job: Job, source) -> int:
   """Writes the clips of `source`, a job's part of the videos, that can be read. Returns their number, and writes it."""
-  from array_record.python.array_record_module import ArrayRecordWriter
 
-  features, count = _features(()), 0
-  with whole_file(job.path) as path:
-    writer = ArrayRecordWriter(str(path), "group_size:1")
+  def examples() -> Iterator[dict[str, Any]]:
     for index in range(len(source)):
       record = source[index]
       try:
@@ -173,13 +165,9 @@ def prepare_shard(job: Job, source) -> int:
         bad_clips.report(str(Path(job.work) / BAD), job.split, record["name"], str(error))
         continue
       facts = dict(caption=record["caption"], label=record["label"], source=record["name"])
-      example = {"mp4": mp4, "seconds": seconds, "fps": job.fps, **facts}
-      writer.write(features.serialize_example(features.encode_example(example)))
-      count += 1
-    writer.close()
-  with whole_file(_count_file(job)) as path:
-    path.write_text(str(count))
-  return count
+      yield {"mp4": mp4, "seconds": seconds, "fps": job.fps, **facts}
+
+  return shards.write_shard(job.path, _features(()), examples())
 
 
 def _mp4(record, job: Job) -> tuple[bytes, float]:
@@ -197,10 +185,6 @@ def _mp4(record, job: Job) -> tuple[bytes, float]:
     return path.read_bytes(), count / job.fps
 
 
-def _count_file(job: Job) -> Path:
-  return job.path.with_name(job.path.name + ".count")
-
-
 # ---- the set
 
 
@@ -214,42 +198,16 @@ def _features(classes: Sequence[str]):
   return tfds.features.FeaturesDict({"mp4": text, "caption": text, "source": text, **numbers})
 
 
-def _finish(directory: Path, jobs: list[Job], counts: dict[str, list[int]], names: dict[str, tuple[str, ...]]) -> None:
-  """Moves nothing but links: the shards become the set, beside the files that describe it."""
-  import tensorflow_datasets as tfds
-
-  target = directory / NAME / VERSION
-  target.mkdir(parents=True)
-  for job in jobs:
-    (target / job.path.name).hardlink_to(job.path)
+def _finish(directory: Path, jobs: list[Job], names: dict[str, tuple[str, ...]]) -> dict[str, int]:
+  """Moves nothing but links: the shards become the set, beside the files that describe it. Returns {split: clips}."""
   bad = Path(jobs[0].work) / BAD
   if bad.exists():
     shutil.copy(bad, directory / BAD)
   classes = next(iter(names.values())) if len(set(names.values())) == 1 else ()
-  template = tfds.core.ShardedFileTemplate(
-    data_dir=target,
-    dataset_name=NAME,
-    filetype_suffix="array_record",
-    template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-  )
-  infos = [
-    tfds.core.SplitInfo(
-      name=split,
-      shard_lengths=shards,
-      num_bytes=sum(job.path.stat().st_size for job in jobs if job.split == split),
-      filename_template=template.replace(split=split),
-    )
-    for split, shards in counts.items()
-  ]
-  tfds.folder_dataset.write_metadata(
-    data_dir=target,
-    features=_features(classes),
-    split_infos=infos,
-    version=VERSION,
-    filename_template=template,
-    check_data=False,
-    description="Videos at one size and rate.",
-  )
+  parts: dict[str, list[Path]] = {}
+  for job in jobs:
+    parts.setdefault(job.split, []).append(job.path)
+  return shards.finish(directory, NAME, VERSION, "Videos at one size and rate.", _features(classes), parts)
 
 
 def _parser() -> argparse.ArgumentParser:
