@@ -65,7 +65,7 @@ def _arrays(meta) -> tuple[tuple[str, tuple[int, ...], str], ...]:
 
 
 def read_meta(directory: str | os.PathLike) -> dict[str, Any]:
-  """What a set of curves was made from. Raises FileNotFoundError where there is none, ValueError where it is damaged."""
+  """What a set of curves was made from. Raises FileNotFoundError: none there; ValueError: a damaged one."""
   fields = {"latents_shape": shape(4), "losses_shape": shape(3), "fingerprint": text}
   fields["drawn_shape"] = lambda v: isinstance(v, list) and len(v) == 2 and all(isinstance(n, int) for n in v)
   fields["levels"] = lambda v: isinstance(v, list) and shape(len(v))(v)
