@@ -61,6 +61,28 @@ def leave(sentence: str) -> None:
   os._exit(1)
 
 
+def together(name: str) -> None:
+  """Waits until every process of the job is here."""
+  import jax
+
+  if jax.process_count() > 1:
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices(f"vftok {name}")
+
+
+def everywhere(value: bool) -> bool:
+  """Whether it is true in every process of the job; all of them must call it."""
+  import jax
+
+  if jax.process_count() == 1:
+    return value
+  import numpy as np
+  from jax.experimental import multihost_utils
+
+  return bool(multihost_utils.process_allgather(np.bool_(value)).all())
+
+
 def agreed(value: bool) -> bool:
   """What the first process says, in all of them: a clock must not send two processes different ways."""
   import jax

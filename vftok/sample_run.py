@@ -33,8 +33,8 @@ def run(cfg: ConfigDict, workdir) -> dict[str, float]:
       f"config.task is {cfg.task!r}, which samples nothing: use --mode=sample with configs/t2v.py or c2v."
     )
   conditions = read_prompts(cfg.sample.prompts)
-  with restored(cfg, workdir) as (task, state):
-    films = make(task.gen, state.model, conditions, cfg.sample, *task.tokenizer())
+  with restored(cfg, workdir) as (task, model):
+    films = make(task.gen, model, conditions, cfg.sample, *task.tokenizer())
   _write(Path(workdir) / "samples", conditions, films, cfg)
   return {"videos": len(films)}
 

@@ -74,7 +74,7 @@ def run(cfg: ConfigDict, workdir) -> TrainState:
     loader = train_loader(cfg, examples, workers=cfg.data.workers, log=workdir / BAD_CLIPS)
     writer = Writer(workdir, active=lead, resume=step, wandb=cfg.wandb, config=cfg.to_dict())
     with contextlib.closing(loader), contextlib.closing(writer):
-      loop = _Loop(cfg, workdir, mesh, task, tx, rate, places, checkpoints, loader, writer)
+      loop = _Loop(cfg, workdir, mesh, task, tx, rate, places, checkpoints, loader, writer, examples)
       return loop.run(state, frozen, step)
 
 
@@ -122,13 +122,13 @@ def _accumulated(grad, params, batch, keys_B, parts: int):
 class _Loop:
   """The steps of one run. Its arrays live in the state that travels through `run`."""
 
-  def __init__(self, cfg, workdir, mesh, task, tx, rate, places, checkpoints, loader, writer):
+  def __init__(self, cfg, workdir, mesh, task, tx, rate, places, checkpoints, loader, writer, examples):
     self.cfg, self.workdir, self.mesh, self.task, self.rate = cfg, workdir, mesh, task, rate
     self.checkpoints, self.loader, self.writer = checkpoints, loader, writer
     step = functools.partial(train_step, task=task, tx=tx, cfg=cfg)
     self.step = jax.jit(step, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
     self.meter = Meter(cfg.steps, task.flops() * cfg.batch_size)
-    self.last_good: int | None = None
+    self.examples = examples  # seen so far: carried from batch to batch and from run to run, whatever their sizes
     self.sums: dict[str, np.ndarray] = {}
     self.began: float | None = None  # of a run by the clock: when its program was compiled
 
@@ -142,7 +142,7 @@ class _Loop:
         slower = self._slower()
         with self._profiled(step):
           state, metrics = self.step(state, frozen, self._arrays(host) | slower)
-        step += 1
+        step, self.examples = step + 1, self.examples + cfg.batch_size
         if self.began is None and cfg.optim.schedule == "clock":
           jax.block_until_ready(metrics)
           began = self.began = time.monotonic()  # how long a compiler takes is no part of the schedule
@@ -205,7 +205,7 @@ class _Loop:
       print(self.meter.line(step, row), flush=True)
 
   def _save(self, step: int, state: TrainState) -> None:
-    self.checkpoints.save(step, state, {"examples": step * self.cfg.batch_size}, self.cfg.to_dict())
+    self.checkpoints.save(step, state, {"examples": self.examples}, self.cfg.to_dict())
 
   def _show(self, step: int, state: TrainState, frozen, host) -> None:
     """Videos of what the model does. Only with one process: the others would have to join every program."""
@@ -220,7 +220,7 @@ class _Loop:
     self.meter.pause()
 
   def _evaluate(self, step: int, state: TrainState, frozen) -> None:
-    values = evaluate_sets(self.cfg, self.workdir, self.task, state, frozen)
+    values = evaluate_sets(self.cfg, self.workdir, self.task, state.model, frozen)
     self.writer.scalars(step, {f"eval/{k}": v for k, v in values.items()})
     self.meter.pause()
 

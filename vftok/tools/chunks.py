@@ -7,7 +7,6 @@ same files.
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -66,15 +65,6 @@ def write_chunks(
     for c, part in parts.items():
       shards.write_shard(path_of(c), features, examples(part))
   return [path_of(c) for c in chunks]
-
-
-def together(name: str) -> None:
-  """Waits until every process of the job is here."""
-  if jax.process_count() > 1:
-    from jax.experimental import multihost_utils
-
-    multihost_utils.sync_global_devices(f"vftok {name}")
-    time.sleep(1.0)  # network file systems show new names late
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,9 +34,9 @@ from vftok.evals.nets.weights import load_lpips
 from vftok.experiment import define_config
 from vftok.experiment import run as run_main
 from vftok.models.flow import gaussian
-from vftok.process import begin
+from vftok.process import begin, together
 from vftok.tokenizer import Tokenizer
-from vftok.tools.chunks import check_batch, copied, shared, together, write_chunks
+from vftok.tools.chunks import check_batch, copied, shared, write_chunks
 from vftok.tools.command import or_exit
 from vftok.types import VideoTokens
 
@@ -116,6 +117,8 @@ def label(cfg: ConfigDict, out: str | os.PathLike, *, workers: int = 0) -> str:
       split: _measure(law, split, sources, work, meta, measure, workers) for split, sources in meta["splits"].items()
     }
   together("label_budgets ends")
+  if jax.process_count() > 1:
+    time.sleep(1.0)  # network file systems show new names late
   if jax.process_index():
     return f"this host's part is in {work}."
   with whole_directory(out, meta) as directory:

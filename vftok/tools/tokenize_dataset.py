@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ from vftok.data.loader import make_loader
 from vftok.data.tokens import NAME, VERSION, features, finish_tokens, stored
 from vftok.experiment import define_config
 from vftok.experiment import run as run_main
-from vftok.process import begin
-from vftok.tools.chunks import check_batch, copied, cut, shared, together, write_chunks
+from vftok.process import begin, together
+from vftok.tools.chunks import check_batch, copied, cut, shared, write_chunks
 from vftok.tools.command import or_exit
 
 CHUNK = 1024  # clips of a shard
@@ -103,6 +104,8 @@ def tokenize(cfg: ConfigDict, out: str | os.PathLike, *, workers: int = 0) -> st
       shards[split], names, total = _encode_split(law, split, sources, *how)
       classes, clips = [*classes, *names], clips + total
   together("tokenize_dataset ends")
+  if jax.process_count() > 1:
+    time.sleep(1.0)  # network file systems show new names late
   if jax.process_index():
     return f"this host's part is in {work}."
   with whole_directory(out, meta) as directory:
