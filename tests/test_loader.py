@@ -85,6 +85,12 @@ def test_a_batch(sources):
 
 
 @BOTH
+def test_start_is_any_number_of_examples(sources):
+  """A run goes on with another batch size where it was: no example is repeated or left out."""
+  assert ids(take(1, sources, batch_size=12, start=20)) == ids(take(6, sources))[20:32]
+
+
+@BOTH
 def test_start_is_continuing(sources):
   batches = take(9, sources)
   assert_equal(batches[4:], take(5, sources, start=32))

@@ -15,6 +15,9 @@ from ml_collections import ConfigDict
 from vftok import sharding
 from vftok.checkpoint import Checkpoints
 from vftok.data.configured import BAD_CLIPS, eval_loader
+from vftok.data.folder import opened_once
+from vftok.lock import locked
+from vftok.process import local
 from vftok.resume import say_differences, starting_point
 from vftok.state import init_state, merge, planned_state
 from vftok.tasks import Task, make_task
@@ -24,9 +27,9 @@ def run(cfg: ConfigDict, workdir) -> dict[str, float]:
   """`--mode=eval`: the newest checkpoint of `workdir`, or `cfg.init_from`, on the sets of `cfg.eval.sets`.
 
   Raises:
-    ValueError: there is neither, or this is one of many processes.
+    ValueError: there is neither, this is one of many processes, or another process evaluates there.
   """
-  with restored(cfg, workdir) as (task, model):
+  with locked(local(workdir, "workdir") / "eval"), opened_once(), restored(cfg, workdir) as (task, model):
     values = evaluate_sets(cfg, Path(workdir), task, model, task.frozen())
     if cfg.eval.get("generation"):
       values |= task.evaluate_generation(model, Path(workdir) / "eval")

@@ -25,13 +25,15 @@ from vftok import optim, sharding
 from vftok.checkpoint import Checkpoints
 from vftok.data import bad_clips
 from vftok.data.configured import BAD_CLIPS, train_loader
-from vftok.data.video_writer import whole_file
+from vftok.data.folder import opened_once
 from vftok.evaluate import evaluate_sets
+from vftok.lock import locked
 from vftok.meter import Meter
-from vftok.process import agreed, whole
+from vftok.process import agreed, local, whole
 from vftok.resume import starting_point
 from vftok.state import TrainState, init_state, logical_axes, merge, update_ema
 from vftok.tasks import make_task
+from vftok.whole import whole_file
 from vftok.writer import Writer, curves
 
 
@@ -45,16 +47,22 @@ def run(cfg: ConfigDict, workdir) -> TrainState:
   With `optim.schedule="clock"` the learning rate falls with the minutes instead of the steps, and the run is done when
   they are over, counted from the first step's end: for a machine that is borrowed for a while.
 
-  Returns the last state. SIGTERM saves and returns early; Ctrl-C saves and raises KeyboardInterrupt.
+  Returns the last state. SIGTERM and SIGHUP save and return early; Ctrl-C saves and raises KeyboardInterrupt.
 
   Raises:
-    ValueError: a config that cannot be run, or a checkpoint of another config.
+    ValueError: a config that cannot be run, a checkpoint of another config, or a workdir that another process uses.
+    vftok.checkpoint.NotSaved: a checkpoint could not be written.
     NotFinite: the loss is no number; nothing after the last good checkpoint was saved.
   """
-  workdir = Path(workdir)
-  lead = jax.process_index() == 0
+  workdir = local(workdir, "workdir")
   mesh = sharding.make_mesh(cfg.mesh.to_dict())
   _check(cfg, mesh)
+  lead = jax.process_index() == 0
+  with locked(workdir) if lead else contextlib.nullcontext(), opened_once():
+    return _run(cfg, workdir, mesh, lead)
+
+
+def _run(cfg: ConfigDict, workdir: Path, mesh, lead: bool) -> TrainState:
   workdir.mkdir(parents=True, exist_ok=True)
   task = make_task(cfg)
   if lead:
@@ -272,7 +280,7 @@ def _check(cfg, mesh) -> None:
 
 
 class _Stop(threading.Event):
-  """Set by SIGTERM, or by a first Ctrl-C (`interrupted`): the loop saves and leaves. A second Ctrl-C ends at once."""
+  """Set by SIGTERM, SIGHUP or a first Ctrl-C (`interrupted`): the loop saves and leaves. A second Ctrl-C ends it."""
 
   interrupted = False
 
@@ -291,7 +299,10 @@ def _stop_signals():
   if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
     yield stop
     return
-  before = {number: signal.signal(number, stop.by_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+  numbers = [signal.SIGTERM, signal.SIGINT]
+  if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
+    numbers.append(signal.SIGHUP)
+  before = {number: signal.signal(number, stop.by_signal) for number in numbers}
   try:
     yield stop
   finally:

@@ -25,7 +25,7 @@ def report(path: str | None, source: str, name: str, reason: str) -> None:
       return
     line = json.dumps({"source": source, "name": name, "reason": reason}, ensure_ascii=False) + "\n"
     # One write in append mode: lines of several processes do not mix.
-    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
       os.write(file, line.encode("utf-8", "surrogateescape"))
     finally:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from vftok.data import shards
 from vftok.data.recipe import RECIPE
-from vftok.data.video_writer import whole_file
+from vftok.lock import locked
 from vftok.optional import required
+from vftok.whole import whole_file
 
 
 def is_made(path: Path, recipe: Mapping) -> bool:
@@ -29,8 +30,14 @@ def whole_directory(path: Path, recipe: Mapping) -> Iterator[Path]:
   before is replaced; one that was not is left alone.
 
   Raises:
-    ValueError: `path` exists and holds something else.
+    ValueError: `path` exists and holds something else, or another process writes it (`lock.InUse`).
   """
+  with locked(path), _replaced(path, recipe) as temporary:
+    yield temporary
+
+
+@contextlib.contextmanager
+def _replaced(path: Path, recipe: Mapping) -> Iterator[Path]:
   if path.exists() and not (path.is_dir() and (_recipe(path) is not None or not any(path.iterdir()))):
     raise ValueError(f"{path} exists and was not written by this tool, so it is left alone: choose another --out.")
   temporary, old = (path.with_name(f".{path.name}.{end}") for end in ("part", "old"))

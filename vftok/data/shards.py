@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vftok.data.video_writer import whole_file
 from vftok.optional import required
+from vftok.whole import whole_file
 
 FACTS = "shards.json"  # of a set: {file: {"clips", "bytes"}}
 

@@ -122,6 +122,11 @@ def make_source(kind: str, split: str, options: Mapping[str, Any]) -> Source:
   """One source of `DATASETS`. Raises ValueError or FileNotFoundError with one sentence where it cannot be had."""
   if kind not in DATASETS:
     raise ValueError(f"kind is {kind!r}, expected one of {', '.join(DATASETS)}: see vftok.data.sources.DATASETS.")
+  for name, value in options.items():
+    if name in ("path", "directory", "root") and "://" in str(value):
+      raise ValueError(
+        f"{kind} has {name} {str(value)[:200]}, expected a path: mount the bucket (gcsfuse) and pass where it lies."
+      )
   try:
     source = DATASETS[kind](split=split, **options)
   except TypeError as error:

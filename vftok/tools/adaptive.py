@@ -25,7 +25,6 @@ from absl import flags
 from vftok import allocate
 from vftok.budget import Auto
 from vftok.data.configured import eval_loader
-from vftok.data.video_writer import whole_file
 from vftok.evals import budget_pictures, page
 from vftok.evals.reconstruction import noise_of, score_rows
 from vftok.evaluate import first_clips
@@ -37,6 +36,7 @@ from vftok.progress import COMPILING, progress
 from vftok.router import find
 from vftok.tokenizer import Tokenizer
 from vftok.tools.command import or_exit
+from vftok.whole import whole_file
 
 WAYS = ("uniform", "one for all", "router", "router, shared", "router, tried")
 BATCH = 8  # clips that are tried at once

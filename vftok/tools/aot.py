@@ -26,11 +26,11 @@ from absl import app, flags
 from jax.experimental import topologies
 
 from vftok import sharding, target
-from vftok.data.video_writer import whole_file
 from vftok.experiment import define_config
 from vftok.experiment import run as run_main
 from vftok.tools import hlo
 from vftok.tools.aot_programs import plan
+from vftok.whole import whole_file
 
 
 @dataclasses.dataclass(frozen=True)

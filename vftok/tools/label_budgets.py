@@ -11,6 +11,7 @@ sampled agree.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -33,8 +34,9 @@ from vftok.data.loader import make_loader
 from vftok.evals.nets.weights import load_lpips
 from vftok.experiment import define_config
 from vftok.experiment import run as run_main
+from vftok.lock import locked
 from vftok.models.flow import gaussian
-from vftok.process import begin, together
+from vftok.process import begin, local, together
 from vftok.tokenizer import Tokenizer
 from vftok.tools.chunks import check_batch, copied, shared, write_chunks
 from vftok.tools.command import or_exit
@@ -75,7 +77,12 @@ def label(cfg: ConfigDict, out: str | os.PathLike, *, workers: int = 0) -> str:
   """
   if "label" not in cfg:
     raise ValueError("this config has no `label` part: pass one for routers, such as configs/router.py:mini.")
-  law, out = cfg.label, Path(out)
+  with locked(local(out, "--out")) if not jax.process_index() else contextlib.nullcontext():
+    return _label(cfg, Path(out), workers)
+
+
+def _label(cfg: ConfigDict, out: Path, workers: int) -> str:
+  law = cfg.label
   tok, params = Tokenizer.load(law.tokenizer)
   check_levels(law.levels, tok.registers)
   check_batch(law.batch_size, "label.batch_size")

@@ -20,7 +20,6 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from vftok import curves
-from vftok.data.video_writer import whole_file
 from vftok.evals import budget_pictures, page
 from vftok.evals.nets.weights import load_lpips
 from vftok.experiment import define_config
@@ -31,6 +30,7 @@ from vftok.search import all_assignments
 from vftok.tokenizer import Tokenizer
 from vftok.tools.command import or_exit
 from vftok.tools.label_budgets import clips_of
+from vftok.whole import whole_file
 
 HEAD = ("tokens per step", "uniform", "one for all", "oracle", "with luck", "gain: 10, 50, 90 % of clips", "is uniform")
 BATCH = 8

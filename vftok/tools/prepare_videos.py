@@ -13,7 +13,6 @@ import argparse
 import itertools
 import multiprocessing
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -27,8 +26,10 @@ from vftok.data.dataset_writer import is_made, whole_directory, work_directory
 from vftok.data.folder import opened_once, video_folder
 from vftok.data.video import VideoBytes, check_fps, iter_frames
 from vftok.data.video_writer import video_writer
+from vftok.lock import locked
+from vftok.process import local
 from vftok.progress import progress
-from vftok.tools.command import exit_code
+from vftok.tools.command import exit_code, leave_signals
 
 NAME, VERSION = "vftok_videos", "1.0.0"
 BAD = "bad_clips.jsonl"
@@ -62,6 +63,11 @@ def _run(args: argparse.Namespace) -> None:
   for name in ("size", "chunk", "seconds"):
     if getattr(args, name) <= 0:
       raise ValueError(f"--{name} is {getattr(args, name)}, expected more than 0.")
+  with locked(local(args.out, "--out")):
+    _prepare(args)
+
+
+def _prepare(args: argparse.Namespace) -> None:
   out, options = Path(args.out), dict(path=str(Path(args.videos).absolute()), holdout=args.holdout)
   recipe = {"set": NAME, "version": VERSION, "source": options, "size": args.size, "fps": args.fps}
   recipe |= {"seconds": args.seconds, "chunk": args.chunk}
@@ -110,7 +116,7 @@ def _local(jobs: list[Job], splits, workers: int) -> Iterator[tuple[Job, int]]:
   if workers <= 1 or len(jobs) <= 1:
     yield from ((job, prepare_shard(*part)) for job in jobs for part in _parts([job], splits))
     return
-  with multiprocessing.get_context("spawn").Pool(workers, _leave_ctrl_c) as pool:
+  with multiprocessing.get_context("spawn").Pool(workers, leave_signals) as pool:
     yield from pool.imap_unordered(_with_job, _parts(jobs, splits))
 
 
@@ -121,11 +127,6 @@ def _parts(jobs: list[Job], splits) -> Iterator[tuple[Job, Any]]:
 
 def _with_job(part: tuple[Job, Any]) -> tuple[Job, int]:
   return part[0], prepare_shard(*part)
-
-
-def _leave_ctrl_c() -> None:
-  """In each worker: Ctrl-C is the main process's to handle."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _ray(jobs: list[Job], splits, workers: int) -> Iterator[tuple[Job, int]]:

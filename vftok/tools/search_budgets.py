@@ -24,7 +24,6 @@ from ml_collections import ConfigDict
 
 from vftok import allocate, curves, programs, search
 from vftok.budget import Auto
-from vftok.data.video_writer import whole_file
 from vftok.evals import page
 from vftok.experiment import define_config
 from vftok.experiment import run as run_main
@@ -37,6 +36,7 @@ from vftok.tasks.router import WEIGHTS
 from vftok.tokenizer import Tokenizer
 from vftok.tools.command import or_exit
 from vftok.tools.label_budgets import clips_of
+from vftok.whole import whole_file
 
 MOST = 20_000  # assignments that are still measured one by one
 MEANS = (2, 4, 8)  # tokens per step of hard budgets

@@ -10,6 +10,7 @@ a host share each batch. --workers=16 decodes videos in so many processes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -30,7 +31,8 @@ from vftok.data.loader import make_loader
 from vftok.data.tokens import NAME, VERSION, features, finish_tokens, stored
 from vftok.experiment import define_config
 from vftok.experiment import run as run_main
-from vftok.process import begin, together
+from vftok.lock import locked
+from vftok.process import begin, local, together
 from vftok.tools.chunks import check_batch, copied, cut, shared, write_chunks
 from vftok.tools.command import or_exit
 
@@ -61,11 +63,18 @@ def tokenize(cfg: ConfigDict, out: str | os.PathLike, *, workers: int = 0) -> st
   """
   import jax
 
-  from vftok.tokenizer import Tokenizer
-
   if "tokenize" not in cfg:
     raise ValueError("this config has no `tokenize` part: pass one for generators, such as configs/t2v.py:mini.")
-  law, out = cfg.tokenize, Path(out)
+  with locked(local(out, "--out")) if not jax.process_index() else contextlib.nullcontext():
+    return _tokenize(cfg, Path(out), workers)
+
+
+def _tokenize(cfg: ConfigDict, out: Path, workers: int) -> str:
+  import jax
+
+  from vftok.tokenizer import Tokenizer
+
+  law = cfg.tokenize
   tok, params = Tokenizer.load(law.tokenizer, dino=law.dino or None)
   if tok.frame_size != (law.size, law.size):
     raise ValueError(f"tokenize.size is {law.size}, expected {tok.frame_size[0]}: the tokenizer's frame size.")
