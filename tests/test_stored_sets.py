@@ -1,4 +1,4 @@
-"""Stored sets that are damaged: shards cut, emptied, flipped, missing; records of another shape; recipes that are none."""
+"""Stored sets under damage: shards cut, emptied, flipped, missing, records of another shape, damaged recipes."""
 
 import json
 
