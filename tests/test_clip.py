@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 from video_files import encode, scene
 
-from vftok.data import clip as clips
 from vftok.data import window
 from vftok.data.clip import ClipSpec, load_clip, moments
-from vftok.data.video import VideoBytes, iter_frames, read_video
+from vftok.data.container import VideoBytes
+from vftok.data.display import MIDDLE
+from vftok.data.video import iter_frames, read_video
 
 NATIVE = ClipSpec(frames=5, size=(48, 64), fps=None)
 
@@ -53,7 +54,7 @@ def test_only_what_is_shown_is_decoded_and_the_pixels_are_the_same(files, name, 
     at = begin + np.arange(6) / rng.choice([8, 12.5, 25, 60])
     expected = {k: frame.to_ndarray(format="rgb24") for k, frame in slow(path, at, lambda: None)}
     shown = window.shown(path, lambda *_, at=at: at, lambda: None, 9.0)
-    found = {k: frame.to_ndarray(format="rgb24") for k, frame in shown}
+    found = {k: frame.to_ndarray(format="rgb24") for k, frame, _ in shown}
     assert sorted(found) == list(range(6)), begin
     assert all(np.array_equal(found[k], expected[k]) for k in range(6)), begin
   if name.endswith(SEEKABLE) and name not in UNSTARTABLE:
@@ -66,8 +67,8 @@ def test_how_much_is_decoded(files, name, most, monkeypatch):
   decoded = []
   real = window._packets
 
-  def counted(video, container, stream, *rest):
-    packets, begins = real(video, container, stream, *rest)
+  def counted(*arguments):
+    packets, begins = real(*arguments)
     decoded.append(len(packets))
     return packets, begins
 
@@ -109,7 +110,7 @@ def test_moments_stay_inside(rate, fps, frames):
   spec = ClipSpec(frames=frames, fps=fps)
   need = (frames - 1) / fps
   for length in (need + 1e-3, need + 1 / fps, need + 7.3):
-    for draw in (0.0, 0.3, clips._MIDDLE, 1 - 1e-12):
+    for draw in (0.0, 0.3, MIDDLE, 1 - 1e-12):
       at = moments(spec, 2.0, 2.0 + length, rate, draw)
       assert len(at) == frames and at[0] >= 2.0 and at[-1] < 2.0 + length
       assert np.allclose(np.diff(at), 1 / fps)

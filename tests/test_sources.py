@@ -58,7 +58,12 @@ def test_folder_links_are_followed_once(tmp_path):
   (tmp_path / "set").mkdir()
   (tmp_path / "set" / "a").symlink_to(tmp_path / "real" / "a")
   (tmp_path / "real" / "a" / "loop").symlink_to(tmp_path / "set")
-  assert [record["name"] for record in every(video_folder("all", path=tmp_path / "set"))] == ["a/1.mp4"]
+  assert [r["name"] for r in every(video_folder("all", path=tmp_path / "set", links=True))] == ["a/1.mp4"]
+  with (
+    pytest.warns(UserWarning, match="1 links in .* lead out of it"),
+    pytest.raises(ValueError, match="no video files"),
+  ):
+    video_folder("all", path=tmp_path / "set")
 
 
 def test_holdout_is_stable_and_splits_by_file(tmp_path):

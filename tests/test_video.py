@@ -133,16 +133,12 @@ def test_missing_timestamps_are_made_from_the_rate(tmp_path):
 
 def test_resize_short_side_then_centre_crop(clips):
   whole, _ = read_video(clips / "clip.mp4", max_frames=1)
-  small, _ = read_video(clips / "clip.mp4", size=(24, 24), max_frames=1)
-  resized = np.asarray(Image.fromarray(whole[0]).resize((32, 24), Image.Resampling.BICUBIC))
-  assert np.array_equal(small[0], resized[:, 4:28])
-  wide, _ = read_video(clips / "clip.mp4", size=(24, 48), max_frames=1)
-  resized = np.asarray(Image.fromarray(whole[0]).resize((48, 36), Image.Resampling.BICUBIC))
-  assert np.array_equal(wide[0], resized[6:30])
-  tall, _ = read_video(clips / "clip.mp4", size=(96, 32), max_frames=1)
-  assert tall.shape == (1, 96, 32, 3)
-  same, _ = read_video(clips / "clip.mp4", size=(48, 48), max_frames=1)
-  assert np.array_equal(same[0], whole[0, :, 8:56])
+  resized = lambda w, h: np.asarray(Image.fromarray(whole[0]).resize((w, h), Image.Resampling.BICUBIC))
+  read = lambda size: read_video(clips / "clip.mp4", size=size, max_frames=1)[0][0]
+  assert error_at(read((24, 24)), resized(32, 24)[:, 4:28]) < 3  # resized before YUV becomes RGB, so not to the bit
+  assert error_at(read((24, 48)), resized(48, 36)[6:30]) < 3
+  assert read((96, 32)).shape == (96, 32, 3)
+  assert np.array_equal(read((48, 48)), whole[0, :, 8:56])
 
 
 def test_rotation_of_a_phone_is_applied(clips, tmp_path):

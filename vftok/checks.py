@@ -81,7 +81,9 @@ def check_sampling(options: dict[str, Any], cfg: TokenizerConfig) -> Sampling:
   for name in ("scale",) if isinstance(guidance, CFG) else ("scale", "eta", "momentum", "threshold"):
     value = getattr(guidance, name)
     if not isinstance(value, jax.Array) and np.asarray(value).dtype.kind not in "iuf":
-      raise ValueError(f"guidance.{name} is {value!r}, expected a number.")
+      raise ValueError(f"guidance.{name} is {str(value)[:60]!r}, expected a number.")
+    if not is_finite(value):
+      raise ValueError(f"guidance.{name} is {str(value)[:60]}, expected finite numbers: change the guidance.")
   scale = jnp.shape(guidance.scale)
   if scale not in ((), (steps,)):
     raise ValueError(f"guidance.scale has shape {scale}, expected one number, or one per step [{steps}].")
@@ -97,10 +99,27 @@ def check_key(key, what: str) -> None:
     raise ValueError(f"key is {str(key)[:40]!r}, expected one random key: pass jax.random.key(seed).")
 
 
+def is_finite(x) -> bool:
+  """Whether all numbers are finite; True where they cannot be looked at (while JAX traces, or on other hosts)."""
+  if not is_concrete(x) or not getattr(x, "is_fully_addressable", True):
+    return True
+  with np.errstate(over="ignore"):  # what float32 cannot hold is infinite to a model
+    return bool(np.isfinite(np.asarray(x, np.float32)).all())
+
+
+def check_made(tokens: VideoTokens, what: str) -> VideoTokens:
+  """The tokens. Raises ValueError where one is -1, which stands for numbers that were not finite."""
+  if is_concrete(tokens.ids) and getattr(tokens.ids, "is_fully_addressable", True) and np.min(tokens.ids) < 0:
+    raise ValueError(f"{what} are not finite, so they make no tokens: use other weights, or float32.")
+  return tokens
+
+
 def check_array(array, shape: tuple[int, ...], name: str) -> jax.Array:
   array = jnp.asarray(array)
   if array.shape != tuple(shape) or not jnp.issubdtype(array.dtype, jnp.floating):
     raise ValueError(f"{name} has shape {array.shape} and dtype {array.dtype}, expected float {tuple(shape)}.")
+  if not is_finite(array):
+    raise ValueError(f"{name} holds NaN or infinite values, expected finite numbers: see where they come from.")
   return array.astype(jnp.float32)
 
 

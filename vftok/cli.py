@@ -197,6 +197,7 @@ def sample(args):
 
 def _encode(tok, params, args, budget=None):
   """(VideoTokens of the whole clip, frames per second, seconds it took)."""
+  from vftok.checks import check_made
   from vftok.data.video import iter_frames, video_info
   from vftok.progress import COMPILING, progress
   from vftok.types import VideoTokens
@@ -212,7 +213,8 @@ def _encode(tok, params, args, budget=None):
     for piece in tok.encode_stream(params, (frame[None] for frame in frames), fit=args.fit, **routed):
       pieces.append(piece)
       advance(piece.frames)
-  return VideoTokens.concat(pieces), fps, time.monotonic() - began
+  tokens = check_made(VideoTokens.concat(pieces), f"the encoder's features of {args.video}")
+  return tokens, fps, time.monotonic() - began
 
 
 def _sampler(args, tok) -> dict:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 import numpy as np
 
+from vftok.checks import is_finite
 from vftok.models.ar_inputs import Condition
 
 if TYPE_CHECKING:
@@ -101,4 +102,6 @@ def _features(cfg: GeneratorConfig, features, mask) -> Condition:
     raise ValueError(
       f"text_emb has shape {features.shape} and text_mask {mask.shape}, expected [B, S, {cfg.ar.ctx_dim}] and [B, S]."
     )
+  if not is_finite(features):
+    raise ValueError("text_emb holds NaN or infinite values, expected finite features: embed the texts in float32.")
   return Condition(text_BxSxC=features.astype(jnp.float32), text_mask_BxS=mask.astype(bool))

@@ -100,10 +100,11 @@ def advance(cfg: ARConfig, params, memo: Memo, plan: Plan, state: DecodeState, s
 
 
 def sample(logits_BxV, keys_B, temperature, *, top_k: int = 0, top_p=None) -> jax.Array:
-  """int32 [B]: one token per row, the likeliest at temperature 0.
+  """int32 [B]: one token per row, the likeliest at temperature 0; -1, which is no token, where a logit is NaN.
 
   top_k > 0 keeps the k likeliest, top_p the likeliest that together reach that probability (at least one).
   """
+  sound_B = ~jnp.isnan(logits_BxV).any(axis=-1)
   likeliest = jnp.argmax(logits_BxV, axis=-1)
   logits_BxV = logits_BxV / jnp.maximum(temperature, 1e-6)
   if top_k:
@@ -117,7 +118,7 @@ def sample(logits_BxV, keys_B, temperature, *, top_k: int = 0, top_p=None) -> ja
     least = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
     logits_BxV = jnp.where(logits_BxV >= least, logits_BxV, -jnp.inf)
   drawn = jax.vmap(jax.random.categorical)(keys_B, logits_BxV)
-  return jnp.where(temperature > 0, drawn, likeliest).astype(jnp.int32)
+  return jnp.where(sound_B, jnp.where(temperature > 0, drawn, likeliest), -1).astype(jnp.int32)
 
 
 def prepare(cfg: ARConfig, params, cond: Condition, length: int, *, guided: bool) -> tuple[Memo, Any]:

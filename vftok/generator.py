@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -49,7 +50,7 @@ class GeneratorConfig:
 
   def __post_init__(self):
     odds, steps, levels = self.length_odds, self.ar.steps, len(self.ar.levels)
-    whole = len(odds) == steps and all(len(row) == levels and min(row, default=0) > 0 for row in odds)
+    whole = len(odds) == steps and all(len(row) == levels and all(0 < odd < math.inf for odd in row) for row in odds)
     if odds and not whole:
       raise ValueError(f"length_odds are {str(odds)[:60]}, expected {steps} rows of {levels} numbers above 0.")
 
@@ -211,6 +212,8 @@ class Generator:
   def _tokens(self, asked: Fixed | Adaptive, state) -> VideoTokens:
     """What is made so far."""
     cfg = self.cfg.ar
+    if np.min(state.ids) < 0:
+      raise ValueError("the generator's logits are not finite, so they make no tokens: use other weights, or float32.")
     if isinstance(asked, Adaptive):
       ids, keep = np.asarray(state.ids)[:, :, lengths.first_slot(cfg) :], np.asarray(state.made)
       ids = ids * (np.arange(cfg.slots) < keep[:, :, None])

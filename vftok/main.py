@@ -24,6 +24,8 @@ _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes
 
 
 def main(argv: list[str]) -> None:
+  if os.path.exists(_WORKDIR.value) and not os.path.isdir(_WORKDIR.value):
+    sys.exit(f"error: --workdir is {_WORKDIR.value}, which is a file, expected a folder: choose another name.")
   begin(argv, distributed=_DISTRIBUTED.value)
   import jax
 

@@ -59,9 +59,11 @@ def with_dino(cfg: TokenizerConfig, dino: DINOv2, params, video_BxFxHxWx3, laten
     return dino_inputs(cfg, dino, params["dino"], to_float(video_BxFxHxWx3), latents_BxTxhxwxC)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def ids_of(cfg: TokenizerConfig, z_BxTxKxc) -> jax.Array:
-  """int32 [B, T, K] of register features."""
-  return fsq.codes_to_ids(fsq.quantize(z_BxTxKxc, cfg.levels), cfg.levels)
+  """int32 [B, T, K] of register features; -1, which is no id, where they are not finite."""
+  ids = fsq.codes_to_ids(fsq.quantize(z_BxTxKxc, cfg.levels), cfg.levels)
+  return jnp.where(jnp.isfinite(z_BxTxKxc).all(-1), ids, -1)
 
 
 def encode_chunk(cfg: TokenizerConfig, params, video_BxFxHxWx3, dino: DINOv2 | None = None) -> jax.Array:

@@ -21,6 +21,7 @@ import numpy as np
 
 from vftok import allocate, hub, programs, shipped, stream, trial
 from vftok.budget import Auto
+from vftok.checks import check_made
 from vftok.config import FORMAT_ROUTER, router_from_json, router_to_json
 from vftok.models.router import RouterConfig, net
 from vftok.reward import Reward
@@ -205,7 +206,7 @@ def _predicted(tok, params, pieces, fit, router, weights) -> Iterator[Chunk]:
     return ids
 
   for tokens in stream.encode_chunks(tok, run, pieces, fit):
-    yield Chunk(tokens, *known)
+    yield Chunk(check_made(tokens, "the encoder's features of this video"), *known)
 
 
 def find(name: str | os.PathLike | None, fingerprint: str) -> tuple[Router, Params]:

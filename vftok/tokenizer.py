@@ -21,6 +21,7 @@ from vftok.checks import (
   check_first_latents,
   check_key,
   check_latents,
+  check_made,
   check_sampling,
   check_tokens,
   check_video,
@@ -126,6 +127,7 @@ class Tokenizer(Geometry):
       check_dino(self.cfg, self.dino)
       return next(encode(self, params, [video], fit, budget, whole=True))
     tokens = VideoTokens.concat(list(self.encode_stream(params, [video], fit=fit)))
+    check_made(tokens, "the encoder's features of this video")
     return tokens if budget is None else tokens.truncate(budget)
 
   def encode_stream(

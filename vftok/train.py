@@ -137,6 +137,7 @@ class _Loop:
     self.step = jax.jit(step, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
     self.meter = Meter(cfg.steps, task.flops() * cfg.batch_size)
     self.examples = examples  # seen so far: carried from batch to batch and from run to run, whatever their sizes
+    self.left_out = bad_clips.Tally(workdir / BAD_CLIPS)
     self.sums: dict[str, np.ndarray] = {}
     self.began: float | None = None  # of a run by the clock: when its program was compiled
 
@@ -207,7 +208,7 @@ class _Loop:
     self.sums = {}
     row = {"loss": float(values["loss"]), **means, "grad_norm": float(values["grad_norm"])}
     row |= {"lr": float(self.rate(step - 1)) * slower, **ids, **self.meter.numbers()}
-    row["data/bad_clips"] = len(bad_clips.read(self.workdir / BAD_CLIPS))
+    row |= {f"data/{kind}_clips": n for kind, n in self.left_out().items()}
     self.writer.scalars(step, row)
     if jax.process_index() == 0:
       print(self.meter.line(step, row), flush=True)
@@ -240,9 +241,8 @@ class _Loop:
     picture = curves(self.workdir)
     if picture:
       self.writer.image(step, "curves", picture)
-    bad = len(bad_clips.read(self.workdir / BAD_CLIPS))
-    if bad:
-      print(f"{bad} clips could not be used: {self.workdir / BAD_CLIPS} names each and says why.", flush=True)
+    if said := bad_clips.told(self.left_out(), self.workdir / BAD_CLIPS):
+      print(said, flush=True)
     if model is not None:
       self.task.save(model, {k: v for k, v in frozen.items() if k != "features"}, self.workdir / "model")
     print(f"{'stopped' if stopped else 'done'} at step {step}: {self.workdir}", flush=True)

@@ -7,7 +7,6 @@ picture. The picture is resized (bicubic, antialiased) as a whole and then cropp
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import time
 from collections.abc import Mapping
@@ -16,11 +15,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vftok.data import hdr
-from vftok.data.video import VideoBytes, check_fps
+from vftok.data.container import VideoBytes
+from vftok.data.display import MIDDLE, Display, cover
+from vftok.data.video import check_fps
 from vftok.data.window import shown
-
-_MIDDLE = 0.5 - 1e-9  # just under one half: of an odd number of pixels too many, the smaller half goes first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +58,15 @@ class ClipSpec:
 class _Draw:
   """Where the clip lies: moment, top and left in [0, 1) of the room there is."""
 
-  moment: float = _MIDDLE
-  top: float = _MIDDLE
-  left: float = _MIDDLE
+  moment: float = MIDDLE
+  top: float = MIDDLE
+  left: float = MIDDLE
   scale: float = 1.0
   flip: bool = False
+
+  def of(self, shape, size):
+    """See `cover`."""
+    return cover(shape, size, self.scale, self.top, self.left)
 
 
 def load_clip(record: Mapping[str, Any], spec: ClipSpec, rng: np.random.Generator | None = None) -> np.ndarray:
@@ -76,7 +78,8 @@ def load_clip(record: Mapping[str, Any], spec: ClipSpec, rng: np.random.Generato
     rng: draws moment, crop and flip; None takes the middle.
 
   Raises:
-    FileNotFoundError, ValueError: the video is missing, damaged, or shorter than the clip.
+    FileNotFoundError, ValueError: the video is missing or damaged.
+    ShortClip: it is shorter than the clip.
     TimeoutError: it took longer than `spec.timeout` seconds.
   """
   draw = _Draw()
@@ -86,6 +89,10 @@ def load_clip(record: Mapping[str, Any], spec: ClipSpec, rng: np.random.Generato
     draw = _Draw(moment, top, left, low + (high - low) * scale, spec.flip and flip < 0.5)
   frames = _from_array(record, spec, draw) if "frames" in record else _from_video(record, spec, draw)
   return np.ascontiguousarray(frames[:, :, ::-1]) if draw.flip else frames
+
+
+class ShortClip(ValueError):
+  """A sound video that is shorter than the clips asked for."""
 
 
 def moments(spec: ClipSpec, begin: float, end: float, rate: float, moment: float) -> np.ndarray:
@@ -98,7 +105,7 @@ def moments(spec: ClipSpec, begin: float, end: float, rate: float, moment: float
   room = end - begin - span
   if room <= 1e-6:
     have = math.floor(max(0.0, end - begin) * fps + 1e-6)
-    raise ValueError(f"has {have} frames at {fps:g} frames per second, expected at least {spec.frames}: leave it out.")
+    raise ShortClip(f"has {have} frames at {fps:g} frames per second, expected at least {spec.frames}: leave it out.")
   offset = (math.floor(moment * room * rate) + 0.5) / rate
   return begin + min(offset, room - 1e-6) + np.arange(spec.frames) / fps
 
@@ -116,51 +123,18 @@ def _from_video(record, spec, draw):
     begin, end = record.get("start"), record.get("end")
     try:
       return moments(spec, begin or 0.0, seconds if end is None else min(end, seconds), rate, draw.moment)
-    except ValueError as error:
-      raise ValueError(f"{name} {error}") from None
+    except ShortClip as error:
+      raise ShortClip(f"{name} {error}") from None
 
   clip = np.empty((spec.frames, *spec.size, 3), np.uint8)
-  painter, done = _Painter(spec, draw), {}
-  for k, frame in shown(video, choose, check, spec.timeout):
+  display, done = None, {}
+  for k, frame, aspect in shown(video, choose, check, spec.timeout):
+    display = display or Display(aspect)
     if frame.pts in done and frame.pts is not None:  # on screen at two moments
       clip[k] = clip[done[frame.pts]]
     else:
-      clip[k], done[frame.pts] = painter(frame), k
+      clip[k], done[frame.pts] = display(frame, *draw.of(display.shape(frame), spec.size)), k
   return clip
-
-
-class _Painter:
-  """uint8 [H, W, 3] of decoded frames, turned upright, resized and cropped. One per clip: its tables are costly."""
-
-  def __init__(self, spec, draw):
-    self._crop = functools.cache(lambda *size: _crop(*size, spec, draw))
-    from av.video.reformatter import Interpolation, VideoReformatter  # where frames were decoded PyAV is there
-
-    # Without full chroma the colours of a small picture have half its columns.
-    bicubic = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT
-    self._reformat = functools.partial(VideoReformatter().reformat, interpolation=bicubic, threads=1)
-
-  def __call__(self, frame):
-    turns = round(frame.rotation / 90) % 4
-    width, height = frame.width, frame.height
-    (height, width), window = self._crop(width, height) if turns % 2 else self._crop(height, width)
-    if turns % 2:
-      height, width = width, height
-    bright = frame.color_trc in (hdr.PQ, hdr.HLG)
-    kind = "rgb48le" if bright else "rgb24"
-    # Resized in YUV and then converted, the cheap order.
-    picture = self._reformat(frame, width, height, kind).to_ndarray()
-    picture = (np.rot90(picture, turns) if turns else picture)[window]
-    return hdr.to_sdr(picture, frame.color_trc) if bright else picture
-
-
-def _crop(height, width, spec, draw):
-  """((height, width) to resize the whole picture to, the window to cut out of that)."""
-  h, w = spec.size
-  step = min(height / h, width / w) * draw.scale  # pixels of the picture per pixel of the clip
-  rows, columns = max(h, round(height / step)), max(w, round(width / step))
-  top, left = int(draw.top * (rows - h + 1)), int(draw.left * (columns - w + 1))
-  return (rows, columns), (slice(top, top + h), slice(left, left + w))
 
 
 def _from_array(record, spec, draw):
@@ -170,9 +144,9 @@ def _from_array(record, spec, draw):
   rate = rate or spec.fps or 1.0
   try:
     chosen = frames[np.floor(moments(spec, 0.0, len(frames) / rate, rate, draw.moment) * rate).astype(int)]
-  except ValueError as error:
-    raise ValueError(f"{record['name']} {error}") from None
-  (rows, columns), window = _crop(*frames.shape[1:3], spec, draw)
+  except ShortClip as error:
+    raise ShortClip(f"{record['name']} {error}") from None
+  (rows, columns), window = draw.of(frames.shape[1:3], spec.size)
   if (rows, columns) != frames.shape[1:3]:
     return _resized(chosen, rows, columns, window)
   return np.ascontiguousarray(chosen[:, *window])

@@ -9,15 +9,17 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from vftok.data.manifest import Manifest
+from vftok.data.manifest import Manifest, listed, short
 from vftok.data.sides import SPLITS, Sides
 
 ENDINGS = frozenset(".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogg .ogv .ts .webm .wmv".split())
+_MOST_LABELS = 1 << 24  # bytes of a file of names
 
 
 def video_folder(
@@ -27,6 +29,8 @@ def video_folder(
   root: str | os.PathLike | None = None,
   holdout: float = 0.05,
   columns: Mapping[str, str] | None = None,
+  labels: Sequence[str] | str | os.PathLike | None = None,
+  links: bool = False,
 ):
   """Videos of a folder tree or a manifest.
 
@@ -40,14 +44,19 @@ def video_folder(
     path: the folder, or a .csv, .tsv or .jsonl file in UTF-8.
     root: where relative paths of a manifest start; its own folder by default.
     columns: {our name: name in the manifest}, for manifests that call columns otherwise.
+    labels: names of the labels 0, 1, ..., or a text file with one in each line, where several folders or manifests
+      share them. None: those found in this one, of all its splits, by the alphabet.
+    links: follow links that lead out of the folder; else they are left out, and a warning says so.
 
   Raises:
     FileNotFoundError: no such folder or manifest.
-    ValueError: no video in it, no such split, or a bad manifest (the sentence names line and column).
+    NoSuchSplit: none of that name.
+    ValueError: no video in it, a label that is not in `labels`, or a bad manifest (the sentence names line and
+      column).
   """
   if not 0 <= holdout < 1:
     raise ValueError(f"holdout is {holdout}, expected a share of the files: pass 0 or more and less than 1.")
-  whole = _opened(Path(path), root, columns or {})
+  whole = _opened(Path(path), root, columns or {}, label_list(labels), links)
   return whole.only(whole.sides.chosen(split, holdout, str(path)))
 
 
@@ -66,29 +75,55 @@ def opened_once() -> Iterator[None]:
     _kept = before
 
 
-def _opened(path: Path, root, columns) -> FolderSource | Manifest:
+def _opened(path: Path, root, columns, labels, links: bool) -> FolderSource | Manifest:
   """All clips of a tree or a manifest; `sides` says which split each is of."""
-  key = (str(path.absolute()), root and str(root), tuple(sorted(columns.items())))
+  key = (str(path.absolute()), root and str(root), tuple(sorted(columns.items())), labels, links)
   if _kept is not None and key in _kept:
     return _kept[key]
   if path.is_dir():
-    whole = FolderSource(path)
+    whole = FolderSource(path, labels, links)
   elif not path.exists():
     raise FileNotFoundError(f"{path} does not exist: pass a folder of videos, or a .csv, .tsv or .jsonl file.")
   elif path.suffix.lower() not in (".csv", ".tsv", ".jsonl"):
     raise ValueError(f"{path} ends in {path.suffix!r}, expected a folder of videos, or a .csv, .tsv or .jsonl file.")
   else:
-    whole = Manifest(path, Path(root) if root else path.parent, columns)
+    whole = Manifest(path, Path(root) if root else path.parent, columns, labels)
   if _kept is not None:
     _kept[key] = whole
   return whole
 
 
+def label_list(labels) -> tuple[str, ...] | None:
+  """Names out of `video_folder`'s `labels`. Raises ValueError or FileNotFoundError where they are no list of names."""
+  if labels is None:
+    return None
+  if isinstance(labels, str | os.PathLike):
+    file = Path(labels)
+    if not file.is_file():
+      raise FileNotFoundError(f"{file} does not exist: pass labels as names, or a file with one in each line.")
+    if file.stat().st_size > _MOST_LABELS:
+      raise ValueError(f"{file} has {file.stat().st_size} bytes, expected a list of label names: check the path.")
+    try:
+      labels = [name.strip() for name in file.read_text("utf-8-sig").splitlines() if name.strip()]
+    except UnicodeDecodeError as error:
+      raise ValueError(f"{file} is not UTF-8 at byte {error.start}: save it as UTF-8.") from None
+  labels = tuple(labels)
+  if not labels or not all(isinstance(name, str) and name for name in labels):
+    raise ValueError(f"labels are {short(labels)}, expected names: pass a list of text.")
+  if twice := [name for name in dict.fromkeys(labels) if labels.count(name) > 1]:
+    raise ValueError(f"labels name {listed(twice, 3)} twice, expected each name once.")
+  return labels
+
+
 class FolderSource:
   """The video files of a folder tree, in the order of their paths. `sides`: the split of each; gone in parts."""
 
-  def __init__(self, root: Path):
-    files = sorted(_walk(root))
+  def __init__(self, root: Path, labels: tuple[str, ...] | None = None, links: bool = False):
+    left_out = []
+    files = sorted(_walk(root, links, left_out))
+    if left_out:
+      what = f"{len(left_out)} links in {root} lead out of it and are not followed, {left_out[0]} for one"
+      warnings.warn(f"{what}: pass links=True where they are yours.", stacklevel=4)
     if not files:
       raise ValueError(f"{root} holds no video files ({', '.join(sorted(ENDINGS))}): check the path.")
     tops = {file.split("/")[0] for file in files}
@@ -96,7 +131,12 @@ class FolderSource:
     stated = all("/" in file for file in files) and "train" in tops and tops <= set(SPLITS)
     self.sides = Sides.stated(file.split("/")[0] for file in files) if stated else Sides.by_name(files)
     self.root, self.depth = str(root), int(stated)
-    self.label_names = tuple(sorted({name for file in files if (name := self._label(file)) is not None}))
+    found = {name: file for file in files if (name := self._label(file)) is not None}
+    if labels is not None and (unknown := sorted(found.keys() - set(labels))):
+      raise ValueError(
+        f"{root} has the folder {short(unknown[0])}, expected one of the {len(labels)} labels: add it to them."
+      )
+    self.label_names = labels or tuple(sorted(found))
     self.files = files
     self._labels = {name: i for i, name in enumerate(self.label_names)}
 
@@ -125,17 +165,29 @@ class FolderSource:
     }
 
 
-def _walk(root: Path):
-  """Paths of video files below `root`, relative, with slashes. Links to folders are followed, each folder once."""
-  seen = set()
+def _walk(root: Path, links: bool, left_out: list[str]):
+  """Paths of video files below `root`, relative, with slashes. A folder that links lead to comes once.
+
+  Links out of `root` are followed where `links` says so; else they go to `left_out`.
+  """
+  seen, top = set(), os.path.realpath(root)
+
+  def inside(folder, name):
+    path = os.path.join(folder, name)
+    if links or not os.path.islink(path) or os.path.commonpath([top, os.path.realpath(path)]) == top:
+      return True
+    left_out.append(path)
+    return False
+
   for folder, children, files in os.walk(root, followlinks=True):
     real = os.path.realpath(folder)
     if real in seen:
       children.clear()
       continue
     seen.add(real)
-    children[:] = sorted(name for name in children if not name.startswith("."))  # the first of several links counts
+    # The first of several links counts.
+    children[:] = sorted(name for name in children if not name.startswith(".") and inside(folder, name))
     relative = os.path.relpath(folder, root).replace(os.sep, "/")
     for name in files:
-      if os.path.splitext(name)[1].lower() in ENDINGS and not name.startswith("."):
+      if os.path.splitext(name)[1].lower() in ENDINGS and not name.startswith(".") and inside(folder, name):
         yield name if relative == "." else f"{relative}/{name}"

@@ -12,6 +12,10 @@ import numpy as np
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
+class NoSuchSplit(ValueError):
+  """The set is sound and has no split of that name."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Sides:
   """Attributes:
@@ -37,12 +41,13 @@ class Sides:
     """int64: positions of the clips of a split, "all" for everything; hashed ones go by the share `holdout` to "val".
 
     Raises:
-      ValueError: no such split; `where` names the set.
+      NoSuchSplit: there is none; `where` names the set.
     """
     wanted = SPLITS.get(split, split)
     known = ["train", "val"] if self.names is None else sorted(self.names)
     if wanted not in (*known, "all"):
-      raise ValueError(f"split is {split!r}, expected one of {', '.join([*known, 'all'])} of {where}: choose one.")
+      shown = ", ".join([*(name[:60] for name in known[:5]), *(["..."] if len(known) > 5 else []), "all"])
+      raise NoSuchSplit(f"split is {split[:60]!r}, expected one of {shown} of {where}: choose one.")
     if wanted == "all":
       return np.arange(len(self.values))
     if self.names is None:

@@ -162,6 +162,11 @@ class TokensSource(TfdsSource):
     arrays = {key: self.array(example, key, shape, dtype, index) for key, shape, dtype in self.arrays}
     record = self.record(example, index)
     del record["frames"]
+    for key, array in arrays.items():
+      if not np.isfinite(array).all():
+        raise ValueError(
+          f"{record['name']} holds {key} with NaN or infinite values, expected finite ones: make it again."
+        )
     return record | arrays
 
   def _text(self, data: bytes, index: int) -> dict[str, np.ndarray]:

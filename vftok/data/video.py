@@ -1,7 +1,7 @@
 """Video files in: frames uint8 [F, H, W, 3] and frames per second, by PyAV.
 
-Reading never shortens silently: a damaged frame, or a file that ends before its header said, is an error
-that names the frame.
+Time is counted from the first frame that is shown, whatever the file's own clock says then. Reading never shortens
+silently: a damaged frame, or a file that ends before its header said, is an error that names the frame.
 """
 
 from __future__ import annotations
@@ -11,44 +11,29 @@ import io
 import math
 from collections.abc import Iterator
 from fractions import Fraction
-from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from vftok.optional import required
+from vftok.data.container import STATES_DURATION, VideoBytes, kinds, opened, pixel_aspect, pyav, rate, stated_seconds
+from vftok.data.display import Display, cover
 
-STATES_DURATION = {"mov", "matroska", "avi"}  # containers whose header says how long they are, and means it
-
-
-class VideoBytes(io.BytesIO):
-  """An encoded video in memory, under the name that messages call it; goes wherever a path does."""
-
-  def __init__(self, data: bytes, name: str = "the video"):
-    super().__init__(data)
-    self.name = name
-
-  def __str__(self):
-    return self.name
+MAX_STILL = 600.0  # seconds that one frame may stay on screen: beyond, the file's clock has jumped
 
 
-def pyav():
-  """PyAV, for who reads or writes video files. Raises ModuleNotFoundError where it is not installed."""
-  return required("av", "av", "reading and writing video files")
+class Decoded(NamedTuple):
+  """A frame, when it is on screen in seconds from the first one, and the width of its pixels over their height."""
+
+  begin: float
+  end: float
+  frame: Any
+  aspect: Fraction
 
 
 def video_info(path) -> tuple[float, float | None]:
   """(frames per second, the average where it varies; seconds, None where the header does not say)."""
-  with opened(path) as container:
-    return float(rate(container.streams.video[0])), stated_seconds(container)
-
-
-def stated_seconds(container) -> float | None:
-  """Seconds of the first video stream by the header of an open file, None where it does not say."""
-  stream = container.streams.video[0]
-  if stream.duration is not None:
-    return float(stream.duration * stream.time_base)
-  return container.duration / pyav().time_base if container.duration else None
+  with opened(path) as stream:
+    return float(rate(stream)), stated_seconds(stream, float((stream.start_time or 0) * stream.time_base))
 
 
 def read_video(path, size=None, fps: float | None = None, **clip) -> tuple[np.ndarray, float]:
@@ -60,24 +45,28 @@ def read_video(path, size=None, fps: float | None = None, **clip) -> tuple[np.nd
 def iter_frames(
   path, size=None, fps: float | None = None, *, start=0.0, max_frames: int | None = None, min_frames: int = 1
 ) -> Iterator[np.ndarray]:
-  """Decodes a video file (any container and codec that FFmpeg knows) frame by frame: uint8 [H, W, 3].
+  """Decodes a video file frame by frame, as a player shows it: uint8 [H, W, 3].
 
-  Memory does not grow with length. Rotation written by a phone is applied.
+  Upright (turned or mirrored as the file says), of square pixels, HDR as sRGB (see vftok.data.hdr); the same pixels
+  as the training loader's. Any codec that FFmpeg knows, in any of `vftok.data.container.DEMUXERS`. Memory does not
+  grow with length.
 
   Args:
     path: a file, or `VideoBytes`.
     size: (H, W) to give back: the short side is resized (bicubic, antialiased), then the centre cropped.
-      None keeps the file's own size.
+      None keeps the file's own lines, and its columns where pixels are square.
     fps: frames per second to give back, 0.01..1000: at each moment the frame that is on screen then, by the
       file's own timestamps (made from its rate where they are missing). None keeps every frame.
-    start: seconds to skip; frames before it are decoded and dropped, which is exact in every container.
+    start: seconds to skip from the first frame on; frames before it are decoded and dropped, which is exact in every
+      container.
     max_frames: stop after so many frames. What follows them is not read, so not checked either.
     min_frames: fewer frames than this are an error.
 
   Raises:
     FileNotFoundError: there is no such file.
     ValueError: an argument out of range (at once); and while iterating: a file that is empty, not video,
-      damaged or cut short (the sentence says at which frame), or has fewer frames than `min_frames`.
+      damaged or cut short (the sentence says at which frame), has fewer frames than `min_frames`, or timestamps by
+      which one frame stays on screen for more than `MAX_STILL` seconds.
   """
   if fps is not None:
     check_fps(fps)
@@ -98,10 +87,13 @@ def check_fps(fps: float) -> None:
 
 
 def _clip(path, size, fps, start, max_frames, min_frames):
-  count, shape = 0, None
+  count, shape, last, pixels, display = 0, None, None, None, None
   with contextlib.closing(decoded(path)) as frames:
-    for frame in _on_screen(frames, fps, start):
-      pixels = _pixels(frame, size)
+    for frame, aspect in _on_screen(frames, fps, start):
+      display = display or Display(aspect)
+      if frame is not last:  # one comes twice where fps is above the file's own
+        whole = display.shape(frame)
+        pixels, last = display(frame, *(cover(whole, size) if size else ())), frame
       shape = shape or pixels.shape
       if pixels.shape != shape:
         raise ValueError(
@@ -118,25 +110,27 @@ def _clip(path, size, fps, start, max_frames, min_frames):
 
 
 def _on_screen(frames, fps, start):
-  """The frames to give back, in order; one comes twice where fps is above the file's own."""
+  """(frame, aspect) of those to give back, in order."""
   eps, shown = 1e-6, 0  # seconds: containers round their timestamps
-  for begin, end, frame in frames:
+  for begin, end, frame, aspect in frames:
     if fps is None and begin >= start - eps:
-      yield frame
+      yield frame, aspect
     while fps is not None and start + shown / fps < end - eps:
-      yield frame
+      yield frame, aspect
       shown += 1
 
 
-def decoded(path):
-  """Yields (begin, end, frame), in seconds from the first frame; raises where the file is not healthy."""
-  with opened(path) as container:
-    stream = container.streams.video[0]
-    stream.codec_context.options = {"err_detect": "explode"}  # by default FFmpeg paints over damage
-    period = float(1 / rate(stream))
-    count, frame, begin, origin, reached = 0, None, 0.0, 0.0, 0.0
+def decoded(path) -> Iterator[Decoded]:
+  """Every frame in the order shown; raises as `iter_frames` where the file is not healthy.
+
+  The first frame begins at 0. One without a timestamp, or whose timestamp runs backwards, comes one period of the
+  stream's rate after the one before.
+  """
+  with opened(path) as stream:
+    aspect, period = pixel_aspect(path, stream), float(1 / rate(stream))
+    count, frame, begin, origin, reached = 0, None, 0.0, None, 0.0
     try:
-      for packet in container.demux():
+      for packet in stream.container.demux():
         if packet.stream is not stream:  # sound may outlast the picture, and then the file lasts as long
           if packet.pts is not None:
             reached = max(reached, float((packet.pts + (packet.duration or 0)) * packet.time_base))
@@ -147,12 +141,13 @@ def decoded(path):
           if following.is_corrupt:
             raise ValueError(f"{path} is damaged at frame {count}: get a whole copy of it.")
           time = None if following.pts is None else float(following.pts * following.time_base)
-          if frame is None:
-            origin = time or 0.0
-          else:
-            # No timestamp, or one that runs backwards: the next frame comes one period later.
-            end = begin + period if time is None or time - origin <= begin else time - origin
-            yield begin, end, frame
+          after = 0.0 if frame is None else begin + period
+          if origin is None and time is not None:
+            origin = time - after
+          if frame is not None:
+            end = after if time is None or time - origin <= begin else time - origin
+            yield Decoded(begin, after if end - begin > MAX_STILL else end, frame, aspect)
+            check_still(path, begin, end, f"frame {count - 1}")
             begin = end
           frame, count = following, count + 1
     except pyav().error.FFmpegError as error:
@@ -160,84 +155,48 @@ def decoded(path):
     if frame is None:
       raise ValueError(f"{path} has no frame that can be decoded, expected a video: get a whole copy of it.")
     end = begin + (float(frame.duration * frame.time_base) if frame.duration else period)
-    yield begin, end, frame
-    _check_end(path, container, count, end, max(reached, origin + end))
+    yield Decoded(begin, begin + period if end - begin > MAX_STILL else end, frame, aspect)
+    check_still(path, begin, end, f"frame {count - 1}")
+    check_end(path, stream, count, end, origin or 0.0, reached)
 
 
-def _check_end(path, container, count, end, reached):
-  """Raises ValueError where the file ends before its header says it would."""
-  stream, kinds = container.streams.video[0], set(container.format.name.split(","))
-  promised = end
-  if kinds & STATES_DURATION and stream.duration is not None:
-    promised = float(stream.duration * stream.time_base)
-  elif kinds & STATES_DURATION and container.duration:
-    promised, end = container.duration / pyav().time_base, reached
+def check_still(path, begin: float, end: float, what: str) -> None:
+  """Raises ValueError where a frame would stay on screen for longer than `MAX_STILL`."""
+  if end - begin > MAX_STILL:
+    raise ValueError(
+      f"{path} shows {what} for {end - begin:.0f} s by its timestamps, expected at most {MAX_STILL:.0f} s: "
+      "its clock jumps, write it again with whole timestamps."
+    )
+
+
+def end_slack(stream, frames: int) -> float:
+  """Seconds by which a video with so many frames may end before its header says it does."""
   # A stated frame count makes a loss certain; a bare duration may be rounded or padded by whoever wrote it.
   period = float(1 / rate(stream))
-  slack = 1.5 * period if stream.frames > count else max(0.25, 3 * period)
-  if end < promised - slack:
+  sure = stream.frames > frames and "avi" not in kinds(stream)  # which counts frames that only repeat the one before
+  return 1.5 * period if sure else max(0.25, 3 * period)
+
+
+def check_end(path, stream, count: int, end: float, origin: float, reached: float) -> None:
+  """Raises ValueError where the file ends before its header says it would.
+
+  Args:
+    count, end: frames there are, and seconds from the first one at which the last one ends.
+    origin, reached: on the file's own clock, when the first one begins and the last packet of all streams ends.
+  """
+  names, promised, container = kinds(stream), end, stream.container
+  if names & STATES_DURATION and stream.duration is not None:
+    promised = float(stream.duration * stream.time_base)
+    end += origin if "avi" in names else 0.0  # where a late start counts
+  elif names & STATES_DURATION and container.duration:
+    promised, end = container.duration / pyav().time_base, max(reached, origin + end)
+  if end < promised - end_slack(stream, count):
     raise ValueError(
       f"{path} was cut short, it ends at frame {count} ({end:.2f} s) and its header says {promised:.2f} s: "
       "get a whole copy of it, or read less of it with max_frames."
     )
-  if "gif" in kinds:
+  if "gif" in names:
     with contextlib.nullcontext(path) if isinstance(path, VideoBytes) else open(path, "rb") as file:
       file.seek(max(0, file.seek(0, io.SEEK_END) - 64))
       if not file.read().rstrip(b"\0").endswith(b";"):
         raise ValueError(f"{path} was cut short, it ends at frame {count}: get a whole copy of it.")
-
-
-@contextlib.contextmanager
-def opened(path, timeout: float | None = None):
-  """An input container that holds a video stream; a path whose storage hangs for `timeout` seconds is an error."""
-  av = pyav()
-  try:
-    # A colon in the path makes no protocol of it, and a playlist must not reach for the network.
-    container = av.open(
-      _checked(path),
-      metadata_errors="ignore",
-      options={"protocol_whitelist": "file"},
-      timeout=timeout,
-    )
-  except av.error.FFmpegError as error:
-    reason = (error.strerror or type(error).__name__).lower()
-    raise ValueError(f"{path} is cut short or not a video ({reason}): pass a file that FFmpeg can play.") from error
-  with container:
-    if not container.streams.video:
-      kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
-      raise ValueError(f"{path} holds {kinds} and no video stream: pass a file with pictures.")
-    yield container
-
-
-def _checked(path):
-  """What FFmpeg opens: a file that is there and not empty."""
-  if isinstance(path, VideoBytes):
-    size = path.seek(0, io.SEEK_END)
-    path.seek(0)
-  else:
-    file = Path(path)
-    if not file.exists():
-      raise FileNotFoundError(f"{path} does not exist: check the path of the video.")
-    if not file.is_file():
-      raise ValueError(f"{path} is not a file, expected a video: pass an .mp4 or the like.")
-    size = file.stat().st_size
-  if size == 0:
-    raise ValueError(f"{path} is empty (0 bytes), expected a video: get a whole copy of it.")
-  return path if isinstance(path, VideoBytes) else f"file:{path}"
-
-
-def rate(stream) -> Fraction:
-  return stream.average_rate or stream.guessed_rate or Fraction(25)
-
-
-def _pixels(frame, size) -> np.ndarray:
-  pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-  if size is not None:
-    (height, width), (h, w) = size, pixels.shape[:2]
-    scale = max(height / h, width / w)
-    h, w = max(height, round(h * scale)), max(width, round(w * scale))
-    if scale != 1:
-      pixels = np.asarray(Image.fromarray(pixels).resize((w, h), Image.Resampling.BICUBIC))
-    top, left = (h - height) // 2, (w - width) // 2
-    pixels = pixels[top : top + height, left : left + width]
-  return np.ascontiguousarray(pixels)

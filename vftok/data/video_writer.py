@@ -18,10 +18,23 @@ _BT709, _LIMITED_RANGE = 1, 1
 
 
 def to_uint8(video) -> np.ndarray:
-  """uint8 of the same shape from floats in [-1, 1], clipped and rounded to nearest; uint8 passes through."""
+  """uint8 of the same shape from floats in [-1, 1], clipped and rounded to nearest; uint8 passes through.
+
+  Raises:
+    ValueError: NaN or infinite values, which are no picture, or another dtype.
+  """
   video = np.asarray(video)
   if video.dtype == np.uint8:
     return video
+  if video.dtype.name == "bfloat16":
+    video = video.astype(np.float32)
+  if video.dtype.kind != "f":
+    raise ValueError(f"the video is {video.dtype}, expected uint8, or floats in [-1, 1]: convert it.")
+  if wrong := int(video.size - np.isfinite(video).sum()):
+    raise ValueError(
+      f"{wrong} of the {video.size} values of the video are NaN or infinite, expected floats in [-1, 1]: check the "
+      "model and the settings that made it."
+    )
   return np.rint((np.clip(video, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
 
 

@@ -160,7 +160,10 @@ def score_rows(reconstruct, batches, split, context, lpips_net, rfvd, media, tot
       for name, s, frames in itertools.chain(reconstruct(video, ids, mask), _baselines(video)):
         if frames.shape != video.shape:
           raise ValueError(f"{name} gave {frames.shape}, expected the clips' {video.shape}: check frames and size.")
-        videos[name, s] = np.asarray(_to_uint8(frames))
+        pixels, finite = _to_uint8(frames)
+        if not finite:
+          raise ValueError(f"{name} made frames that are NaN or infinite, expected pictures: check its weights.")
+        videos[name, s] = np.asarray(pixels)
         score.features(name, s, videos[name, s], mask)
         advance(int(mask.sum()))
       score.frames(video, videos, mask)
@@ -177,7 +180,10 @@ def score_rows(reconstruct, batches, split, context, lpips_net, rfvd, media, tot
 
 @jax.jit
 def _to_uint8(video):
-  return video if video.dtype == jnp.uint8 else jnp.round((jnp.clip(video, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+  """(uint8 of the same shape, whether all was finite)."""
+  if video.dtype == jnp.uint8:
+    return video, jnp.bool_(True)
+  return jnp.round((jnp.clip(video, -1, 1) + 1) * 127.5).astype(jnp.uint8), jnp.isfinite(video).all()
 
 
 def _baselines(video):

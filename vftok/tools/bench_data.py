@@ -29,9 +29,9 @@ import av
 import numpy as np
 
 from vftok.data.clip import ClipSpec, load_clip, moments
+from vftok.data.container import VideoBytes, opened, rate
 from vftok.data.loader import make_loader
 from vftok.data.sources import source_of
-from vftok.data.video import VideoBytes, opened, rate
 
 
 def video_of(record):
@@ -47,9 +47,9 @@ def decode_rate(source, seconds: float, clock=time.perf_counter) -> float:
   for index in np.random.default_rng(0).permutation(len(source)).tolist() * 1000:
     video = video_of(source[index])
     begin = clock()
-    with opened(video) as container:
-      container.streams.video[0].thread_type = "NONE"
-      for _ in container.decode(video=0):
+    with opened(video) as stream:
+      stream.thread_type = "NONE"
+      for _ in stream.container.decode(stream):
         frames += 1
     spent += clock() - begin
     if spent > seconds:
@@ -60,10 +60,9 @@ def decode_rate(source, seconds: float, clock=time.perf_counter) -> float:
 def frames_of_a_clip(record, spec: ClipSpec) -> np.ndarray:
   """(frames read, frames covered) on average over where in the video the clip lies."""
   begins, keys = [], []
-  with opened(video_of(record)) as container:
-    stream = container.streams.video[0]
+  with opened(video_of(record)) as stream:
     own = float(rate(stream))
-    for packet in container.demux(stream):
+    for packet in stream.container.demux(stream):
       if packet.pts is not None:
         begins.append(float((packet.pts - (stream.start_time or 0)) * packet.time_base))
         keys += [begins[-1]] if packet.is_keyframe else []

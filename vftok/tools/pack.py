@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from vftok.data.clip import ClipSpec, load_clip
+from vftok.data.container import VideoBytes
 from vftok.data.packed import CODECS, write_packed
 from vftok.data.sources import Source, source_of
-from vftok.data.video import VideoBytes, check_fps, iter_frames
+from vftok.data.video import check_fps, iter_frames
 from vftok.progress import progress
 from vftok.tools.command import exit_code
 from vftok.whole import check_target

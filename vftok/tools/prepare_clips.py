@@ -31,6 +31,7 @@ from PIL import Image, ImageDraw
 from vftok import packaged
 from vftok.data.clip_windows import Window, hard_cuts, windows
 from vftok.data.dataset_writer import is_made, whole_directory, write_tfds
+from vftok.data.display import Display
 from vftok.data.packaged_clip import LABELS, Clip
 from vftok.data.packaged_clips import CLIPS, DEBIAN_CLIPS
 from vftok.data.video import decoded, video_info
@@ -147,12 +148,12 @@ def _cut(clip: Clip, path: Path, short_side, seconds, least, crf) -> Iterator[tu
 def _read(path: Path, short_side: int) -> tuple[np.ndarray, float]:
   """Every frame, or every other one and so on above MAX_FPS: (uint8 [F, H, W, 3], frames per second)."""
   rate = video_info(path)[0]
-  step, frames = max(1, round(rate / MAX_FPS)), []
+  step, frames, display = max(1, round(rate / MAX_FPS)), [], None
   with contextlib.closing(decoded(path)) as stream:
-    for _, _, frame in itertools.islice(stream, 0, None, step):
-      scale = short_side / min(frame.width, frame.height)
-      width, height = (2 * round(side * scale / 2) for side in (frame.width, frame.height))  # even: plays anywhere
-      frames.append(frame.reformat(width, height, "rgb24", interpolation="BICUBIC").to_ndarray())
+    for _, _, frame, aspect in itertools.islice(stream, 0, None, step):
+      display = display or Display(aspect)
+      shape = display.shape(frame)
+      frames.append(display(frame, [2 * round(side * short_side / min(shape) / 2) for side in shape]))  # even: plays
   return np.stack(frames), rate / step
 
 

@@ -22,9 +22,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vftok.data import bad_clips, shards
+from vftok.data.container import VideoBytes
 from vftok.data.dataset_writer import is_made, whole_directory, work_directory
 from vftok.data.folder import opened_once, video_folder
-from vftok.data.video import VideoBytes, check_fps, iter_frames
+from vftok.data.sides import NoSuchSplit
+from vftok.data.video import check_fps, iter_frames
 from vftok.data.video_writer import video_writer
 from vftok.lock import locked
 from vftok.process import local
@@ -96,7 +98,7 @@ def _prepare(args: argparse.Namespace) -> None:
 def _source(options, split):
   try:
     source = video_folder(split, **options)
-  except ValueError:  # this folder has no such split
+  except NoSuchSplit:
     return None
   return source if len(source) else None
 

@@ -23,6 +23,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
+from vftok.data import bad_clips
 from vftok.data.clip import ClipSpec
 from vftok.data.configured import BAD_CLIPS
 from vftok.data.dataset_writer import is_made, keep_log, whole_directory, work_directory
@@ -106,12 +107,12 @@ def _tokenize(cfg: ConfigDict, out: Path, workers: int) -> str:
   if not jax.process_index():
     work_directory(work, meta)
   together("tokenize_dataset begins")
-  shards, classes, clips = {}, [], 0
+  shards, classes = {}, []
   with opened_once():
     how = (work, meta, tok, copied(params), encoder, router, workers)
     for split, sources in meta["splits"].items():
-      shards[split], names, total = _encode_split(law, split, sources, *how)
-      classes, clips = [*classes, *names], clips + total
+      shards[split], names = _encode_split(law, split, sources, *how)
+      classes += names
   together("tokenize_dataset ends")
   if jax.process_count() > 1:
     time.sleep(1.0)  # network file systems show new names late
@@ -122,11 +123,10 @@ def _tokenize(cfg: ConfigDict, out: Path, workers: int) -> str:
     keep_log(work, directory)
   shutil.rmtree(work)
   size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-  lost = clips - sum(written.values())
+  said = bad_clips.told(bad_clips.Tally(out / BAD_CLIPS)(), out / BAD_CLIPS)
   made = ", ".join(f"{split} {n}" for split, n in written.items())
-  return (
-    f"{out}: {made} clips ({lost} could not be read), {size / 1e6:.1f} MB, {size / sum(written.values()):.0f} a clip"
-  )
+  rate = f"{size / 1e6:.1f} MB, {size / sum(written.values()):.0f} bytes a clip"
+  return f"{out}: {made} clips, {rate}" + (f"; {said}" if said else "")
 
 
 def _text_encoder(law):
@@ -151,8 +151,8 @@ def _router(law, fingerprint: str):
 
 def _encode_split(
   law, split: str, sources: dict, work: Path, meta, tok, params, encoder, router, workers: int
-) -> tuple[list[Path], list[tuple[str, ...]], int]:
-  """Encodes this host's chunks of a split that are not there yet: (shards, label names of each source, clips)."""
+) -> tuple[list[Path], list[tuple[str, ...]]]:
+  """Encodes this host's chunks of a split that are not there yet: (its shards, label names of each source)."""
   spec = ClipSpec(frames=law.frames, size=(law.size, law.size), fps=law.fps or None)
   whole = dict(train=False, process_index=0, process_count=1, bad_clips=work / BAD_CLIPS)
   with make_loader(sources, spec, law.batch_size, split=split, **whole) as loader:
@@ -172,7 +172,7 @@ def _encode_split(
       what=f"tokenizing {split}",
       workers=workers,
     )
-    return paths, [tuple(names) for names in loader.label_names.values()], loader.examples
+    return paths, [tuple(names) for names in loader.label_names.values()]
 
 
 def _classes(label_names) -> tuple[str, ...]:
