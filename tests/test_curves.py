@@ -143,6 +143,8 @@ def test_nothing_labelled_yet(random_model, tmp_path):
 def test_command_line_refuses_with_a_sentence(monkeypatch, capsys):
   cfg = tokenizer_experiment.get_config("smoke")
   monkeypatch.setattr(label_budgets, "begin", lambda *a, **k: None)
-  monkeypatch.setattr(label_budgets.flags, "FLAGS", type("F", (), dict(config=cfg, out="x")))
+  monkeypatch.setattr(
+    label_budgets.flags, "FLAGS", type("F", (), dict(config=cfg, out="x", distributed=False, workers=0))
+  )
   with pytest.raises(SystemExit, match="this config has no `label` part"):
     label_budgets.main([sys.argv[0]])

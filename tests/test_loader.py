@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from video_files import encode, scene
 
-from vftok.data import ClipSpec, make_loader, window
+from vftok.data import ClipSpec, bad_clips, make_loader, window
 from vftok.data.bad_clips import read, report
 from vftok.data.examples import LISTED, mix
 from vftok.data.latents import write_latents
@@ -82,6 +82,12 @@ def test_a_batch(sources):
   }
   assert batch["_mask"].all() and all(caption.startswith("a ") for caption in batch["caption"])
   assert not np.array_equal(batch["video"], take(1, sources, seed=1)[0]["video"])
+
+
+@BOTH
+def test_start_is_any_number_of_examples(sources):
+  """A run goes on with another batch size where it was: no example is repeated or left out."""
+  assert ids(take(1, sources, batch_size=12, start=20)) == ids(take(6, sources))[20:32]
 
 
 @BOTH
@@ -266,7 +272,8 @@ def test_training_goes_on_and_names_each_bad_clip_once(corrupt, tmp_path):
   rows = read(log)
   assert sorted(row["name"] for row in rows) == sorted(reasons)
   for row in rows:
-    assert row.keys() == {"source", "name", "reason"} and row["source"] == "files"
+    assert row.keys() - {"kind"} == {"source", "name", "reason"} and row["source"] == "files"
+    assert ("kind" in row) == ("expected at least" in row["reason"])
     assert any(part in row["reason"] for part in reasons[row["name"]].split("|")), row
   assert_equal(take(4, source, start=32), batches[4:])
   take(2, source, bad_clips=log)
@@ -324,10 +331,32 @@ def test_the_log_is_not_torn(tmp_path, caplog):
   assert "left out a.mp4 of s: no reason" in caplog.text
 
 
+def test_the_log_is_counted_by_what_is_new(tmp_path):
+  path = tmp_path / "bad.jsonl"
+  count = bad_clips.Tally(path)
+  assert count() == {"bad": 0, "short": 0}
+  for i in range(300):
+    report(str(path), "s", f"{i}.mp4", "because", short=i % 3 == 0)
+  assert count() == {"bad": 200, "short": 100}
+  with path.open("a") as file:
+    file.write('{"source": "s", "na')
+  assert count() == {"bad": 200, "short": 100}
+  assert count._offset == path.read_bytes().rfind(b"\n") + 1, "the next call reads from here"
+  said = bad_clips.told(count(), "LOG")
+  assert said == "200 clips could not be read and 100 are too short: LOG names each and says why."
+  assert bad_clips.told({"bad": 0, "short": 0}, "LOG") is None
+
+
+def test_short_clips_are_counted_apart(tmp_path):
+  source = {"a": dict(kind="one_by_one", size=24, frames=9, count=4), "b": dict(kind="one_by_one", frames=4, count=4)}
+  with make_loader(source, SPEC, 4, train=False, bad_clips=tmp_path / "log", **ONE) as loader:
+    assert sum(int(batch["_mask"].sum()) for batch in loader) == 4
+  assert bad_clips.Tally(tmp_path / "log")() == {"bad": 0, "short": 4}
+
+
 BAD = [
   (dict(batch_size=0), "batch_size is 0"),
   (dict(batch_size=7, process_index=0, process_count=2), "batch_size is 7, expected a multiple of the 2 processes"),
-  (dict(start=4), "start is 4, expected a multiple of batch_size 8"),
   (dict(start=-8), "start is -8"),
   (dict(seed=-1), "seed is -1"),
   (dict(workers=-1), "workers -1"),

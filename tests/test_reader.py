@@ -320,7 +320,7 @@ def test_hdr_is_the_same_for_every_reader(tmp_path, transfer):
   clip = load_clip({"path": str(path)}, ClipSpec(frames=3, size=(32, 32), fps=None))
   assert np.array_equal(read_video(path, size=(32, 32))[0], clip)
   record = {"path": str(path), "name": "hdr"}
-  mp4, _ = prepare_videos._mp4(record, prepare_videos.Job({}, "train", 0, 1, (0, 1), (32, 32), 25.0, 9.0, ""))
+  mp4, _ = prepare_videos._mp4(record, prepare_videos.Job("train", 0, 1, (0, 1), (32, 32), 25.0, 9.0, ""))
   prepared, _ = read_video(VideoBytes(mp4))
   assert np.ptp(clip[1, 16].astype(int), axis=1).max() <= 6 and clip[1, 16, -2].mean() > 245  # grey; bright is white
   assert len(prepared) == 3 and np.abs(prepared.astype(int) - clip).mean() < 2

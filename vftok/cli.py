@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from vftok.arguments import parse, parser
+from vftok.process import ended_by_signals, sentence
 
 # jax, PyAV and the models load inside the commands: --help must not wait for them.
 
@@ -22,14 +23,12 @@ def main(argv=None) -> int:
   """Runs one command. Returns the exit code: 0, or 2 after a sentence on stderr."""
   args = parse(parser((info, encode, decode, truncate, reconstruct, sample)), argv)
   try:
-    args.run(args)
-  except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
-    print(f"vftok: error: {error}", file=sys.stderr)
-    return 2
+    with ended_by_signals():
+      args.run(args)
   except BrokenPipeError:  # whoever reads our output has seen enough, as in `vftok info m | head`
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-  except OSError as error:
-    print(f"vftok: error: {error.filename or 'a file'} cannot be used: {error.strerror}.", file=sys.stderr)
+  except (ValueError, OSError, ModuleNotFoundError) as error:
+    print(f"vftok: error: {sentence(error)}", file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     print("vftok: stopped.", file=sys.stderr)
@@ -87,8 +86,8 @@ def info(args):
 
 def encode(args):
   from vftok.budget import Auto
-  from vftok.data.video_writer import check_target
   from vftok.vft import Vft, write_vft
+  from vftok.whole import check_target
 
   if Path(args.out).suffix.lower() != ".vft":
     raise ValueError(f"{args.out} is no name for a token file, expected one that ends in .vft: rename it.")
@@ -111,9 +110,10 @@ def decode(args):
   import jax
 
   from vftok.data.video import read_video
-  from vftok.data.video_writer import check_target, check_video_name, to_uint8, video_writer
+  from vftok.data.video_writer import check_video_name, to_uint8, video_writer
   from vftok.progress import COMPILING, progress
   from vftok.vft import read_vft
+  from vftok.whole import check_target
 
   check_video_name(args.out)
   check_target(args.out)
@@ -151,9 +151,10 @@ def reconstruct(args):
   import jax
 
   from vftok.data.video import iter_frames
-  from vftok.data.video_writer import check_target, check_video_name
+  from vftok.data.video_writer import check_video_name
   from vftok.picture import curves_png
   from vftok.reconstruct import side_by_side, table
+  from vftok.whole import check_target
 
   check_video_name(args.out)
   check_target(args.out)

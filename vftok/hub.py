@@ -8,7 +8,6 @@ import os
 import pathlib
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from vftok import shipped
+from vftok.whole import part_of, umask
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FLOATS = tuple(np.dtype(name) for name in (np.float32, np.float16, np.float64, ml_dtypes.bfloat16))
@@ -108,12 +108,12 @@ def save_files(directory: str | os.PathLike, tensors: Mapping[str, np.ndarray], 
   if target.exists() and not target.is_dir():
     raise ValueError(f"{target} is a file, expected a directory to save the model in: choose another name.")
   target.parent.mkdir(parents=True, exist_ok=True)
-  partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+  partial = part_of(target)
   try:
+    partial.mkdir()
     save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, partial / WEIGHTS, metadata={"format": "pt"})
     (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    (partial / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
-    partial.chmod(0o755)
+    (partial / WEIGHTS).chmod(0o666 & ~umask())  # safetensors writes for the owner alone
     if not target.exists():
       partial.rename(target)
     else:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 
-from vftok.process import INTERRUPTED, begin, leave
+from vftok.experiment import define_config
+from vftok.experiment import run as run_main
+from vftok.process import INTERRUPTED, begin, ended_by_signals, leave, local, sentence
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file, e.g. configs/tokenizer.py:mini.")
+_CONFIG = define_config("Experiment file, e.g. configs/tokenizer.py:mini.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics, videos and the model go.")
 _MODE = flags.DEFINE_enum(
   "mode",
@@ -28,10 +30,14 @@ def main(argv: list[str]) -> None:
   import jax
 
   from vftok import evaluate, sample_run, train
+  from vftok.checkpoint import NotSaved
 
   run = {"train": train.run, "eval": evaluate.run, "sample": sample_run.run}[_MODE.value]
+  # A job of many processes leaves signals to JAX, which spreads them.
+  ending = contextlib.nullcontext() if jax.process_count() > 1 else ended_by_signals()
   try:
-    result = run(_CONFIG.value, _WORKDIR.value)
+    with ending:
+      result = run(_CONFIG.value, local(_WORKDIR.value, "--workdir"))
   except jax.errors.JaxRuntimeError as error:
     if jax.process_count() == 1:
       raise
@@ -40,10 +46,10 @@ def main(argv: list[str]) -> None:
       f"error: process {jax.process_index()} of {jax.process_count()} lost the others or its devices ({reason}): what "
       "the newest checkpoint holds is safe, start all processes again with the same command."
     )
-  except (ValueError, FileNotFoundError, ModuleNotFoundError, train.NotFinite) as error:
+  except (ValueError, OSError, ModuleNotFoundError, train.NotFinite, NotSaved) as error:
     if os.environ.get("VFTOK_TRACEBACK"):
       raise
-    sys.exit(f"error: {error}")
+    sys.exit(f"error: {sentence(error)}")
   except KeyboardInterrupt:
     print(INTERRUPTED, file=sys.stderr)
     sys.exit(130)
@@ -55,5 +61,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["config", "workdir"])
-  app.run(main)
+  flags.mark_flags_as_required(["workdir"])
+  run_main(main)

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from vftok.data.video_writer import whole_file
+from vftok.whole import whole_file
 
 
 def cache_dir() -> Path:

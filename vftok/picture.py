@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vftok.data.video_writer import whole_file
+from vftok.whole import whole_file
 
 _TILE = 256  # pixels: the least width of a tile, so that two lines of label are legible
 _CROWDED = 0.06  # of the width of a plot: points closer than that share one label of the axis

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from absl import app, logging
 
 INTERRUPTED = "stopped: the same command goes on from what was finished."
+FAULTS = (ValueError, OSError, RuntimeError, ModuleNotFoundError)  # of the user's input or machine: one sentence each
 JOIN_SECONDS = 60
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
@@ -29,6 +36,52 @@ def begin(argv: list[str], *, distributed: bool) -> None:
     _join()
   perf.keep_memory()
   perf.use_compile_cache()
+
+
+def sentence(error: BaseException) -> str:
+  """What to tell of an error: its own sentence, or one about the file that the system speaks of."""
+  if not isinstance(error, OSError) or error.errno is None:
+    return str(error)
+  where = error.filename if error.filename is not None else "a file"
+  what = {errno.ENOSPC: "make room there", errno.EDQUOT: "make room there"}.get(error.errno, "check the path")
+  return f"{os.fsdecode(where)[:200]} cannot be used ({error.strerror}): {what}."
+
+
+def local(path: str | os.PathLike, name: str) -> Path:
+  """A folder to write, which may not be there yet. Raises ValueError for an address, or a file in its place."""
+  if "://" in os.fspath(path):
+    raise ValueError(
+      f"{name} is {os.fspath(path)[:200]}, expected a folder: mount the bucket (gcsfuse), pass its path."
+    )
+  if Path(path).exists() and not Path(path).is_dir():
+    raise ValueError(f"{name} is {os.fspath(path)[:200]}, a file, expected a folder: choose another name.")
+  return Path(path)
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+  """Inside, SIGTERM and SIGHUP end the process as an exception does: half-written files are removed on the way out.
+
+  Left alone are a signal that is ignored (nohup), threads, and jobs of many processes, where JAX spreads the notice.
+  """
+
+  def end(number, _):
+    print(
+      f"stopped by {signal.Signals(number).name}: the same command goes on from what was finished.", file=sys.stderr
+    )
+    sys.exit(128 + number)
+
+  before = {}
+  if threading.current_thread() is threading.main_thread():
+    for name in ("SIGTERM", "SIGHUP"):
+      number = getattr(signal, name, None)
+      if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+        before[number] = signal.signal(number, end)
+  try:
+    yield
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
 
 
 def _join() -> None:
@@ -59,6 +112,28 @@ def leave(sentence: str) -> None:
   print(sentence, file=sys.stderr, flush=True)
   sys.stdout.flush()
   os._exit(1)
+
+
+def together(name: str) -> None:
+  """Waits until every process of the job is here."""
+  import jax
+
+  if jax.process_count() > 1:
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices(f"vftok {name}")
+
+
+def everywhere(value: bool) -> bool:
+  """Whether it is true in every process of the job; all of them must call it."""
+  import jax
+
+  if jax.process_count() == 1:
+    return value
+  import numpy as np
+  from jax.experimental import multihost_utils
+
+  return bool(multihost_utils.process_allgather(np.bool_(value)).all())
 
 
 def agreed(value: bool) -> bool:

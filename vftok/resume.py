@@ -23,20 +23,17 @@ def starting_point(cfg, task, checkpoints: Checkpoints, state, places) -> tuple[
   4. scratch.
   """
   target = abstract_state(state, places)
-  sources = [checkpoints]
-  if checkpoints.latest() is None and cfg.resume_from:
-    sources = [Checkpoints(cfg.resume_from, keep=0)]
-    if sources[0].latest() is None:
-      raise ValueError(f"config.resume_from is {cfg.resume_from}, which has no checkpoint: pass a workdir that has.")
-  if sources[0].latest() is not None:
-    state, data, saved = sources[0].restore(target)
-    _say_differences(saved, cfg.to_dict())
-    examples = int(data["examples"])
-    if examples % cfg.batch_size:
-      raise ValueError(
-        f"the checkpoint has seen {examples} examples, no multiple of batch_size {cfg.batch_size}: keep the old one."
-      )
-    return state, examples
+  found = None
+  if checkpoints.latest() is not None:
+    found = checkpoints.restore(target)
+  elif cfg.resume_from:
+    with contextlib.closing(Checkpoints(cfg.resume_from, keep=0, read_only=True)) as other:
+      if other.latest() is None:
+        raise ValueError(f"config.resume_from is {cfg.resume_from}, which has no checkpoint: pass a workdir that has.")
+      found = other.restore(target)
+  if found:
+    say_differences(found.config, cfg.to_dict())
+    return found.state, int(found.data["examples"])
   params = merge(state.params, state.fixed)
   started = task.start(params, _fresh_batches(cfg))
   if started is not params:
@@ -61,10 +58,10 @@ def _like(tree, part):
   return {k: _like(tree[k], v) if isinstance(v, dict) else tree[k] for k, v in part.items()}
 
 
-def _say_differences(saved: dict, now: dict, prefix: str = "") -> None:
+def say_differences(saved: dict, now: dict, prefix: str = "") -> None:
   for key in sorted(set(saved) | set(now)):
     old, new = saved.get(key), now.get(key)
     if isinstance(old, dict) and isinstance(new, dict):
-      _say_differences(old, new, f"{prefix}{key}.")
+      say_differences(old, new, f"{prefix}{key}.")
     elif json.dumps(old, default=list) != json.dumps(new, default=list):
       print(f"note: {prefix}{key} is {new!r}, the checkpoint was made with {old!r}", flush=True)

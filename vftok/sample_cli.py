@@ -11,13 +11,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from vftok.data.video_writer import check_target, check_video_name, video_writer
+from vftok.data.video_writer import check_video_name, video_writer
 from vftok.generator import Generator
 from vftok.lengths import check_counts
 from vftok.picture import labelled_grid, si
 from vftok.progress import COMPILING, progress
 from vftok.request import check_mean
 from vftok.sample import sample
+from vftok.whole import check_target
 
 
 def run(args, load_tokenizer, sampler) -> None:

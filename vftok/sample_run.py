@@ -14,7 +14,9 @@ from ml_collections import ConfigDict
 
 from vftok.evals import page
 from vftok.evaluate import restored
+from vftok.lock import locked
 from vftok.picture import labelled_grid
+from vftok.process import local
 from vftok.progress import COMPILING, progress
 from vftok.sample import sample
 
@@ -33,9 +35,9 @@ def run(cfg: ConfigDict, workdir) -> dict[str, float]:
       f"config.task is {cfg.task!r}, which samples nothing: use --mode=sample with configs/t2v.py or c2v."
     )
   conditions = read_prompts(cfg.sample.prompts)
-  with restored(cfg, workdir) as (task, state):
-    films = make(task.gen, state.model, conditions, cfg.sample, *task.tokenizer())
-  _write(Path(workdir) / "samples", conditions, films, cfg)
+  with locked(local(workdir, "workdir") / "samples"), restored(cfg, workdir) as (task, model):
+    films = make(task.gen, model, conditions, cfg.sample, *task.tokenizer())
+    _write(Path(workdir) / "samples", conditions, films, cfg)
   return {"videos": len(films)}
 
 

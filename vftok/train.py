@@ -25,13 +25,15 @@ from vftok import optim, sharding
 from vftok.checkpoint import Checkpoints
 from vftok.data import bad_clips
 from vftok.data.configured import BAD_CLIPS, train_loader
-from vftok.data.video_writer import whole_file
+from vftok.data.folder import opened_once
 from vftok.evaluate import evaluate_sets
+from vftok.lock import locked
 from vftok.meter import Meter
-from vftok.process import agreed, whole
+from vftok.process import agreed, local, whole
 from vftok.resume import starting_point
 from vftok.state import TrainState, init_state, logical_axes, merge, update_ema
 from vftok.tasks import make_task
+from vftok.whole import whole_file
 from vftok.writer import Writer, curves
 
 
@@ -45,16 +47,22 @@ def run(cfg: ConfigDict, workdir) -> TrainState:
   With `optim.schedule="clock"` the learning rate falls with the minutes instead of the steps, and the run is done when
   they are over, counted from the first step's end: for a machine that is borrowed for a while.
 
-  Returns the last state. SIGTERM saves and returns early; Ctrl-C saves and raises KeyboardInterrupt.
+  Returns the last state. SIGTERM and SIGHUP save and return early; Ctrl-C saves and raises KeyboardInterrupt.
 
   Raises:
-    ValueError: a config that cannot be run, or a checkpoint of another config.
+    ValueError: a config that cannot be run, a checkpoint of another config, or a workdir that another process uses.
+    vftok.checkpoint.NotSaved: a checkpoint could not be written.
     NotFinite: the loss is no number; nothing after the last good checkpoint was saved.
   """
-  workdir = Path(workdir)
-  lead = jax.process_index() == 0
+  workdir = local(workdir, "workdir")
   mesh = sharding.make_mesh(cfg.mesh.to_dict())
   _check(cfg, mesh)
+  lead = jax.process_index() == 0
+  with locked(workdir) if lead else contextlib.nullcontext(), opened_once():
+    return _run(cfg, workdir, mesh, lead)
+
+
+def _run(cfg: ConfigDict, workdir: Path, mesh, lead: bool) -> TrainState:
   workdir.mkdir(parents=True, exist_ok=True)
   task = make_task(cfg)
   if lead:
@@ -74,7 +82,7 @@ def run(cfg: ConfigDict, workdir) -> TrainState:
     loader = train_loader(cfg, examples, workers=cfg.data.workers, log=workdir / BAD_CLIPS)
     writer = Writer(workdir, active=lead, resume=step, wandb=cfg.wandb, config=cfg.to_dict())
     with contextlib.closing(loader), contextlib.closing(writer):
-      loop = _Loop(cfg, workdir, mesh, task, tx, rate, places, checkpoints, loader, writer)
+      loop = _Loop(cfg, workdir, mesh, task, tx, rate, places, checkpoints, loader, writer, examples)
       return loop.run(state, frozen, step)
 
 
@@ -122,13 +130,14 @@ def _accumulated(grad, params, batch, keys_B, parts: int):
 class _Loop:
   """The steps of one run. Its arrays live in the state that travels through `run`."""
 
-  def __init__(self, cfg, workdir, mesh, task, tx, rate, places, checkpoints, loader, writer):
+  def __init__(self, cfg, workdir, mesh, task, tx, rate, places, checkpoints, loader, writer, examples):
     self.cfg, self.workdir, self.mesh, self.task, self.rate = cfg, workdir, mesh, task, rate
     self.checkpoints, self.loader, self.writer = checkpoints, loader, writer
     step = functools.partial(train_step, task=task, tx=tx, cfg=cfg)
     self.step = jax.jit(step, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
     self.meter = Meter(cfg.steps, task.flops() * cfg.batch_size)
-    self.last_good: int | None = None
+    self.examples = examples  # seen so far: carried from batch to batch and from run to run, whatever their sizes
+    self.left_out = bad_clips.Tally(workdir / BAD_CLIPS)
     self.sums: dict[str, np.ndarray] = {}
     self.began: float | None = None  # of a run by the clock: when its program was compiled
 
@@ -142,7 +151,7 @@ class _Loop:
         slower = self._slower()
         with self._profiled(step):
           state, metrics = self.step(state, frozen, self._arrays(host) | slower)
-        step += 1
+        step, self.examples = step + 1, self.examples + cfg.batch_size
         if self.began is None and cfg.optim.schedule == "clock":
           jax.block_until_ready(metrics)
           began = self.began = time.monotonic()  # how long a compiler takes is no part of the schedule
@@ -199,13 +208,13 @@ class _Loop:
     self.sums = {}
     row = {"loss": float(values["loss"]), **means, "grad_norm": float(values["grad_norm"])}
     row |= {"lr": float(self.rate(step - 1)) * slower, **ids, **self.meter.numbers()}
-    row["data/bad_clips"] = len(bad_clips.read(self.workdir / BAD_CLIPS))
+    row |= {f"data/{kind}_clips": n for kind, n in self.left_out().items()}
     self.writer.scalars(step, row)
     if jax.process_index() == 0:
       print(self.meter.line(step, row), flush=True)
 
   def _save(self, step: int, state: TrainState) -> None:
-    self.checkpoints.save(step, state, {"examples": step * self.cfg.batch_size}, self.cfg.to_dict())
+    self.checkpoints.save(step, state, {"examples": self.examples}, self.cfg.to_dict())
 
   def _show(self, step: int, state: TrainState, frozen, host) -> None:
     """Videos of what the model does. Only with one process: the others would have to join every program."""
@@ -220,7 +229,7 @@ class _Loop:
     self.meter.pause()
 
   def _evaluate(self, step: int, state: TrainState, frozen) -> None:
-    values = evaluate_sets(self.cfg, self.workdir, self.task, state, frozen)
+    values = evaluate_sets(self.cfg, self.workdir, self.task, state.model, frozen)
     self.writer.scalars(step, {f"eval/{k}": v for k, v in values.items()})
     self.meter.pause()
 
@@ -232,9 +241,8 @@ class _Loop:
     picture = curves(self.workdir)
     if picture:
       self.writer.image(step, "curves", picture)
-    bad = len(bad_clips.read(self.workdir / BAD_CLIPS))
-    if bad:
-      print(f"{bad} clips could not be used: {self.workdir / BAD_CLIPS} names each and says why.", flush=True)
+    if said := bad_clips.told(self.left_out(), self.workdir / BAD_CLIPS):
+      print(said, flush=True)
     if model is not None:
       self.task.save(model, {k: v for k, v in frozen.items() if k != "features"}, self.workdir / "model")
     print(f"{'stopped' if stopped else 'done'} at step {step}: {self.workdir}", flush=True)
@@ -272,7 +280,7 @@ def _check(cfg, mesh) -> None:
 
 
 class _Stop(threading.Event):
-  """Set by SIGTERM, or by a first Ctrl-C (`interrupted`): the loop saves and leaves. A second Ctrl-C ends at once."""
+  """Set by SIGTERM, SIGHUP or a first Ctrl-C (`interrupted`): the loop saves and leaves. A second Ctrl-C ends it."""
 
   interrupted = False
 
@@ -291,7 +299,10 @@ def _stop_signals():
   if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
     yield stop
     return
-  before = {number: signal.signal(number, stop.by_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+  numbers = [signal.SIGTERM, signal.SIGINT]
+  if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
+    numbers.append(signal.SIGHUP)
+  before = {number: signal.signal(number, stop.by_signal) for number in numbers}
   try:
     yield stop
   finally:

@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy as np
 
 from vftok.data.video import check_fps
-from vftok.data.video_writer import whole_file
+from vftok.whole import whole_file
 
 MAGIC, VERSION = b"\x89VFT", 1
 _HEADER = struct.Struct("<4sHHdIIHHHH8sB")

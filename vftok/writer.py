@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from vftok.data.video_writer import film_ending, whole_file, write_video
+from vftok.data.video_writer import film_ending, write_video
 from vftok.optional import present
+from vftok.whole import whole_file
 
 METRICS = "metrics.jsonl"
 

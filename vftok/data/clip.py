@@ -78,7 +78,8 @@ def load_clip(record: Mapping[str, Any], spec: ClipSpec, rng: np.random.Generato
     rng: draws moment, crop and flip; None takes the middle.
 
   Raises:
-    FileNotFoundError, ValueError: the video is missing, damaged, or shorter than the clip.
+    FileNotFoundError, ValueError: the video is missing or damaged.
+    ShortClip: it is shorter than the clip.
     TimeoutError: it took longer than `spec.timeout` seconds.
   """
   draw = _Draw()
@@ -88,6 +89,10 @@ def load_clip(record: Mapping[str, Any], spec: ClipSpec, rng: np.random.Generato
     draw = _Draw(moment, top, left, low + (high - low) * scale, spec.flip and flip < 0.5)
   frames = _from_array(record, spec, draw) if "frames" in record else _from_video(record, spec, draw)
   return np.ascontiguousarray(frames[:, :, ::-1]) if draw.flip else frames
+
+
+class ShortClip(ValueError):
+  """A sound video that is shorter than the clips asked for."""
 
 
 def moments(spec: ClipSpec, begin: float, end: float, rate: float, moment: float) -> np.ndarray:
@@ -100,7 +105,7 @@ def moments(spec: ClipSpec, begin: float, end: float, rate: float, moment: float
   room = end - begin - span
   if room <= 1e-6:
     have = math.floor(max(0.0, end - begin) * fps + 1e-6)
-    raise ValueError(f"has {have} frames at {fps:g} frames per second, expected at least {spec.frames}: leave it out.")
+    raise ShortClip(f"has {have} frames at {fps:g} frames per second, expected at least {spec.frames}: leave it out.")
   offset = (math.floor(moment * room * rate) + 0.5) / rate
   return begin + min(offset, room - 1e-6) + np.arange(spec.frames) / fps
 
@@ -118,8 +123,8 @@ def _from_video(record, spec, draw):
     begin, end = record.get("start"), record.get("end")
     try:
       return moments(spec, begin or 0.0, seconds if end is None else min(end, seconds), rate, draw.moment)
-    except ValueError as error:
-      raise ValueError(f"{name} {error}") from None
+    except ShortClip as error:
+      raise ShortClip(f"{name} {error}") from None
 
   clip = np.empty((spec.frames, *spec.size, 3), np.uint8)
   display, done = None, {}
@@ -139,8 +144,8 @@ def _from_array(record, spec, draw):
   rate = rate or spec.fps or 1.0
   try:
     chosen = frames[np.floor(moments(spec, 0.0, len(frames) / rate, rate, draw.moment) * rate).astype(int)]
-  except ValueError as error:
-    raise ValueError(f"{record['name']} {error}") from None
+  except ShortClip as error:
+    raise ShortClip(f"{record['name']} {error}") from None
   (rows, columns), window = draw.of(frames.shape[1:3], spec.size)
   if (rows, columns) != frames.shape[1:3]:
     return _resized(chosen, rows, columns, window)

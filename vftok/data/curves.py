@@ -6,18 +6,29 @@ or baseline can be worked out from them later.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vftok.curves import MEASURES
-from vftok.data.dataset_writer import RECIPE, write_tfds
+from vftok.data import shards
+from vftok.data.recipe import read_recipe, shape, text
 from vftok.data.tfds_source import TfdsSource, open_tfds
-from vftok.optional import required
+
+NAME, VERSION = "vftok_curves", "2.1.0"
+
+
+def features(meta: Mapping[str, Any]):
+  """TFDS features of a set by its recipe."""
+  tfds = shards.tfds().features
+  arrays = {key: tfds.Tensor(shape=shape, dtype=np.dtype(kind)) for key, shape, kind in _arrays(meta)}
+  return tfds.FeaturesDict(
+    {**arrays, "caption": tfds.Text(), "label": tfds.Scalar(dtype=np.int64), "name": tfds.Text()}
+  )
 
 
 def write_curves(directory: Path, splits: Mapping[str, Callable[[], Iterable[Mapping[str, Any]]]], meta) -> None:
@@ -30,14 +41,17 @@ def write_curves(directory: Path, splits: Mapping[str, Callable[[], Iterable[Map
     meta: has "latents_shape", "losses_shape", "drawn_shape", and "levels", "steps", "random", "seed" of
       `curves.assignments`.
   """
-  tfds = required("tensorflow_datasets", "tensorflow-datasets", "writing a TFDS set")
-  features = {
-    **{key: tfds.features.Tensor(shape=shape, dtype=np.dtype(kind)) for key, shape, kind in _arrays(meta)},
-    "caption": tfds.features.Text(),
-    "label": tfds.features.Scalar(dtype=np.int64),
-    "name": tfds.features.Text(),
-  }
-  write_tfds(directory, "vftok_curves", "2.1.0", "What clips lose at each budget.", features, splits)
+  work = directory / ".shards"
+  work.mkdir()
+  for split, examples in splits.items():
+    shards.write_shard(work / split, features(meta), examples())
+  finish_curves(directory, {split: [work / split] for split in splits}, meta)
+  shutil.rmtree(work)
+
+
+def finish_curves(directory: Path, parts: Mapping[str, Sequence[Path]], meta) -> dict[str, int]:
+  """As `write_curves`, of shards that are there already. Returns {split: clips}."""
+  return shards.finish(directory, NAME, VERSION, "What clips lose at each budget.", features(meta), parts)
 
 
 def _arrays(meta) -> tuple[tuple[str, tuple[int, ...], str], ...]:
@@ -51,13 +65,11 @@ def _arrays(meta) -> tuple[tuple[str, tuple[int, ...], str], ...]:
 
 
 def read_meta(directory: str | os.PathLike) -> dict[str, Any]:
-  """What a set of curves was made from. Raises FileNotFoundError where there is none."""
-  path = Path(directory) / RECIPE
-  if not path.exists():
-    raise FileNotFoundError(
-      f"{directory} holds no curves ({RECIPE} is missing): run `python -m vftok.tools.label_budgets` first."
-    )
-  return json.loads(path.read_text())
+  """What a set of curves was made from. Raises FileNotFoundError: none there; ValueError: a damaged one."""
+  fields = {"latents_shape": shape(4), "losses_shape": shape(3), "fingerprint": text}
+  fields["drawn_shape"] = lambda v: isinstance(v, list) and len(v) == 2 and all(isinstance(n, int) for n in v)
+  fields["levels"] = lambda v: isinstance(v, list) and shape(len(v))(v)
+  return read_recipe(directory, "curves", "run `python -m vftok.tools.label_budgets` first", fields)
 
 
 def curves(split: str, *, directory: str | os.PathLike):
@@ -74,7 +86,8 @@ class CurvesSource(TfdsSource):
     self.arrays = _arrays(meta)
 
   def __getitem__(self, index):
-    record = super().__getitem__(index)
-    record["latents"] = record.pop("frames")
-    example = self._records[index]
-    return record | {key: np.asarray(example[key]) for key, _, _ in self.arrays[1:]}
+    example = self.example(index)
+    arrays = {key: self.array(example, key, shape, dtype, index) for key, shape, dtype in self.arrays}
+    record = self.record(example, index)
+    del record["frames"]
+    return record | arrays

@@ -10,10 +10,11 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from vftok.data.video_writer import whole_file
+from vftok.data import shards
+from vftok.data.recipe import RECIPE
+from vftok.lock import locked
 from vftok.optional import required
-
-RECIPE = "recipe.json"
+from vftok.whole import whole_file
 
 
 def is_made(path: Path, recipe: Mapping) -> bool:
@@ -29,8 +30,14 @@ def whole_directory(path: Path, recipe: Mapping) -> Iterator[Path]:
   before is replaced; one that was not is left alone.
 
   Raises:
-    ValueError: `path` exists and holds something else.
+    ValueError: `path` exists and holds something else, or another process writes it (`lock.InUse`).
   """
+  with locked(path), _replaced(path, recipe) as temporary:
+    yield temporary
+
+
+@contextlib.contextmanager
+def _replaced(path: Path, recipe: Mapping) -> Iterator[Path]:
   if path.exists() and not (path.is_dir() and (_recipe(path) is not None or not any(path.iterdir()))):
     raise ValueError(f"{path} exists and was not written by this tool, so it is left alone: choose another --out.")
   temporary, old = (path.with_name(f".{path.name}.{end}") for end in ("part", "old"))
@@ -56,6 +63,12 @@ def work_directory(path: Path, recipe: Mapping) -> Path:
   with whole_file(path / RECIPE) as temporary:
     temporary.write_text(json.dumps(recipe))
   return path
+
+
+def keep_log(work: Path, directory: Path) -> None:
+  """Copies the log of clips that could not be used beside the set that is made of the others."""
+  for log in work.glob("bad_clips.jsonl"):
+    shutil.copy(log, directory / log.name)
 
 
 def write_tfds(
@@ -98,6 +111,7 @@ def write_tfds(
   with contextlib.redirect_stdout(io.StringIO()):  # it speaks of downloads, and there are none
     Builder(data_dir=str(directory), file_format="array_record").download_and_prepare()
   _remove(directory / "downloads")
+  shards.seal(directory / name)
 
 
 def _recipe(path: Path):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vftok.data import bad_clips
-from vftok.data.clip import ClipSpec, load_clip
+from vftok.data.clip import ClipSpec, ShortClip, load_clip
 from vftok.optional import required
 
 MAX_FAILURES = 32  # clips in a row, drawn at random from one source: past that the source itself is broken
@@ -29,6 +29,7 @@ class Part:
   batch: int
   index: int
   count: int
+  batches: np.ndarray | None = None  # int64: only these, in this order; None: all
 
   @property
   def size(self) -> int:
@@ -36,6 +37,7 @@ class Part:
 
   def __call__(self, i: int) -> int:
     batch, place = divmod(i, self.size)
+    batch = batch if self.batches is None else int(self.batches[batch])
     return self.start + batch * self.batch + self.index * self.size + place
 
 
@@ -140,7 +142,7 @@ class Examples:
         with _hung_lock:
           _hung.add(key)
       reason = str(error) or type(error).__name__
-      bad_clips.report(self.log, self.names[source], name, reason)
+      bad_clips.report(self.log, self.names[source], name, reason, short=isinstance(error, ShortClip))
       return None, reason
     return {
       **content,

@@ -6,17 +6,20 @@ Layouts that this covers: UCF-101 (<label>/<file>), Kinetics (train|val|test/<la
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import copy
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from vftok.data.manifest import Manifest, listed, short
+from vftok.data.sides import SPLITS, Sides
 
 ENDINGS = frozenset(".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogg .ogv .ts .webm .wmv".split())
 _MOST_LABELS = 1 << 24  # bytes of a file of names
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 def video_folder(
@@ -53,20 +56,41 @@ def video_folder(
   """
   if not 0 <= holdout < 1:
     raise ValueError(f"holdout is {holdout}, expected a share of the files: pass 0 or more and less than 1.")
-  path = Path(path)
+  whole = _opened(Path(path), root, columns or {}, label_list(labels), links)
+  return whole.only(whole.sides.chosen(split, holdout, str(path)))
+
+
+_kept: dict | None = None  # of `opened_once`
+
+
+@contextlib.contextmanager
+def opened_once() -> Iterator[None]:
+  """Inside, a folder tree is walked and a manifest is read once, however many splits and passes ask for them."""
+  global _kept
+  before = _kept
+  _kept = {} if before is None else before
+  try:
+    yield
+  finally:
+    _kept = before
+
+
+def _opened(path: Path, root, columns, labels, links: bool) -> FolderSource | Manifest:
+  """All clips of a tree or a manifest; `sides` says which split each is of."""
+  key = (str(path.absolute()), root and str(root), tuple(sorted(columns.items())), labels, links)
+  if _kept is not None and key in _kept:
+    return _kept[key]
   if path.is_dir():
-    return FolderSource(path, split, holdout, label_list(labels), links)
-  if not path.exists():
+    whole = FolderSource(path, labels, links)
+  elif not path.exists():
     raise FileNotFoundError(f"{path} does not exist: pass a folder of videos, or a .csv, .tsv or .jsonl file.")
-  if path.suffix.lower() not in (".csv", ".tsv", ".jsonl"):
+  elif path.suffix.lower() not in (".csv", ".tsv", ".jsonl"):
     raise ValueError(f"{path} ends in {path.suffix!r}, expected a folder of videos, or a .csv, .tsv or .jsonl file.")
-  manifest = Manifest(path, Path(root) if root else path.parent, columns or {}, label_list(labels))
-  chosen = choose(split, manifest.splits, manifest.paths, holdout, str(path))
-  return manifest.only(chosen)
-
-
-class NoSuchSplit(ValueError):
-  """The set is sound and has no split of that name."""
+  else:
+    whole = Manifest(path, Path(root) if root else path.parent, columns, labels)
+  if _kept is not None:
+    _kept[key] = whole
+  return whole
 
 
 def label_list(labels) -> tuple[str, ...] | None:
@@ -91,40 +115,21 @@ def label_list(labels) -> tuple[str, ...] | None:
   return labels
 
 
-def choose(split: str, splits: list[str] | None, names: Iterable[str], holdout: float, where: str) -> list[int]:
-  """Positions of what belongs to `split`, by the stated `splits`, else by the hash of each name."""
-  if splits is not None:
-    splits = [SPLITS.get(name.lower(), name) for name in splits]
-    known = sorted(set(splits))
-  else:
-    splits, known = ("val" if held_out(name, holdout) else "train" for name in names), ["train", "val"]
-  wanted = SPLITS.get(split, split)
-  if wanted not in (*known, "all"):
-    raise NoSuchSplit(f"split is {short(split)}, expected one of {listed([*known, 'all'])} of {where}: choose one.")
-  return [i for i, name in enumerate(splits) if wanted in (name, "all")]
-
-
-def held_out(name: str, holdout: float) -> bool:
-  """Whether a file name falls into the share `holdout` of all names; the same on every machine, for ever."""
-  digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-  return int.from_bytes(digest, "big") / 2**64 < holdout
-
-
 class FolderSource:
-  """The video files of a folder tree, in the order of their paths."""
+  """The video files of a folder tree, in the order of their paths. `sides`: the split of each; gone in parts."""
 
-  def __init__(self, root: Path, split: str, holdout: float, labels: tuple[str, ...] | None = None, links=False):
+  def __init__(self, root: Path, labels: tuple[str, ...] | None = None, links: bool = False):
     left_out = []
     files = sorted(_walk(root, links, left_out))
     if left_out:
       what = f"{len(left_out)} links in {root} lead out of it and are not followed, {left_out[0]} for one"
-      warnings.warn(f"{what}: pass links=True where they are yours.", stacklevel=3)
+      warnings.warn(f"{what}: pass links=True where they are yours.", stacklevel=4)
     if not files:
       raise ValueError(f"{root} holds no video files ({', '.join(sorted(ENDINGS))}): check the path.")
     tops = {file.split("/")[0] for file in files}
     # A folder called "train" among others is a label like any other.
     stated = all("/" in file for file in files) and "train" in tops and tops <= set(SPLITS)
-    splits = [file.split("/")[0] for file in files] if stated else None
+    self.sides = Sides.stated(file.split("/")[0] for file in files) if stated else Sides.by_name(files)
     self.root, self.depth = str(root), int(stated)
     found = {name: file for file in files if (name := self._label(file)) is not None}
     if labels is not None and (unknown := sorted(found.keys() - set(labels))):
@@ -132,8 +137,14 @@ class FolderSource:
         f"{root} has the folder {short(unknown[0])}, expected one of the {len(labels)} labels: add it to them."
       )
     self.label_names = labels or tuple(sorted(found))
-    self.files = [files[i] for i in choose(split, splits, files, holdout, str(root))]
+    self.files = files
     self._labels = {name: i for i, name in enumerate(self.label_names)}
+
+  def only(self, positions: np.ndarray) -> FolderSource:
+    """The same with these files: what a process of its own is given, at the size of its part."""
+    part = copy.copy(self)
+    part.files, part.sides = [self.files[i] for i in positions], None
+    return part
 
   def _label(self, file):
     parts = file.split("/")[self.depth :]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from vftok.data.dataset_writer import RECIPE, whole_directory, write_tfds
+from vftok.data import recipe
+from vftok.data.dataset_writer import whole_directory, write_tfds
 from vftok.data.tfds_source import TfdsSource, open_tfds
 from vftok.optional import required
 
@@ -36,9 +36,9 @@ def write_latents(
     raise ValueError(f"{directory} exists already, expected a new directory: choose another or remove it.")
   if not isinstance(meta.get("fingerprint"), str):
     raise ValueError(f"meta has fingerprint {meta.get('fingerprint')!r}, expected that of the VAE as text: add it.")
-  recipe = dict(meta)
-  with whole_directory(directory, recipe) as temporary:
-    recipe["shape"] = _write(temporary, splits)
+  facts = dict(meta)
+  with whole_directory(directory, facts) as temporary:
+    facts["shape"] = _write(temporary, splits)
 
 
 def _write(directory: Path, splits) -> list[int]:
@@ -89,11 +89,8 @@ def latents(split: str, *, directory: str | os.PathLike, fingerprint: str | None
     FileNotFoundError: no such set.
     ValueError: they were made by another VAE than the one with this `fingerprint`, or no such split.
   """
-  if not (Path(directory) / RECIPE).exists():
-    raise FileNotFoundError(
-      f"{directory} holds no cached latents ({RECIPE} is missing): check the path, or write them."
-    )
-  meta = json.loads((Path(directory) / RECIPE).read_text())
+  fields = {"shape": recipe.shape(4), "fingerprint": recipe.text}
+  meta = recipe.read_recipe(directory, "cached latents", "check the path, or write them", fields)
   if fingerprint is not None and fingerprint != meta["fingerprint"]:
     raise ValueError(
       f"{directory} was made by the VAE {meta['fingerprint']}, expected {fingerprint}: write the latents again."
@@ -110,6 +107,8 @@ class LatentsSource(TfdsSource):
     self.arrays = (("latents", self.shape, "float16"),)
 
   def __getitem__(self, index):
-    record = super().__getitem__(index)
-    record["latents"] = record.pop("frames")
-    return record
+    example = self.example(index)
+    latents = self.array(example, *self.arrays[0], index)
+    record = self.record(example, index)
+    del record["frames"]
+    return record | {"latents": latents}

@@ -6,13 +6,14 @@ changes what is in a batch. Every random choice about example e comes from a gen
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import multiprocessing.connection
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ def make_loader(
     sources: {name: dict(kind=, weight=1, split=, **options)}: `kind` is a key of `sources.DATASETS`, `split`
       stands in for the loader's, the rest goes to the source.
     batch_size: examples of a batch over all processes; each gets an equal and contiguous part of it.
-    start: examples (over all processes) to skip: a multiple of batch_size. They are not read.
+    start: examples (over all processes) to skip, whatever their batches were. They are not read.
     workers: processes that decode; 0 decodes in threads of this one. They start by importing the main script
       again, which must guard itself by `if __name__ == "__main__"`.
     bad_clips: a file that gets a JSON line for every clip that could not be used (see `bad_clips`).
@@ -64,8 +65,8 @@ def make_loader(
     process_index, process_count = jax.process_index(), jax.process_count()
   if batch_size < 1 or batch_size % process_count:
     raise ValueError(f"batch_size is {batch_size}, expected a multiple of the {process_count} processes: change it.")
-  if start < 0 or start % batch_size:
-    raise ValueError(f"start is {start}, expected a multiple of batch_size {batch_size}: pass examples consumed.")
+  if start < 0:
+    raise ValueError(f"start is {start}, expected the examples consumed so far: pass 0 or more.")
   if seed < 0 or workers < 0:
     raise ValueError(f"seed is {seed} and workers {workers}, expected numbers of at least 0: change them.")
   if not sources:
@@ -123,6 +124,7 @@ class Loader:
       for name, source in zip(examples.names, examples.sources, strict=True)
     }
     self._endless, self._part, self._running = examples.order is not None, examples.part, []
+    self._examples, self._workers = examples, workers
     size = examples.part.size
     count = 2**62 if self._endless else len(self) * size
     if self._endless:
@@ -141,7 +143,14 @@ class Loader:
     """Batches of one pass in evaluation, from `start` on."""
     if self._endless:
       raise TypeError("a loader for training is endless and has no length.")
+    if self._part.batches is not None:
+      return len(self._part.batches)
     return max(0, -(-(self.examples - self._part.start) // self._part.batch))
+
+  def only(self, batches: Sequence[int], workers: int | None = None) -> Loader:
+    """A loader of some batches of this one (in evaluation), by number and in this order; no source is opened again."""
+    part = dataclasses.replace(self._part, batches=np.asarray(batches, np.int64))
+    return Loader(dataclasses.replace(self._examples, part=part), self._workers if workers is None else workers)
 
   def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
     iterator = iter(self._dataset)

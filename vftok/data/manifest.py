@@ -9,10 +9,13 @@ import math
 import os
 import re
 import warnings
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+
+from vftok.data.sides import SPLITS, Sides, name_hash
 
 COLUMNS = ("path", "caption", "label", "start", "end", "split")
 _WHOLE = re.compile(r"-?[0-9]{1,10}")
@@ -26,8 +29,8 @@ class Manifest:
     labels: names of labels 0, 1, ..., where other sets share them; None: all names in the manifest, sorted.
 
   Attributes:
-    splits: the split that each row states ("train" where it states none), None where there is no such column.
-    paths: of each row as written; gone in what `only` gives.
+    sides: the split of each row ("train" where it states none), or by its path as written where none does; gone in
+      what `only` gives.
     label_names: sorted names, of all splits; empty where labels are numbers, which are used as they are.
   """
 
@@ -41,22 +44,25 @@ class Manifest:
     self._jsonl = path.suffix.lower() == ".jsonl"
     self._tabs = path.suffix.lower() == ".tsv"
     self._header = None
-    offsets, self.paths, splits, found, there = [], [], [], [], {}
-    kinds, uncaptioned = {}, []  # {whether a number: line and label of the first}, lines
+    # 8 + 4 + 8 bytes a row while it is read; names that repeat are kept once.
+    offsets, splits, hashes, stated = array("q"), array("i"), array("Q"), {"train": 0}
+    found, there, known = set(), {}, None if labels is None else set(labels)
+    kinds, uncaptioned = {}, []  # {whether a number: line and label of the first}, [how many, the first one's line]
     for offset, line, row in self._rows():
       entry = self._entry(row, line)
       if self._jsonl or not there:
         there = row | there
       offsets.append(offset)
-      self.paths.append(entry["path"])
-      splits.append(entry["split"])
+      hashes.append(name_hash(entry["path"]))
+      name = entry["split"] or ""
+      splits.append(stated.setdefault(SPLITS.get(name.lower(), name), len(stated)) if name else -1)
       if (label := entry["label"]) is not None:
         kinds.setdefault(_WHOLE.fullmatch(label) is not None, (line, label))
-        if labels is not None and label not in labels:
+        if labels is not None and label not in known:
           raise self._bad(line, "label", label, f"one of the {len(labels)} labels")
-      found.append(label)
+      found.add(label)
       if not (entry["caption"] or "").strip():
-        uncaptioned.append(line)
+        uncaptioned = [uncaptioned[0] + 1, uncaptioned[1]] if uncaptioned else [1, line]
     if not offsets:
       raise ValueError(f"{path} lists no clips, expected at least one row: check the file.")
     self._check_columns(columns, there)
@@ -65,10 +71,10 @@ class Manifest:
       line, label = kinds[False]
       raise self._bad(line, "label", label, f"a number, as {kinds[True][1]} in line {kinds[True][0]}, or names only")
     if labels is None:
-      labels = () if True in kinds else sorted(set(found) - {None})
+      labels = () if True in kinds else sorted(found - {None})
     self._offsets, self._labels = np.array(offsets, np.int64), {name: i for i, name in enumerate(labels)} or None
     self.label_names = tuple(labels)
-    self.splits = None if all(name is None for name in splits) else [name or "train" for name in splits]
+    self.sides = _sides(np.array(splits, np.int32), tuple(stated), np.array(hashes, np.uint64))
 
   def _check_columns(self, columns, there):
     for name, column in columns.items():
@@ -78,24 +84,24 @@ class Manifest:
           f"{listed(there, 8)}: correct the name."
         )
 
-  def _warn_of_captions(self, there, rows, lines):
+  def _warn_of_captions(self, there, rows, missing):
     """Captions that are not there are legal, where labels or nothing says what is seen, but never silent."""
     texts = [name for name, value in there.items() if isinstance(value, str) and not _NUMBER.fullmatch(value.strip())]
     others = [name for name in texts if name not in self._columns.values()]
-    if self._columns["caption"] in there and lines:
-      where = f"the first one in line {lines[0]}"
-      warnings.warn(f"{self.path}: {len(lines)} of {rows} captions are empty, {where}.", stacklevel=4)
+    if self._columns["caption"] in there and missing:
+      where = f"the first one in line {missing[1]}"
+      warnings.warn(f"{self.path}: {missing[0]} of {rows} captions are empty, {where}.", stacklevel=5)
     elif self._columns["caption"] not in there and others:
       warnings.warn(
         f"{self.path} has no column {self._columns['caption']!r} in line 1, so all captions are empty; it has "
         f"{listed(others, 8)}: pass columns={{'caption': NAME}} to use one.",
-        stacklevel=4,
+        stacklevel=5,
       )
 
-  def only(self, positions: list[int]) -> Manifest:
-    """The same with these rows."""
+  def only(self, positions: np.ndarray) -> Manifest:
+    """The same with these rows: what a process of its own is given, at 8 bytes a row."""
     part = copy.copy(self)
-    part._offsets, part.paths, part.splits = self._offsets[positions], None, None
+    part._offsets, part.sides = self._offsets[positions], None
     return part
 
   def __len__(self):
@@ -215,6 +221,15 @@ class Manifest:
     if entry["end"] is not None and entry["end"] <= (entry["start"] or 0.0):
       raise bad("end", "more than the start")
     return entry
+
+
+def _sides(splits: np.ndarray, names: tuple[str, ...], hashes: np.ndarray) -> Sides:
+  """Hashed where no row states a split; a row that states none is then of "train"."""
+  if (splits < 0).all():
+    return Sides(None, hashes)
+  splits = np.maximum(splits, 0)
+  used = np.unique(splits)
+  return Sides(tuple(names[i] for i in used), np.searchsorted(used, splits).astype(np.int32))
 
 
 def short(value) -> str:

@@ -7,11 +7,13 @@ batches: which source an example is from, which of its clips, and the seed of it
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import functools
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,7 +49,16 @@ class MemoryLoader:
     """Batches of one pass in evaluation, from `start` on."""
     if self._mix:
       raise TypeError("a loader for training is endless and has no length.")
+    if self._part.batches is not None:
+      return len(self._part.batches)
     return max(0, -(-(self.examples - self._part.start) // self._part.batch))
+
+  def only(self, batches: Sequence[int], workers: int | None = None) -> MemoryLoader:
+    """As `Loader.only`."""
+    del workers  # there are none
+    other = copy.copy(self)
+    other._part, other._running = dataclasses.replace(self._part, batches=np.asarray(batches, np.int64)), []
+    return other
 
   def __iter__(self) -> Iterator[dict[str, Any]]:
     ahead = _Ahead(self.batch, None if self._mix else len(self))  # works from now on: programs compile meanwhile
@@ -69,6 +80,7 @@ class MemoryLoader:
   def batch(self, n: int) -> dict[str, Any]:
     """This process's part of batch n, counted from `start`."""
     part = self._part
+    n = n if part.batches is None else int(part.batches[n])
     numbers = part.start + n * part.batch + part.index * part.size + np.arange(part.size, dtype=np.int64)
     if self._mix:
       source, index = self._mix(numbers)

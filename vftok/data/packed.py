@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image, features
 
 from vftok.data.clip import load_clip
-from vftok.data.video_writer import whole_file
+from vftok.whole import whole_file
 
 FORMAT, VERSION = "vftok-packed", 1
 CODECS = ("AVIF", "WEBP")

@@ -85,6 +85,11 @@ def tfds(
   return TfdsSource(builder, split, video=video, caption=caption, label=label, fps=fps)
 
 
+def prepared(split: str, *, directory: str | os.PathLike) -> Source:
+  """Videos of one size and rate, as `python -m vftok.tools.prepare_videos` writes them to `directory`."""
+  return TfdsSource(open_tfds(directory), split, video="mp4", name="source")
+
+
 def sim(split: str, **options) -> Source:
   """Rendered scenes whose content is known exactly; see vftok.data.sim. Needs the extra `sim`."""
   from vftok.data.sim import SimSource
@@ -95,6 +100,7 @@ def sim(split: str, **options) -> Source:
 DATASETS: dict[str, Callable[..., Source]] = {
   "clips": clips,
   "video_folder": video_folder,
+  "prepared": prepared,
   "tfds": tfds,
   "packed": packed,
   "sim": sim,
@@ -116,6 +122,11 @@ def make_source(kind: str, split: str, options: Mapping[str, Any]) -> Source:
   """One source of `DATASETS`. Raises ValueError or FileNotFoundError with one sentence where it cannot be had."""
   if kind not in DATASETS:
     raise ValueError(f"kind is {kind!r}, expected one of {', '.join(DATASETS)}: see vftok.data.sources.DATASETS.")
+  for name, value in options.items():
+    if name in ("path", "directory", "root") and "://" in str(value):
+      raise ValueError(
+        f"{kind} has {name} {str(value)[:200]}, expected a path: mount the bucket (gcsfuse) and pass where it lies."
+      )
   try:
     source = DATASETS[kind](split=split, **options)
   except TypeError as error:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from vftok.data import shards
 from vftok.optional import required
 
 
@@ -31,14 +33,48 @@ class TfdsSource:
       raise ValueError(
         f"{builder.data_dir} is not stored as ArrayRecord: prepare it with file_format='array_record'."
       ) from error
+    instructions = builder.info.splits[split].file_instructions
+    self._files = [os.fspath(part.filename) for part in instructions]
+    self._ends = np.cumsum([part.take if part.take >= 0 else part.examples_in_shard for part in instructions])
+    shards.check(self._files)
     self._fields, self._fps, self._set = fields, fps, f"{builder.name}/{split}"
     self.label_names = tuple(getattr(features[label], "names", None) or ()) if label in features else ()
 
   def __len__(self):
     return len(self._records)
 
+  def example(self, index: int) -> dict[str, Any]:
+    """The stored example. Raises ValueError naming the shard where it cannot be read."""
+    try:
+      record = self._records.data_source[index]
+      if not record:  # what is left of a file that was cut short
+        raise ValueError("an empty record")
+      return self._records.dataset_info.features.deserialize_example_np(record)
+    except Exception as error:  # readers and decoders of bytes raise many kinds
+      reason = " ".join(str(error).split())[:100] or type(error).__name__
+      raise ValueError(
+        f"{self._file(index)} is damaged ({reason}): get a whole copy, or write the set again."
+      ) from None
+
+  def array(self, example, key: str, shape: tuple[int, ...], dtype: str, index: int) -> np.ndarray:
+    """One array of an example. Raises ValueError where it is not what the set's recipe says."""
+    value = np.asarray(example.get(key))
+    if value.shape != tuple(shape) or value.dtype != np.dtype(dtype):
+      raise ValueError(
+        f"{self._file(index)} has {key} {value.dtype} {value.shape}, expected {dtype} {tuple(shape)} by the set's "
+        "recipe: write the set again."
+      )
+    return value
+
+  def _file(self, index: int) -> str:
+    place = min(int(np.searchsorted(self._ends, index, side="right")), len(self._files) - 1)
+    return f"record {index} of {self._files[place]}"
+
   def __getitem__(self, index):
-    example = self._records[index]
+    return self.record(self.example(index), index)
+
+  def record(self, example: dict[str, Any], index: int) -> dict[str, Any]:
+    """A record of `sources.Source` of a stored example."""
     get = lambda field: example.get(self._fields[field]) if self._fields[field] else None
     video, label, name = get("video"), get("label"), get("name")
     kind = "mp4" if isinstance(video, bytes) else "frames"
@@ -67,7 +103,13 @@ def open_tfds(directory: str | os.PathLike):
     names = ", ".join(sorted({str(path.parent.relative_to(directory)) for path in found}))
     raise ValueError(f"{directory} holds several sets ({names}): pass the directory of one.")
   newest = max(found, key=lambda path: [int(n) if n.isdigit() else 0 for n in path.name.split(".")])
-  return tensorflow_datasets.builder_from_directory(str(newest))
+  try:
+    return tensorflow_datasets.builder_from_directory(str(newest))
+  except Exception as error:  # of JSON, of protocol buffers, of features that are none
+    reason = " ".join(str(error).split())[:100] or type(error).__name__
+    raise ValueError(
+      f"{newest} holds a damaged set (dataset_info.json or features.json: {reason}): get a whole copy of it."
+    ) from None
 
 
 def named_tfds(name: str, directory: str | os.PathLike | None):

@@ -7,17 +7,56 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vftok.data.dataset_writer import RECIPE, write_tfds
+from vftok.data import shards
+from vftok.data.recipe import RECIPE, read_recipe, shape, text
 from vftok.data.tfds_source import TfdsSource, open_tfds
-from vftok.optional import required
 
 CLASSES = "classes.json"  # names of the labels, where they have some
+
+
+NAME, VERSION = "vftok_tokens", "1.1.0"
+
+
+def features(meta: Mapping[str, Any]):
+  """TFDS features of a set by its recipe. Text features are the bytes of a caption's own tokens, float16 [n, C].
+
+  As a tensor TFDS would store four bytes a number, padding included: 2.1 MB a clip for 128 tokens of 4096.
+  """
+  tfds = shards.tfds().features
+  tensor = lambda shape, dtype: tfds.Tensor(shape=tuple(shape), dtype=dtype)
+  out = {"ids": tensor(meta["shape"], np.uint16), "caption": tfds.Text(), "label": tfds.Scalar(dtype=np.int64)}
+  out["name"] = tfds.Text()
+  if meta.get("text_shape"):
+    out["text"] = tfds.Text()
+  if meta.get("router"):
+    out["curves"] = tensor(_curves_shape(meta), np.float32)
+  return tfds.FeaturesDict(out)
+
+
+def stored(example: Mapping[str, Any]) -> dict[str, Any]:
+  """An example as `features` has it, of one with "text_emb" float16 [S, C] and "text_mask" bool [S].
+
+  Raises:
+    ValueError: a mask with gaps, or text features that are not finite.
+  """
+  example = dict(example)
+  if "text_emb" in example:
+    emb, mask = np.asarray(example.pop("text_emb")), np.asarray(example.pop("text_mask"), bool)
+    count = int(mask.sum())
+    if not mask[:count].all() or not np.isfinite(emb[:count]).all():
+      raise ValueError(
+        f"the text features of {example['caption'][:60]!r} have gaps or are not finite in float16, expected a text's "
+        "tokens first and numbers up to 65504: use another text encoder."
+      )
+    example["text"] = emb[:count].astype("<f2").tobytes()
+  return example
 
 
 def write_tokens(
@@ -36,22 +75,20 @@ def write_tokens(
       clips were routed, "router" with its "levels" (m of them) and what preferences are weighed by.
     label_names: of labels 0, 1, ...; none where labels are numbers only.
   """
-  tfds = required("tensorflow_datasets", "tensorflow-datasets", "writing a TFDS set")
-  tensor = lambda shape, dtype: tfds.features.Tensor(shape=tuple(shape), dtype=dtype)
-  features = {
-    "ids": tensor(meta["shape"], np.uint16),
-    "caption": tfds.features.Text(),
-    "label": tfds.features.Scalar(dtype=np.int64),
-    "name": tfds.features.Text(),
-  }
-  if meta.get("text_shape"):
-    features["text_emb"] = tensor(meta["text_shape"], np.float16)
-    features["text_mask"] = tensor(meta["text_shape"][:1], np.bool_)
-  if meta.get("router"):
-    features["curves"] = tensor(_curves_shape(meta), np.float32)
-  write_tfds(directory, "vftok_tokens", "1.0.0", "Tokens of clips.", features, splits)
+  work = directory / ".shards"
+  work.mkdir()
+  for split, examples in splits.items():
+    shards.write_shard(work / split, features(meta), map(stored, examples()))
+  finish_tokens(directory, {split: [work / split] for split in splits}, meta, label_names)
+  shutil.rmtree(work)
+
+
+def finish_tokens(directory: Path, parts: Mapping[str, Sequence[Path]], meta, label_names=()) -> dict[str, int]:
+  """As `write_tokens`, of shards that are there already. Returns {split: clips}."""
+  counts = shards.finish(directory, NAME, VERSION, "Tokens of clips.", features(meta), parts)
   if label_names:
     (directory / CLASSES).write_text(json.dumps(list(label_names)) + "\n")
+  return counts
 
 
 def _curves_shape(meta: Mapping) -> tuple[int, int]:
@@ -59,13 +96,32 @@ def _curves_shape(meta: Mapping) -> tuple[int, int]:
 
 
 def read_meta(directory: str | os.PathLike) -> dict[str, Any]:
-  """What a set of tokens was made from, and its "label_names". Raises FileNotFoundError where there is none."""
-  path, classes = Path(directory) / RECIPE, Path(directory) / CLASSES
-  if not path.exists():
-    raise FileNotFoundError(
-      f"{directory} holds no tokens ({RECIPE} is missing): run `python -m vftok.tools.tokenize_dataset` first."
-    )
-  return json.loads(path.read_text()) | {"label_names": json.loads(classes.read_text()) if classes.exists() else []}
+  """What a set of tokens was made from, and its "label_names".
+
+  Raises:
+    FileNotFoundError: there is none. ValueError: its recipe or its names are damaged.
+  """
+  whole = lambda n: isinstance(n, int) and n > 0
+  fields = {"shape": shape(2), "fingerprint": text, "codebook_size": whole, "tokenizer": text}
+  tool = "run `python -m vftok.tools.tokenize_dataset` first"
+  meta, path = read_recipe(directory, "tokens", tool, fields), Path(directory) / CLASSES
+  for key, usable in (
+    ("text_shape", shape(2)),
+    ("router", lambda r: isinstance(r, dict) and shape(len(r["levels"]))(r["levels"])),
+  ):
+    try:
+      fits = not meta.get(key) or usable(meta[key])
+    except (KeyError, TypeError):
+      fits = False
+    if not fits:
+      raise ValueError(f"{Path(directory) / RECIPE} is damaged ({key} is {str(meta[key])[:60]}): write the set again.")
+  try:
+    names = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+  except (OSError, ValueError):
+    names = None
+  if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    raise ValueError(f"{path} is damaged, expected the names of the labels in JSON: get a whole copy of the set.")
+  return meta | {"label_names": names}
 
 
 def tokens(split: str, *, directory: str | os.PathLike, fingerprint: str | None = None):
@@ -100,13 +156,28 @@ class TokensSource(TfdsSource):
     self.label_names = tuple(meta["label_names"])
 
   def __getitem__(self, index):
-    example = self._records[index]
-    record = super().__getitem__(index)
-    record["ids"] = record.pop("frames")
-    arrays = {key: np.asarray(example[key]) for key, _, _ in self.arrays[1:]}
+    example = self.example(index)
+    if self.meta.get("text_shape") and "text" in example:
+      example |= self._text(example["text"], index)
+    arrays = {key: self.array(example, key, shape, dtype, index) for key, shape, dtype in self.arrays}
+    record = self.record(example, index)
+    del record["frames"]
     for key, array in arrays.items():
       if not np.isfinite(array).all():
         raise ValueError(
           f"{record['name']} holds {key} with NaN or infinite values, expected finite ones: make it again."
         )
     return record | arrays
+
+  def _text(self, data: bytes, index: int) -> dict[str, np.ndarray]:
+    """Text features as a batch has them: as many tokens as the longest may have, and which of them are there."""
+    s, c = self.meta["text_shape"]
+    numbers = np.frombuffer(data, "<f2") if len(data) % (2 * c) == 0 else None
+    if numbers is None or len(numbers) > s * c:
+      raise ValueError(
+        f"{self._file(index)} has {len(data)} bytes of text features, expected up to {s} tokens of {2 * c}: "
+        "write the set again."
+      )
+    emb = np.zeros((s, c), np.float16)
+    emb.reshape(-1)[: len(numbers)] = numbers
+    return {"text_emb": emb, "text_mask": np.arange(s) < len(numbers) // c}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -14,30 +12,9 @@ from PIL import Image
 
 from vftok.data.video import check_fps, pyav
 from vftok.optional import present
+from vftok.whole import whole_file
 
 _BT709, _LIMITED_RANGE = 1, 1
-
-
-def check_target(path) -> None:
-  """Raises FileNotFoundError or ValueError where no file can be written at `path`."""
-  path = Path(path)
-  if not path.parent.is_dir():
-    raise FileNotFoundError(f"{path.parent} is not a folder, so {path.name} cannot go there: make it first.")
-  if path.is_dir():
-    raise ValueError(f"{path} is a folder, expected a file to write: add a name.")
-
-
-@contextlib.contextmanager
-def whole_file(path) -> Iterator[Path]:
-  """Gives a temporary path beside `path`: renamed onto it when the block succeeds, removed when it fails."""
-  check_target(path)
-  path = Path(path)
-  temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-  try:
-    yield temporary
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
 
 
 def to_uint8(video) -> np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import html
-import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vftok.data.video_writer import film_ending, video_writer, whole_file
+from vftok.data.video_writer import film_ending, video_writer
+from vftok.whole import part_of, whole_file
 
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0}td,th{padding:.3rem .8rem;border-bottom:1px solid #ddd;text-align:right}
@@ -34,7 +34,7 @@ def whole_report(directory, marker: str) -> Iterator[Path]:
   if target.exists() and not (target / marker).is_file() and not (target.is_dir() and not any(target.iterdir())):
     raise ValueError(f"{target} exists and is no earlier report: choose another directory.")
   target.parent.mkdir(parents=True, exist_ok=True)
-  partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+  partial = part_of(target)
   try:
     partial.mkdir()
     yield partial

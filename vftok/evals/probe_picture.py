@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vftok.data.video_writer import whole_file
 from vftok.evals.probe import ProbeTable
+from vftok.whole import whole_file
 
 
 def probe_cells(table: ProbeTable) -> list[list[str]]:

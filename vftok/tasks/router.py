@@ -22,7 +22,6 @@ from vftok.budget import Auto
 from vftok.config import router_from_dict
 from vftok.curves import MEASURES, assignments, curve_table
 from vftok.data.curves import read_meta
-from vftok.data.video_writer import whole_file
 from vftok.models.flow import gaussian
 from vftok.models.router import net
 from vftok.perf import stack_flops
@@ -30,6 +29,7 @@ from vftok.reward import check_weight, percentile
 from vftok.router import Router
 from vftok.tasks import Metrics, mean
 from vftok.tasks.curve_fits import centred, expected, explained, one_for_all, sizes, summed
+from vftok.whole import whole_file
 
 SAMPLE = 512  # clips that scales are taken from
 STORED = ("losses", "drawn", "sampled")

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from vftok import config as model_config
 from vftok import perf, programs
 from vftok.convert.load import load_vae
-from vftok.data.video_writer import to_uint8, whole_file
+from vftok.data.video_writer import to_uint8
 from vftok.models import flow, fsq
 from vftok.models.decoder import Decoder, draft_of
 from vftok.models.encoder import Encoder
@@ -31,6 +31,7 @@ from vftok.tasks.draws import RoutedKeep, draw
 from vftok.tasks.high_noise import HighNoise
 from vftok.tasks.linear_codes import step_code
 from vftok.tokenizer import Tokenizer
+from vftok.whole import whole_file
 
 ENCODER_NET = ("patch_in", "patch_positions", "registers", "stack", "head")  # what a linear encoder lacks
 HEADS = "heads.safetensors"  # beside a tokenizer: its prefix heads

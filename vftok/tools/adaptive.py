@@ -20,22 +20,23 @@ import json
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 
 from vftok import allocate
 from vftok.budget import Auto
 from vftok.data.configured import eval_loader
-from vftok.data.video_writer import whole_file
 from vftok.evals import budget_pictures, page
 from vftok.evals.reconstruction import noise_of, score_rows
 from vftok.evaluate import first_clips
+from vftok.experiment import define_config
+from vftok.experiment import run as run_main
 from vftok.models import flow
 from vftok.process import begin
 from vftok.progress import COMPILING, progress
 from vftok.router import find
 from vftok.tokenizer import Tokenizer
 from vftok.tools.command import or_exit
+from vftok.whole import whole_file
 
 WAYS = ("uniform", "one for all", "router", "router, shared", "router, tried")
 BATCH = 8  # clips that are tried at once
@@ -209,7 +210,7 @@ def section(rows, budgets, out: Path) -> str:
 
 def define_flags() -> None:
   """Not at import: tests and other tools import this module beside others that take --config."""
-  config_flags.DEFINE_config_file("config", None, "Experiment file of the tokenizer: configs/tokenizer.py:mini.")
+  define_config("Experiment file of the tokenizer: configs/tokenizer.py:mini.")
   flags.DEFINE_string("model", "vftok-mini", "Tokenizer.")
   flags.DEFINE_string("router", None, "Router; default: the shipped one of this tokenizer.")
   flags.DEFINE_integer("tries", 0, "Ways to spread each clip's budget that are decoded and compared; 0: none.")
@@ -220,9 +221,8 @@ def define_flags() -> None:
   flags.DEFINE_bool("rfvd", False, "Frechet video distance too.")
   flags.DEFINE_string("out", "runs/adaptive", "Where the numbers and pictures go.")
   flags.DEFINE_string("page", "", "A report.html that gets them too.")
-  flags.mark_flags_as_required(["config"])
 
 
 if __name__ == "__main__":
   define_flags()
-  app.run(main)
+  run_main(main)

@@ -24,12 +24,13 @@ os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 import jax
 from absl import app, flags
 from jax.experimental import topologies
-from ml_collections import config_flags
 
 from vftok import sharding, target
-from vftok.data.video_writer import whole_file
+from vftok.experiment import define_config
+from vftok.experiment import run as run_main
 from vftok.tools import hlo
 from vftok.tools.aot_programs import plan
+from vftok.whole import whole_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,15 +170,14 @@ def bounds(chip: Chip, chips: int, flops: float, memory, collectives: dict, roun
 
 def define_flags() -> None:
   """Not at import: tests and other tools import this module beside others that take --config."""
-  config_flags.DEFINE_config_file("config", None, "Experiment file: configs/t2v.py:1.1b.")
+  define_config("Experiment file: configs/t2v.py:1.1b.")
   flags.DEFINE_string("topology", "v5p:4x4x4", "Chip and slice: v5e:4x4, v5p:2x2x2, v6e:8x8, ...")
   flags.DEFINE_string("mesh", None, "Axes over the config's own: data=1,fsdp=64.")
   flags.DEFINE_string("program", "train", "train; a tokenizer's encode or decode; a generator's sample.")
   flags.DEFINE_integer("batch", 0, "Examples of a run, over all chips; 0: the config's batch_size.")
   flags.DEFINE_string("out", None, "JSON file to write; default: only printed.")
-  flags.mark_flags_as_required(["config"])
 
 
 if __name__ == "__main__":
   define_flags()
-  app.run(main)
+  run_main(main)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable
 
-from vftok.process import INTERRUPTED
+from vftok.process import FAULTS, INTERRUPTED, ended_by_signals, sentence
 
 
 def exit_code(name: str, run: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
   """Calls run(args). Returns 0, or 2 after a sentence on stderr about what is wrong with them or not to be had."""
   try:
-    run(args)
-  except (ValueError, RuntimeError, OSError, ModuleNotFoundError) as error:
-    print(f"{name}: error: {error}", file=sys.stderr)
+    with ended_by_signals():
+      run(args)
+  except FAULTS as error:
+    print(f"{name}: error: {sentence(error)}", file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     print(f"{name}: {INTERRUPTED}", file=sys.stderr)
@@ -25,9 +27,18 @@ def exit_code(name: str, run: Callable[[argparse.Namespace], None], args: argpar
 def or_exit(run: Callable[[], None]) -> None:
   """Calls run(), for tools with flags of absl: ends the process with 1 after a sentence, or with 130 after Ctrl-C."""
   try:
-    run()
-  except (ValueError, FileNotFoundError, RuntimeError, ModuleNotFoundError) as error:
-    sys.exit(f"error: {error}")
+    with ended_by_signals():
+      run()
+  except FAULTS as error:
+    sys.exit(f"error: {sentence(error)}")
   except KeyboardInterrupt:
     print(INTERRUPTED, file=sys.stderr)
     sys.exit(130)
+
+
+def leave_signals() -> None:
+  """In each worker: what a terminal sends to all is the main process's to handle; when that ends it, it cleans up."""
+  for name in ("SIGINT", "SIGHUP"):
+    if hasattr(signal, name):
+      signal.signal(getattr(signal, name), signal.SIG_IGN)
+  signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))

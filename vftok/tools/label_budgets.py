@@ -11,43 +11,49 @@ sampled agree.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from absl import flags
+from ml_collections import ConfigDict
 
 from vftok import curves, programs
 from vftok.data.clip import ClipSpec
+from vftok.data.curves import NAME, VERSION, features, finish_curves
 from vftok.data.curves import curves as read_curves
-from vftok.data.curves import write_curves
-from vftok.data.dataset_writer import is_made, whole_directory, work_directory
+from vftok.data.dataset_writer import is_made, keep_log, whole_directory, work_directory
+from vftok.data.folder import opened_once
 from vftok.data.loader import make_loader
-from vftok.data.video_writer import whole_file
 from vftok.evals.nets.weights import load_lpips
+from vftok.experiment import define_config
+from vftok.experiment import run as run_main
+from vftok.lock import locked
 from vftok.models.flow import gaussian
-from vftok.process import begin
-from vftok.progress import progress
+from vftok.process import begin, local, together
 from vftok.tokenizer import Tokenizer
+from vftok.tools.chunks import check_batch, copied, shared, write_chunks
 from vftok.tools.command import or_exit
 from vftok.types import VideoTokens
 
-CHUNK = 64  # clips per file of the unfinished work
+CHUNK = 64  # clips of a shard: minutes of work
 
 
 def main(argv: list[str]) -> None:
-  begin(argv, distributed=False)
+  begin(argv, distributed=flags.FLAGS.distributed)
   cfg = flags.FLAGS.config
 
   def run() -> None:
     out = flags.FLAGS.out or directory_of(cfg)
-    print(label(cfg, out))
-    print(agreement(out))
+    print(label(cfg, out, workers=flags.FLAGS.workers))
+    if not jax.process_index():
+      print(agreement(out))
 
   or_exit(run)
 
@@ -60,24 +66,33 @@ def directory_of(cfg: ConfigDict) -> str:
   raise ValueError("config.data.sources names no curves, expected one of kind 'curves': pass configs/router.py:mini.")
 
 
-def label(cfg: ConfigDict, out: str | os.PathLike) -> str:
+def label(cfg: ConfigDict, out: str | os.PathLike, *, workers: int = 0) -> str:
   """Makes the set of `cfg.label` at `out` and returns one line about it.
+
+  Args:
+    workers: processes that decode videos; 0: two threads.
 
   Raises:
     ValueError, FileNotFoundError: sources or a tokenizer that cannot be had, or `out` holds something else.
   """
   if "label" not in cfg:
     raise ValueError("this config has no `label` part: pass one for routers, such as configs/router.py:mini.")
-  law, out = cfg.label, Path(out)
+  with locked(local(out, "--out")) if not jax.process_index() else contextlib.nullcontext():
+    return _label(cfg, Path(out), workers)
+
+
+def _label(cfg: ConfigDict, out: Path, workers: int) -> str:
+  law = cfg.label
   tok, params = Tokenizer.load(law.tokenizer)
   check_levels(law.levels, tok.registers)
+  check_batch(law.batch_size, "label.batch_size")
   steps = tok.steps_for(law.frames)
   if steps != tok.chunk_steps:
     raise ValueError(f"label.frames is {law.frames}, expected {tok.chunk_frames}: one chunk of the tokenizer.")
   keep = curves.assignments(law.levels, steps, law.random, law.seed)
   meta = {
-    "set": "vftok_curves",
-    "version": "2.1.0",
+    "set": NAME,
+    "version": VERSION,
     "tokenizer": law.tokenizer,
     "fingerprint": tok.fingerprint(params),
     "codebook_size": tok.codebook_size,
@@ -99,11 +114,23 @@ def label(cfg: ConfigDict, out: str | os.PathLike) -> str:
   }
   if is_made(out, meta):
     return f"{out} is already there, made by this tokenizer from these sources."
-  work = work_directory(out.with_name(f".{out.name}.chunks"), meta)
-  measure = Measure(law, tok, params, keep, meta["solver_steps"])
-  counts = {split: _measure(law, split, sources, work, measure) for split, sources in meta["splits"].items()}
+  work = out.with_name(f".{out.name}.shards")
+  if not jax.process_index():
+    work_directory(work, meta)
+  together("label_budgets begins")
+  measure = Measure(law, tok, copied(params), keep, meta["solver_steps"])
+  with opened_once():
+    parts = {
+      split: _measure(law, split, sources, work, meta, measure, workers) for split, sources in meta["splits"].items()
+    }
+  together("label_budgets ends")
+  if jax.process_count() > 1:
+    time.sleep(1.0)  # network file systems show new names late
+  if jax.process_index():
+    return f"this host's part is in {work}."
   with whole_directory(out, meta) as directory:
-    write_curves(directory, {split: lambda s=split: _examples(work, s) for split in counts}, meta)
+    counts = finish_curves(directory, parts, meta)
+    keep_log(work, directory)
   shutil.rmtree(work)
   size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
   made = ", ".join(f"{split} {n}" for split, n in counts.items())
@@ -117,28 +144,22 @@ def check_levels(levels, most: int) -> None:
     raise ValueError(f"levels are {levels}, expected numbers of tokens that rise from 1 to the tokenizer's {most}.")
 
 
-def _measure(law, split: str, sources: dict, work: Path, measure: Measure) -> int:
-  """Measures the chunks of a split that are not there yet. Returns how many clips it has."""
+def _measure(law, split: str, sources: dict, work: Path, meta, measure: Measure, workers: int) -> list[Path]:
+  """Measures this host's chunks of a split that are not there yet. Returns all its shards."""
   wanted = law.clips[split]
   with _loader(law, split, sources, 0, work) as loader:
     total = min(loader.examples, wanted) if wanted else loader.examples
-  chunks = -(-total // CHUNK)
-  missing = [c for c in range(chunks) if not _chunk(work, split, c).exists()]
-  with progress(f"measuring {split}", len(missing) * CHUNK, "clips") as done:
-    for c in missing:
-      rows: dict[str, list] = {}
-      with _loader(law, split, sources, c * CHUNK, work) as loader:
-        for i, batch in zip(range(CHUNK // law.batch_size), loader, strict=False):
-          first = c * CHUNK + i * law.batch_size
-          for key, value in measure(batch, loader.names, first, law.sampled[split]).items():
-            rows.setdefault(key, []).append(value[batch["_mask"]])
-          done(law.batch_size)
-      with whole_file(_chunk(work, split, c)) as path, open(path, "wb") as file:
-        np.savez(file, **{key: np.concatenate(parts) for key, parts in rows.items()})
-  found = sum(_length(_chunk(work, split, c)) for c in range(chunks))
-  if not found:
-    raise ValueError(f"split {split!r} has no clip that could be read: {work}/bad_clips.jsonl says why.")
-  return found
+
+    def measured(batch, number):
+      first = number * law.batch_size
+      good = batch["_mask"] & (first + np.arange(law.batch_size) < total)
+      rows = measure(batch, loader.names, first, law.sampled[split])
+      return lambda: _examples(rows, good)
+
+    path_of = lambda number: work / f"{split}-{number:06d}"
+    batches = -(-total // law.batch_size)
+    size, kinds = max(1, CHUNK // law.batch_size), features(meta)
+    return write_chunks(loader, batches, size, path_of, kinds, measured, what=f"measuring {split}", workers=workers)
 
 
 def _loader(law, split, sources, start, work: Path | None):
@@ -180,8 +201,9 @@ class Measure:
   def __call__(self, batch, names, first: int, sampled: int) -> dict[str, np.ndarray]:
     """Of the clips from number `first` of their split on, whose first `sampled` are decoded too."""
     law, tok, params = self.law, self.tok, self.params
-    latents = tok.encode_latents(params, batch["video"])
-    ids = programs.encode_latents(tok.cfg, params, latents, batch["video"], tok.dino)
+    video = shared(batch["video"])
+    latents = tok.encode_latents(params, video)
+    ids = programs.encode_latents(tok.cfg, params, latents, video, tok.dino)
     flow = lambda keep: np.asarray(
       curves.flow_losses(tok.cfg, params, latents, ids, keep, tuple(law.times), self._key), np.float32
     )
@@ -209,22 +231,10 @@ class Measure:
     }
 
 
-def _chunk(work: Path, split: str, number: int) -> Path:
-  return work / f"{split}-{number:06d}.npz"
-
-
-def _length(path: Path) -> int:
-  with np.load(path, allow_pickle=False) as chunk:
-    return len(chunk["losses"])
-
-
-def _examples(work: Path, split: str) -> Iterator[dict]:
-  for path in sorted(work.glob(f"{split}-*.npz")):
-    with np.load(path, allow_pickle=False) as chunk:
-      arrays = {key: chunk[key] for key in chunk.files}
-    for i in range(len(arrays["losses"])):
-      example = {key: value[i] for key, value in arrays.items()}
-      yield example | {key: str(example[key]) for key in ("caption", "name")} | {"label": int(example["label"])}
+def _examples(rows: dict[str, np.ndarray], good: np.ndarray) -> Iterator[dict]:
+  for i in np.flatnonzero(good):
+    example = {key: value[i] for key, value in rows.items()}
+    yield example | {key: str(example[key]) for key in ("caption", "name")} | {"label": int(example["label"])}
 
 
 def agreement(directory: str | os.PathLike) -> str:
@@ -245,11 +255,12 @@ def agreement(directory: str | os.PathLike) -> str:
 
 def define_flags() -> None:
   """Not at import: tests and other tools import this module beside others that take --config."""
-  config_flags.DEFINE_config_file("config", None, "Experiment file with a `label` part: configs/router.py:mini.")
+  define_config("Experiment file with a `label` part: configs/router.py:mini.")
   flags.DEFINE_string("out", None, "Where the set goes; default: where the config looks for it.")
-  flags.mark_flags_as_required(["config"])
+  flags.DEFINE_integer("workers", 0, "Processes that decode videos; 0: two threads.", lower_bound=0)
+  flags.DEFINE_bool("distributed", False, "Join the other processes of a pod or SLURM job first.")
 
 
 if __name__ == "__main__":
   define_flags()
-  app.run(main)
+  run_main(main)

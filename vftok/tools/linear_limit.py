@@ -16,13 +16,14 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 
 from vftok.data.configured import eval_loader
 from vftok.evals import page
 from vftok.evals.reconstruction import VAE, score_rows
 from vftok.evaluate import first_clips
+from vftok.experiment import define_config
+from vftok.experiment import run as run_main
 from vftok.models import fsq
 from vftok.models.decoder import draft_of
 from vftok.models.layers import patchify, unpatchify
@@ -100,15 +101,14 @@ def scores(tok, params, batches, maps, sizes, split: str, lpips_net: str | None 
 
 def define_flags() -> None:
   """Not at import: tests and other tools import this module beside others that take --config."""
-  config_flags.DEFINE_config_file("config", None, "Experiment file: configs/tokenizer.py:mini.")
+  define_config("Experiment file: configs/tokenizer.py:mini.")
   flags.DEFINE_string("model", "vftok-mini", "Tokenizer.")
   flags.DEFINE_string("set", "sim_val", "Which of config.eval.sets is scored; its train split is fitted to.")
   flags.DEFINE_integer("clips", 32, "How many clips are scored.")
   flags.DEFINE_integer("fit", 2400, "How many training clips the maps are fitted to.")
   flags.DEFINE_list("sizes", ["16", "32", "64", "128", "256", "512", "1024"], "Numbers per time step.")
-  flags.mark_flags_as_required(["config"])
 
 
 if __name__ == "__main__":
   define_flags()
-  app.run(main)
+  run_main(main)

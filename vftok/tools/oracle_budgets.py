@@ -16,19 +16,21 @@ import json
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from absl import flags
+from ml_collections import ConfigDict
 
 from vftok import curves
-from vftok.data.video_writer import whole_file
 from vftok.evals import budget_pictures, page
 from vftok.evals.nets.weights import load_lpips
+from vftok.experiment import define_config
+from vftok.experiment import run as run_main
 from vftok.process import begin
 from vftok.progress import progress
 from vftok.search import all_assignments
 from vftok.tokenizer import Tokenizer
 from vftok.tools.command import or_exit
 from vftok.tools.label_budgets import clips_of
+from vftok.whole import whole_file
 
 HEAD = ("tokens per step", "uniform", "one for all", "oracle", "with luck", "gain: 10, 50, 90 % of clips", "is uniform")
 BATCH = 8
@@ -123,16 +125,15 @@ def table(rows: dict[int, dict]) -> list[list[str]]:
 
 def define_flags() -> None:
   """Not at import: tests and other tools import this module beside others that take --config."""
-  config_flags.DEFINE_config_file("config", None, "Experiment file with a `label` part: configs/router.py:mini.")
+  define_config("Experiment file with a `label` part: configs/router.py:mini.")
   flags.DEFINE_string("model", "", "Tokenizer; default: label.tokenizer.")
   flags.DEFINE_integer("clips", 16, "Validation clips.")
   flags.DEFINE_integer("seeds", 3, "Seeds of the noise.")
   flags.DEFINE_integer("candidates", 24, "Assignments tried for each budget, the uniform one included.")
   flags.DEFINE_list("budgets", ["2", "4", "8"], "Tokens per time step.")
   flags.DEFINE_string("out", "runs/oracle", "Where the numbers and the picture go.")
-  flags.mark_flags_as_required(["config"])
 
 
 if __name__ == "__main__":
   define_flags()
-  app.run(main)
+  run_main(main)

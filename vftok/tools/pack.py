@@ -21,9 +21,9 @@ from vftok.data.container import VideoBytes
 from vftok.data.packed import CODECS, write_packed
 from vftok.data.sources import Source, source_of
 from vftok.data.video import check_fps, iter_frames
-from vftok.data.video_writer import check_target
 from vftok.progress import progress
 from vftok.tools.command import exit_code
+from vftok.whole import check_target
 
 
 def main(argv: Sequence[str] | None = None) -> int:

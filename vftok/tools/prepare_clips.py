@@ -35,6 +35,8 @@ from vftok.data.display import Display
 from vftok.data.packaged_clip import LABELS, Clip
 from vftok.data.packaged_clips import CLIPS, DEBIAN_CLIPS
 from vftok.data.video import decoded, video_info
+from vftok.lock import locked
+from vftok.process import local
 from vftok.progress import progress
 from vftok.tools.command import exit_code
 
@@ -50,9 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-  out = Path(args.out) if args.out else packaged.cache_dir() / "clips"
+  out = local(args.out, "--out") if args.out else packaged.cache_dir() / "clips"
   clips = CLIPS + (DEBIAN_CLIPS if args.debian else ())
-  prepare(out, clips, short_side=args.short_side, seconds=args.seconds, least=args.min_seconds, crf=args.crf)
+  with locked(out):
+    prepare(out, clips, short_side=args.short_side, seconds=args.seconds, least=args.min_seconds, crf=args.crf)
   print((out / "totals.txt").read_text(), end="")
   print(f"\nThe set is in {out}: look at contact_sheet.png and ATTRIBUTION.md there.")
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import shutil
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,10 +21,12 @@ from PIL import Image, ImageDraw
 
 from vftok.data.dataset_writer import is_made, whole_directory, work_directory, write_tfds
 from vftok.data.sim import CAMERAS, COLOURS, FLOORS, FPS, MOTIONS, OBJECTS, SIMPLE_OBJECTS, SKIES, SimSource
-from vftok.data.video_writer import whole_file
+from vftok.lock import locked
 from vftok.packaged import cache_dir
+from vftok.process import local
 from vftok.progress import progress
-from vftok.tools.command import exit_code
+from vftok.tools.command import exit_code, leave_signals
+from vftok.whole import whole_file
 
 CHUNK = 64  # clips per file of the unfinished work
 SHOWN = 24  # clips of the contact sheet
@@ -39,6 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
+  with locked(local(args.out, "--out")):
+    _prepare(args)
+
+
+def _prepare(args: argparse.Namespace) -> None:
   counts = {split: count for split in ("train", "val", "test") if (count := getattr(args, split))}
   options = {name: getattr(args, name) for name in ("size", "frames", "seed", "second_object")}
   options |= {
@@ -73,18 +79,13 @@ def _render_all(sources: dict[str, SimSource], work: Path, recipe: dict, workers
       for job in jobs:
         done(_render_chunk(job))
       return
-    with multiprocessing.get_context("spawn").Pool(workers, _leave_ctrl_c) as pool:
+    with multiprocessing.get_context("spawn").Pool(workers, leave_signals) as pool:
       for count in pool.imap_unordered(_render_chunk, jobs):
         done(count)
 
 
 def _chunk(work: Path, split: str, start: int, stop: int) -> Path:
   return work / f"{split}-{start:08d}-{stop:08d}.npz"
-
-
-def _leave_ctrl_c():
-  """In each worker: Ctrl-C is the main process's to handle."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _render_chunk(job) -> int:

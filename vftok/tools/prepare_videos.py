@@ -3,40 +3,43 @@
 DIR is a folder tree or a manifest (see `video_folder`). SET is a TFDS set of short mp4 files (ArrayRecord), read back
 by kind="tfds", directory=SET, video="mp4", caption="caption". Every chunk of clips becomes one shard, written whole
 by whoever computed it, so that a stopped run goes on where it was and nothing passes through one process. --engine
-local uses the cores of this machine; --engine ray runs the same function on a Ray cluster (pip install 'ray[data]'),
+local uses the cores of this machine; --engine ray runs the same function on a Ray cluster (pip install ray),
 or on this machine where there is none. DIR and SET must then be folders that every node sees.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import itertools
 import multiprocessing
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vftok.data import bad_clips
+import numpy as np
+
+from vftok.data import bad_clips, shards
 from vftok.data.container import VideoBytes
 from vftok.data.dataset_writer import is_made, whole_directory, work_directory
-from vftok.data.folder import NoSuchSplit, video_folder
+from vftok.data.folder import opened_once, video_folder
+from vftok.data.sides import NoSuchSplit
 from vftok.data.video import check_fps, iter_frames
-from vftok.data.video_writer import video_writer, whole_file
+from vftok.data.video_writer import video_writer
+from vftok.lock import locked
+from vftok.process import local
 from vftok.progress import progress
-from vftok.tools.command import exit_code
+from vftok.tools.command import exit_code, leave_signals
 
 NAME, VERSION = "vftok_videos", "1.0.0"
 BAD = "bad_clips.jsonl"
 
 
 class Job(NamedTuple):
-  """One shard: clips start..stop of a split, out of everything that a process of its own needs to know."""
+  """One shard: clips start..stop of a split. With its part of the source, all that a process of its own needs."""
 
-  source: dict[str, Any]
   split: str
   start: int
   stop: int
@@ -62,29 +65,31 @@ def _run(args: argparse.Namespace) -> None:
   for name in ("size", "chunk", "seconds"):
     if getattr(args, name) <= 0:
       raise ValueError(f"--{name} is {getattr(args, name)}, expected more than 0.")
+  with locked(local(args.out, "--out")):
+    _prepare(args)
+
+
+def _prepare(args: argparse.Namespace) -> None:
   out, options = Path(args.out), dict(path=str(Path(args.videos).absolute()), holdout=args.holdout)
   recipe = {"set": NAME, "version": VERSION, "source": options, "size": args.size, "fps": args.fps}
   recipe |= {"seconds": args.seconds, "chunk": args.chunk}
   if is_made(out, recipe):
     print(f"{out} is already there with these options.")
     return
-  splits = {split: source for split in args.splits if (source := _source(options, split)) is not None}
+  with opened_once():
+    splits = {split: source for split in args.splits if (source := _source(options, split)) is not None}
   if not splits:
     raise ValueError(f"{args.videos} has no clips in {', '.join(args.splits)}: name its splits with --splits.")
   work = work_directory(out.with_name(f".{out.name}.shards"), recipe).absolute()
-  jobs = [job for split, source in splits.items() for job in _jobs(args, options, split, len(source), work)]
-  missing = [job for job in jobs if not _count_file(job).exists()]
+  jobs = [job for split, source in splits.items() for job in _jobs(args, split, len(source), work)]
+  missing = [job for job in jobs if shards.shard_facts(job.path) is None]
   run = {"local": _local, "ray": _ray}[args.engine]
   with progress("preparing", sum(job.stop - job.start for job in missing), "clips") as done:
-    for job, _ in run(missing, args.workers):
+    for job, _ in run(missing, splits, args.workers):
       done(job.stop - job.start)
-  counts = {split: [json.loads(_count_file(j).read_text()) for j in jobs if j.split == split] for split in splits}
-  written = {split: sum(shards) for split, shards in counts.items()}
-  lost = sum(map(len, splits.values())) - sum(written.values())
-  if not all(written.values()):
-    raise ValueError(f"a split has no clip that could be read ({written}): {work / BAD} says why.")
   with whole_directory(out, recipe) as directory:
-    _finish(directory, jobs, counts, {split: source.label_names for split, source in splits.items()})
+    written = _finish(directory, jobs, {split: source.label_names for split, source in splits.items()})
+  lost = sum(map(len, splits.values())) - sum(written.values())
   shutil.rmtree(work)
   made = ", ".join(f"{split} {n}" for split, n in written.items())
   print(f"{out}: {made} clips" + (f"; {lost} could not be read, {out / BAD} names each and says why" if lost else ""))
@@ -98,60 +103,64 @@ def _source(options, split):
   return source if len(source) else None
 
 
-def _jobs(args, options, split: str, clips: int, work: Path) -> Iterator[Job]:
+def _jobs(args, split: str, clips: int, work: Path) -> Iterator[Job]:
   shards = -(-clips // args.chunk)
   for n in range(shards):
     stop = min((n + 1) * args.chunk, clips)
     size = (args.size, args.size)
-    yield Job(options, split, n * args.chunk, stop, (n, shards), size, args.fps, args.seconds, str(work))
+    yield Job(split, n * args.chunk, stop, (n, shards), size, args.fps, args.seconds, str(work))
 
 
 # ---- engines: each yields (job, clips written) as jobs end
 
 
-def _local(jobs: list[Job], workers: int) -> Iterator[tuple[Job, int]]:
+def _local(jobs: list[Job], splits, workers: int) -> Iterator[tuple[Job, int]]:
   if workers <= 1 or len(jobs) <= 1:
-    yield from ((job, prepare_shard(job)) for job in jobs)
+    yield from ((job, prepare_shard(*part)) for job in jobs for part in _parts([job], splits))
     return
-  with multiprocessing.get_context("spawn").Pool(workers, _leave_ctrl_c) as pool:
-    yield from pool.imap_unordered(_with_job, jobs)
+  with multiprocessing.get_context("spawn").Pool(workers, leave_signals) as pool:
+    yield from pool.imap_unordered(_with_job, _parts(jobs, splits))
 
 
-def _with_job(job: Job) -> tuple[Job, int]:
-  return job, prepare_shard(job)
+def _parts(jobs: list[Job], splits) -> Iterator[tuple[Job, Any]]:
+  """(job, its part of the opened source): nobody opens or walks anything again, and a part is a few kilobytes."""
+  return ((job, splits[job.split].only(np.arange(job.start, job.stop))) for job in jobs)
 
 
-def _leave_ctrl_c() -> None:
-  """In each worker: Ctrl-C is the main process's to handle."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _with_job(part: tuple[Job, Any]) -> tuple[Job, int]:
+  return part[0], prepare_shard(*part)
 
 
-def _ray(jobs: list[Job], workers: int) -> Iterator[tuple[Job, int]]:
-  """Ray Data streams the jobs through the cluster, tries those of a lost node again, and holds nothing but numbers."""
+def _ray(jobs: list[Job], splits, workers: int) -> Iterator[tuple[Job, int]]:
+  """A few tasks per core of the cluster at a time; Ray tries those of a lost node again."""
   try:
     import ray
   except ImportError:
-    raise ModuleNotFoundError("--engine ray needs Ray: pip install 'ray[data]'.") from None
+    raise ModuleNotFoundError("--engine ray needs Ray: pip install ray.") from None
   if not jobs:
     return
   del workers  # as many as the cluster has cores
-  numbers = ray.data.range(len(jobs), override_num_blocks=len(jobs))
-  results = numbers.map(lambda row: {"job": row["id"], "clips": prepare_shard(jobs[row["id"]])})
-  for row in results.iter_rows():
-    yield jobs[int(row["job"])], int(row["clips"])
+  ray.init(ignore_reinit_error=True)
+  task, running, parts = ray.remote(prepare_shard), {}, _parts(jobs, splits)
+  most = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
+  while True:
+    for job, part in itertools.islice(parts, most - len(running)):
+      running[task.remote(job, part)] = job
+    if not running:
+      return
+    done, _ = ray.wait(list(running))
+    for result in done:
+      yield running.pop(result), int(ray.get(result))
 
 
 # ---- one shard
 
 
-def prepare_shard(job: Job) -> int:
-  """Writes the clips of a job that can be read, and then how many they are. Returns that number."""
-  from array_record.python.array_record_module import ArrayRecordWriter
+def prepare_shard(job: Job, source) -> int:
+  """Writes the clips of `source`, a job's part of the videos, that can be read. Returns their number, and writes it."""
 
-  source, features, count = video_folder(job.split, **job.source), _features(()), 0
-  with whole_file(job.path) as path:
-    writer = ArrayRecordWriter(str(path), "group_size:1")
-    for index in range(job.start, job.stop):
+  def examples() -> Iterator[dict[str, Any]]:
+    for index in range(len(source)):
       record = source[index]
       try:
         mp4, seconds = _mp4(record, job)
@@ -159,13 +168,9 @@ def prepare_shard(job: Job) -> int:
         bad_clips.report(str(Path(job.work) / BAD), job.split, record["name"], str(error))
         continue
       facts = dict(caption=record["caption"], label=record["label"], source=record["name"])
-      example = {"mp4": mp4, "seconds": seconds, "fps": job.fps, **facts}
-      writer.write(features.serialize_example(features.encode_example(example)))
-      count += 1
-    writer.close()
-  with whole_file(_count_file(job)) as path:
-    path.write_text(str(count))
-  return count
+      yield {"mp4": mp4, "seconds": seconds, "fps": job.fps, **facts}
+
+  return shards.write_shard(job.path, _features(()), examples())
 
 
 def _mp4(record, job: Job) -> tuple[bytes, float]:
@@ -183,16 +188,11 @@ def _mp4(record, job: Job) -> tuple[bytes, float]:
     return path.read_bytes(), count / job.fps
 
 
-def _count_file(job: Job) -> Path:
-  return job.path.with_name(job.path.name + ".count")
-
-
 # ---- the set
 
 
 def _features(classes: Sequence[str]):
   """Of an example. A shard knows labels as numbers; they get their names in the set's own file."""
-  import numpy as np
   import tensorflow_datasets as tfds
 
   text, number = tfds.features.Text(), tfds.features.Scalar
@@ -201,42 +201,16 @@ def _features(classes: Sequence[str]):
   return tfds.features.FeaturesDict({"mp4": text, "caption": text, "source": text, **numbers})
 
 
-def _finish(directory: Path, jobs: list[Job], counts: dict[str, list[int]], names: dict[str, tuple[str, ...]]) -> None:
-  """Moves nothing but links: the shards become the set, beside the files that describe it."""
-  import tensorflow_datasets as tfds
-
-  target = directory / NAME / VERSION
-  target.mkdir(parents=True)
-  for job in jobs:
-    (target / job.path.name).hardlink_to(job.path)
+def _finish(directory: Path, jobs: list[Job], names: dict[str, tuple[str, ...]]) -> dict[str, int]:
+  """Moves nothing but links: the shards become the set, beside the files that describe it. Returns {split: clips}."""
   bad = Path(jobs[0].work) / BAD
   if bad.exists():
     shutil.copy(bad, directory / BAD)
   classes = next(iter(names.values())) if len(set(names.values())) == 1 else ()
-  template = tfds.core.ShardedFileTemplate(
-    data_dir=target,
-    dataset_name=NAME,
-    filetype_suffix="array_record",
-    template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-  )
-  infos = [
-    tfds.core.SplitInfo(
-      name=split,
-      shard_lengths=shards,
-      num_bytes=sum(job.path.stat().st_size for job in jobs if job.split == split),
-      filename_template=template.replace(split=split),
-    )
-    for split, shards in counts.items()
-  ]
-  tfds.folder_dataset.write_metadata(
-    data_dir=target,
-    features=_features(classes),
-    split_infos=infos,
-    version=VERSION,
-    filename_template=template,
-    check_data=False,
-    description="Videos at one size and rate.",
-  )
+  parts: dict[str, list[Path]] = {}
+  for job in jobs:
+    parts.setdefault(job.split, []).append(job.path)
+  return shards.finish(directory, NAME, VERSION, "Videos at one size and rate.", _features(classes), parts)
 
 
 def _parser() -> argparse.ArgumentParser:

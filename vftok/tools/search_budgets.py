@@ -19,13 +19,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from absl import flags
+from ml_collections import ConfigDict
 
 from vftok import allocate, curves, programs, search
 from vftok.budget import Auto
-from vftok.data.video_writer import whole_file
 from vftok.evals import page
+from vftok.experiment import define_config
+from vftok.experiment import run as run_main
 from vftok.process import begin
 from vftok.progress import progress
 from vftok.reward import Reward, lengths, percentile
@@ -35,6 +36,7 @@ from vftok.tasks.router import WEIGHTS
 from vftok.tokenizer import Tokenizer
 from vftok.tools.command import or_exit
 from vftok.tools.label_budgets import clips_of
+from vftok.whole import whole_file
 
 MOST = 20_000  # assignments that are still measured one by one
 MEANS = (2, 4, 8)  # tokens per step of hard budgets
@@ -185,14 +187,13 @@ def threshold(losses_BxN, keep_NxT, mean_length: float) -> np.ndarray:
 
 def define_flags() -> None:
   """Not at import: tests and other tools import this module beside others that take --config."""
-  config_flags.DEFINE_config_file("config", None, "Experiment file with a `label` part: configs/router.py:mini.")
+  define_config("Experiment file with a `label` part: configs/router.py:mini.")
   flags.DEFINE_list("router", [], "Routers to judge.")
   flags.DEFINE_integer("clips", 8, "Validation clips.", lower_bound=1)
   flags.DEFINE_integer("skip", 0, "How many of them are left out first: what something was chosen on.", lower_bound=0)
   flags.DEFINE_string("out", "", "A JSON file for the numbers.")
-  flags.mark_flags_as_required(["config"])
 
 
 if __name__ == "__main__":
   define_flags()
-  app.run(main)
+  run_main(main)

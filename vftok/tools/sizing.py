@@ -13,9 +13,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vftok.data.video_writer import whole_file
 from vftok.evals.page import markdown_table
 from vftok.progress import progress
+from vftok.whole import whole_file
 
 ROOT = Path(__file__).parents[2]
 

@@ -3,40 +3,48 @@
 Reads `config.tokenize` (tokenizer, splits of sources, text encoder) and writes an ArrayRecord set to the directory that
 `config.data.sources.tokens` names: ids at full length, caption, label and, where asked for, the caption's features and
 what a router predicts the clip to lose at each number of tokens. Any budget is a slice of it. A run that was stopped
-goes on where it was; the set appears when it is whole. On a pod, hosts share the work by chunks and the first one joins
-them (on a file system that all of them see).
+goes on where it was; the set appears when it is whole. Every chunk of clips is one shard of the set, written by whoever
+encoded it: on a pod (--distributed), hosts share the chunks, on a file system that all of them see, and the devices of
+a host share each batch. --workers=16 decodes videos in so many processes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from absl import flags
+from ml_collections import ConfigDict
 
+from vftok.data import bad_clips
 from vftok.data.clip import ClipSpec
-from vftok.data.dataset_writer import is_made, whole_directory, work_directory
+from vftok.data.configured import BAD_CLIPS
+from vftok.data.dataset_writer import is_made, keep_log, whole_directory, work_directory
+from vftok.data.folder import opened_once
 from vftok.data.loader import make_loader
 from vftok.data.sources import source_of
-from vftok.data.tokens import write_tokens
-from vftok.data.video_writer import whole_file
-from vftok.process import begin
-from vftok.progress import progress
+from vftok.data.tokens import NAME, VERSION, features, finish_tokens, stored
+from vftok.experiment import define_config
+from vftok.experiment import run as run_main
+from vftok.lock import locked
+from vftok.process import begin, local, together
+from vftok.tools.chunks import check_batch, copied, cut, shared, write_chunks
 from vftok.tools.command import or_exit
 
-CHUNK = 256  # clips per file of the unfinished work
+CHUNK = 1024  # clips of a shard
 
 
 def main(argv: list[str]) -> None:
   begin(argv, distributed=flags.FLAGS.distributed)
   cfg = flags.FLAGS.config
-  or_exit(lambda: print(tokenize(cfg, flags.FLAGS.out or _directory(cfg))))
+  or_exit(lambda: print(tokenize(cfg, flags.FLAGS.out or _directory(cfg), workers=flags.FLAGS.workers)))
 
 
 def _directory(cfg: ConfigDict) -> str:
@@ -46,28 +54,39 @@ def _directory(cfg: ConfigDict) -> str:
   raise ValueError("config.data.sources names no tokens, expected one of kind 'tokens': this config trains on video.")
 
 
-def tokenize(cfg: ConfigDict, out: str | os.PathLike) -> str:
+def tokenize(cfg: ConfigDict, out: str | os.PathLike, *, workers: int = 0) -> str:
   """Makes the set of `cfg.tokenize` at `out` and returns one line about it.
+
+  Args:
+    workers: processes that decode videos; 0: two threads.
 
   Raises:
     ValueError, FileNotFoundError: sources, tokenizer or text encoder that cannot be had; `out` holds something else.
   """
   import jax
 
-  from vftok.tokenizer import Tokenizer
-
   if "tokenize" not in cfg:
     raise ValueError("this config has no `tokenize` part: pass one for generators, such as configs/t2v.py:mini.")
-  law, out = cfg.tokenize, Path(out)
+  with locked(local(out, "--out")) if not jax.process_index() else contextlib.nullcontext():
+    return _tokenize(cfg, Path(out), workers)
+
+
+def _tokenize(cfg: ConfigDict, out: Path, workers: int) -> str:
+  import jax
+
+  from vftok.tokenizer import Tokenizer
+
+  law = cfg.tokenize
   tok, params = Tokenizer.load(law.tokenizer, dino=law.dino or None)
   if tok.frame_size != (law.size, law.size):
     raise ValueError(f"tokenize.size is {law.size}, expected {tok.frame_size[0]}: the tokenizer's frame size.")
   steps = tok.steps_for(law.frames)
   _check_label_names(law)
+  check_batch(law.batch_size, "tokenize.batch_size")
   encoder, router = _text_encoder(law), _router(law, tok.fingerprint(params))
   meta = {
-    "set": "vftok_tokens",
-    "version": "1.0.0",
+    "set": NAME,
+    "version": VERSION,
     "tokenizer": law.tokenizer,
     "fingerprint": tok.fingerprint(params),
     "codebook_size": tok.codebook_size,
@@ -81,27 +100,35 @@ def tokenize(cfg: ConfigDict, out: str | os.PathLike) -> str:
     "splits": json.loads(law.splits.to_json()),
   }
   if router:
-    cfg = router[0].cfg
-    weighed_by = dict(steps=cfg.steps, loss_mean=cfg.loss_mean, loss_std=cfg.loss_std)
-    meta["router"] = dict(name=law.router, levels=list(cfg.levels), **weighed_by)
+    of = router[0].cfg
+    weighed_by = dict(steps=of.steps, loss_mean=of.loss_mean, loss_std=of.loss_std)
+    meta["router"] = dict(name=law.router, levels=list(of.levels), **weighed_by)
   if is_made(out, meta):
     return f"{out} is already there, made by this tokenizer from these sources."
-  work = work_directory(out.with_name(f".{out.name}.chunks"), meta)
-  splits = meta["splits"].items()
-  done = {split: _encode_split(law, split, sources, work, tok, params, encoder, router) for split, sources in splits}
-  counts = {split: count for split, (count, _) in done.items()}
-  classes = _classes([names for _, of_sources in done.values() for names in of_sources])
-  _await()
+  work = out.with_name(f".{out.name}.shards")
+  if not jax.process_index():
+    work_directory(work, meta)
+  together("tokenize_dataset begins")
+  shards, classes = {}, []
+  with opened_once():
+    how = (work, meta, tok, copied(params), encoder, router, workers)
+    for split, sources in meta["splits"].items():
+      shards[split], names = _encode_split(law, split, sources, *how)
+      classes += names
+  together("tokenize_dataset ends")
+  if jax.process_count() > 1:
+    time.sleep(1.0)  # network file systems show new names late
   if jax.process_index():
     return f"this host's part is in {work}."
   with whole_directory(out, meta) as directory:
-    write_tokens(directory, {split: lambda s=split: _examples(work, s, counts[s]) for split in counts}, meta, classes)
-  written = {split: sum(_length(path) for path in work.glob(f"{split}-*.npz")) for split in counts}
+    written = finish_tokens(directory, shards, meta, _classes(classes))
+    keep_log(work, directory)
   shutil.rmtree(work)
   size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-  lost = sum(counts.values()) - sum(written.values())
+  said = bad_clips.told(bad_clips.Tally(out / BAD_CLIPS)(), out / BAD_CLIPS)
   made = ", ".join(f"{split} {n}" for split, n in written.items())
-  return f"{out}: {made} clips ({lost} could not be read), {size / 1e6:.1f} MB"
+  rate = f"{size / 1e6:.1f} MB, {size / sum(written.values()):.0f} bytes a clip"
+  return f"{out}: {made} clips, {rate}" + (f"; {said}" if said else "")
 
 
 def _check_label_names(law) -> None:
@@ -113,8 +140,8 @@ def _check_label_names(law) -> None:
       first, others = known.setdefault(name, (split, names))
       if names != others:
         raise ValueError(
-          f"the source {name} has {len(names)} label names in {split} and {len(others)} in {first}, not the same, "
-          " expected one list, or a number means two things: pass labels=[...] to both."
+          f"the source {name} has {len(names)} label names in {split} and {len(others)} in {first}, "
+          "expected one list, or a number means two things: pass labels=[...] to both."
         )
 
 
@@ -123,7 +150,10 @@ def _text_encoder(law):
     return None
   from vftok import text
 
-  return text.load(law.text, law.text_path or None, max_tokens=law.text_tokens)
+  # T5-class encoders are large and were trained in bfloat16.
+  dtype = law.get("text_dtype") or ("bfloat16" if law.text == "t5" else "float32")
+  encoder, params = text.load(law.text, law.text_path or None, max_tokens=law.text_tokens, dtype=dtype)
+  return encoder, cut(params)
 
 
 def _router(law, fingerprint: str):
@@ -136,42 +166,29 @@ def _router(law, fingerprint: str):
 
 
 def _encode_split(
-  law, split: str, sources: dict, work: Path, tok, params, encoder, router
-) -> tuple[int, list[tuple[str, ...]]]:
-  """Encodes this host's chunks of a split that are not there yet. Returns its clips, and each source's label names."""
-  import jax
-
+  law, split: str, sources: dict, work: Path, meta, tok, params, encoder, router, workers: int
+) -> tuple[list[Path], list[tuple[str, ...]]]:
+  """Encodes this host's chunks of a split that are not there yet: (its shards, label names of each source)."""
   spec = ClipSpec(frames=law.frames, size=(law.size, law.size), fps=law.fps or None)
-  per_chunk = max(1, CHUNK // law.batch_size)
+  whole = dict(train=False, process_index=0, process_count=1, bad_clips=work / BAD_CLIPS)
+  with make_loader(sources, spec, law.batch_size, split=split, **whole) as loader:
 
-  def open_at(start: int):
-    return make_loader(
-      sources,
-      spec,
-      law.batch_size,
-      split=split,
-      train=False,
-      start=start,
-      process_index=0,
-      process_count=1,
-      bad_clips=work / "bad_clips.jsonl",
+    def encoded(batch, _):
+      arrays = _encode(batch, loader.names, tok, params, encoder, router)
+      return lambda: map(stored, _examples(arrays, batch["_mask"]))
+
+    path_of = lambda number: work / f"{split}-{number:06d}"
+    paths = write_chunks(
+      loader,
+      len(loader),
+      max(1, CHUNK // law.batch_size),
+      path_of,
+      features(meta),
+      encoded,
+      what=f"tokenizing {split}",
+      workers=workers,
     )
-
-  with open_at(0) as loader:
-    total, batches, names = loader.examples, len(loader), loader.names
-    label_names = [tuple(of_source) for of_source in loader.label_names.values()]
-  chunks = [c for c in range(-(-batches // per_chunk)) if c % jax.process_count() == jax.process_index()]
-  missing = [c for c in chunks if not _chunk(work, split, c).exists()]
-  with progress(f"tokenizing {split}", len(missing) * per_chunk * law.batch_size, "clips") as done:
-    for c in missing:
-      with open_at(c * per_chunk * law.batch_size) as loader:
-        rows = []
-        for _, batch in zip(range(per_chunk), loader, strict=False):
-          rows.append(_encode(batch, names, tok, params, encoder, router))
-          done(law.batch_size)
-      with whole_file(_chunk(work, split, c)) as path, open(path, "wb") as file:
-        np.savez(file, **{key: np.concatenate([row[key] for row in rows]) for key in rows[0]})
-  return total, label_names
+    return paths, [tuple(names) for names in loader.label_names.values()]
 
 
 def _classes(label_names) -> tuple[str, ...]:
@@ -180,74 +197,48 @@ def _classes(label_names) -> tuple[str, ...]:
   return known.pop() if len(known) == 1 else ()
 
 
-def _encode(batch, names, tok, params, encoder, router) -> dict[str, np.ndarray]:
-  """Arrays of the batch's readable clips."""
-  good = batch["_mask"]
+def _encode(batch, names, tok, params, encoder, router) -> dict[str, Any]:
+  """Arrays of the batch's clips; those of a device may still be in the making."""
+  video = shared(batch["video"])
   if router:
     from vftok.router import encode_with_curves
 
-    chunks = list(encode_with_curves(tok, params, [batch["video"]], "error", *router))
+    chunks = list(encode_with_curves(tok, params, [video], "error", *router))
     ids, curves = (np.concatenate(parts, axis=1) for parts in ([c.ids for c, _ in chunks], [x for _, x in chunks]))
   else:
-    ids = np.asarray(tok.encode(params, batch["video"]).ids)
+    ids = tok.encode(params, video).ids
   row = {
-    "ids": ids.astype(np.uint16),
-    "label": batch["label"].astype(np.int64),
-    "caption": batch["caption"].astype(str),
-    "name": np.array([f"{names[s]}:{i}" for s, i in zip(batch["source"], batch["index"], strict=True)]),
+    "ids": ids,
+    "label": batch["label"],
+    "caption": batch["caption"],
+    "name": [f"{names[s]}:{i}" for s, i in zip(batch["source"], batch["index"], strict=True)],
   }
   if router:
-    row["curves"] = curves.astype(np.float32)
+    row["curves"] = curves
   if encoder:
-    features, mask = encoder[0].embed(encoder[1], list(batch["caption"]))
-    row |= {"text_emb": np.asarray(features, np.float16), "text_mask": np.asarray(mask)}
-    if not np.isfinite(row["text_emb"]).all():
-      raise ValueError("text features do not fit float16, expected finite ones below 65504: use another text encoder.")
-  return {key: value[good] for key, value in row.items()}
+    row["text_emb"], row["text_mask"] = encoder[0].embed(encoder[1], list(batch["caption"]))
+  return row
 
 
-def _chunk(work: Path, split: str, number: int) -> Path:
-  return work / f"{split}-{number:06d}.npz"
+_STORED = {"ids": np.uint16, "label": np.int64, "curves": np.float32, "text_emb": np.float16, "text_mask": bool}
 
 
-def _length(path: Path) -> int:
-  with np.load(path, allow_pickle=False) as chunk:
-    return len(chunk["ids"])
-
-
-def _await() -> None:
-  """Waits until every host has written its chunks."""
-  import jax
-
-  if jax.process_count() > 1:
-    from jax.experimental import multihost_utils
-
-    multihost_utils.sync_global_devices("vftok tokenize_dataset")
-    time.sleep(1.0)  # network file systems show new names late
-
-
-def _examples(work: Path, split: str, total: int) -> Iterator[dict]:
-  found = sorted(work.glob(f"{split}-*.npz"))
-  count = 0
-  for path in found:
-    with np.load(path, allow_pickle=False) as chunk:
-      arrays = {key: chunk[key] for key in chunk.files}
-    for i in range(len(arrays["ids"])):
-      example = {key: value[i] for key, value in arrays.items()}
-      yield example | {key: str(example[key]) for key in ("caption", "name")} | {"label": int(example["label"])}
-    count += len(arrays["ids"])
-  if not count:
-    raise ValueError(f"split {split!r} has none of {total} clips that could be read: {work}/bad_clips.jsonl says why.")
+def _examples(arrays: dict[str, Any], good: np.ndarray) -> Iterator[dict[str, Any]]:
+  """Examples of the readable clips of a batch."""
+  host = {key: np.asarray(value).astype(_STORED[key]) if key in _STORED else value for key, value in arrays.items()}
+  for i in np.flatnonzero(good):
+    example = {key: value[i] for key, value in host.items()}
+    yield example | {"caption": str(example["caption"]), "label": int(example["label"])}
 
 
 def define_flags() -> None:
   """Not at import: tests and other tools import this module beside others that take --config."""
-  config_flags.DEFINE_config_file("config", None, "Experiment file with a `tokenize` part: configs/t2v.py:mini.")
+  define_config("Experiment file with a `tokenize` part: configs/t2v.py:mini.")
   flags.DEFINE_string("out", None, "Where the set goes; default: where the config looks for it.")
+  flags.DEFINE_integer("workers", 0, "Processes that decode videos; 0: two threads.", lower_bound=0)
   flags.DEFINE_bool("distributed", False, "Join the other processes of a pod or SLURM job first.")
-  flags.mark_flags_as_required(["config"])
 
 
 if __name__ == "__main__":
   define_flags()
-  app.run(main)
+  run_main(main)

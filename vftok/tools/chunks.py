@@ -1,0 +1,111 @@
+"""Work on many clips by chunks, one shard each: hosts share them, devices share batches, a stopped run goes on.
+
+What a chunk holds depends on its number alone, so any number of hosts and devices, stopped and started again, makes the
+same files.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vftok.data import shards
+from vftok.progress import progress
+
+LARGE = 2**20  # numbers; weights of text encoders above this are cut over the devices of a host
+
+
+def write_chunks(
+  opened,
+  batches: int,
+  per_chunk: int,
+  path_of: Callable[[int], Path],
+  features,
+  work: Callable[[dict, int], Callable[[], Iterable[dict[str, Any]]]],
+  *,
+  what: str,
+  workers: int = 0,
+) -> list[Path]:
+  """Writes this process's chunks (every `process_count`-th) that are not there yet. Returns the shards of all chunks.
+
+  Args:
+    opened: a loader for evaluation, from which only the missing batches are read.
+    batches: of the whole split, `per_chunk` of them in a chunk.
+    path_of: chunk number -> its shard.
+    work: (batch, its number) -> a function that gives its examples; the next batch is begun before it is called, so
+      that a device computes while examples are written.
+    workers: processes that decode; 0: two threads.
+  """
+  chunks = range(-(-batches // per_chunk))
+  mine = [c for c in chunks if c % jax.process_count() == jax.process_index()]
+  missing = [c for c in mine if shards.shard_facts(path_of(c)) is None]
+  parts = {c: range(c * per_chunk, min((c + 1) * per_chunk, batches)) for c in missing}
+  numbers = [b for part in parts.values() for b in part]
+  with opened.only(numbers, workers) as loader, progress(what, len(numbers), "batches") as done:
+    stream = iter(loader)
+
+    def examples(part: range) -> Iterator[dict[str, Any]]:
+      begun = None
+      for number in part:
+        following = work(next(stream), number)
+        if begun is not None:
+          yield from begun()
+          done(1)
+        begun = following
+      yield from begun()
+      done(1)
+
+    for c, part in parts.items():
+      shards.write_shard(path_of(c), features, examples(part))
+  return [path_of(c) for c in chunks]
+
+
+@functools.cache
+def local_mesh() -> Mesh:
+  """All devices of this process, each with its part of a batch."""
+  devices = np.array(jax.local_devices())
+  return Mesh(devices, ("host",), axis_types=(AxisType.Auto,))
+
+
+def check_batch(batch_size: int, name: str) -> None:
+  """Raises ValueError unless the devices of a host can share a batch."""
+  if batch_size % jax.local_device_count():
+    count = jax.local_device_count()
+    raise ValueError(f"{name} is {batch_size}, expected a multiple of the {count} devices of this host: change it.")
+
+
+def shared(array) -> Any:
+  """A batch cut along its first axis over the devices of this process; with one device, as it is."""
+  if jax.local_device_count() == 1:
+    return array
+  return jax.device_put(array, NamedSharding(local_mesh(), P("host")))
+
+
+def copied(params: Any) -> Any:
+  """Parameters on every device of this process."""
+  if jax.local_device_count() == 1:
+    return params
+  return jax.device_put(params, NamedSharding(local_mesh(), P()))
+
+
+def cut(params: Any) -> Any:
+  """Parameters with large arrays cut over the devices of this process, for nets of which no device holds a copy."""
+  count = jax.local_device_count()
+  if count == 1:
+    return params
+
+  def place(x):
+    fits = [n for n in x.shape if n % count == 0]
+    entries = [None] * x.ndim
+    if x.size >= LARGE and fits:
+      entries[x.shape.index(max(fits))] = "host"
+    return jax.device_put(x, NamedSharding(local_mesh(), P(*entries)))
+
+  return jax.tree.map(place, params)
