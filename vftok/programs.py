@@ -59,6 +59,7 @@ def with_dino(cfg: TokenizerConfig, dino: DINOv2, params, video_BxFxHxWx3, laten
     return dino_inputs(cfg, dino, params["dino"], to_float(video_BxFxHxWx3), latents_BxTxhxwxC)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def ids_of(cfg: TokenizerConfig, z_BxTxKxc) -> jax.Array:
   """int32 [B, T, K] of register features."""
   return fsq.codes_to_ids(fsq.quantize(z_BxTxKxc, cfg.levels), cfg.levels)
