@@ -70,7 +70,7 @@ def cache(tmp_path):
 
 
 def test_a_model_is_traced_for_its_shapes_once_and_never_again(random_model, cache, monkeypatch):
-  path, tok, params = random_model
+  path, _, params = random_model
   Tokenizer.load(path)
   assert len(list(cache.glob("shapes-*.json"))) == 1
   load.abstract_params.cache_clear()  # as in another process
