@@ -13,6 +13,8 @@ from PIL import Image
 from vftok import cli
 from vftok.data.video import read_video
 from vftok.data.video_writer import write_video
+from vftok.models.transformer import StackConfig
+from vftok.reconstruct import shared_slots
 from vftok.types import VideoTokens
 from vftok.vft import read_vft, write_vft
 
@@ -30,8 +32,13 @@ class Fake:
   )
 
   cfg = SimpleNamespace(
-    decoder=SimpleNamespace(replacements=("mask", "prefix", "null")), guidance="apg", scale=20.0, solver_steps=30
+    decoder=SimpleNamespace(replacements=("mask", "prefix", "null"), patch=(1, 2, 2), stack=StackConfig(64, 2)),
+    latent_size=(4, 6),
+    guidance="apg",
+    scale=20.0,
+    solver_steps=30,
   )
+  chunk_steps = 5
 
   def __init__(self):
     self.calls = []
@@ -41,6 +48,9 @@ class Fake:
 
   def describe(self, params):
     return {"frame_size": [32, 48], "parameters": {"total": 1234567}, "rate": 0.123456789}
+
+  def slots(self, keep):
+    return min(1 << max(int(keep) - 1, 0).bit_length(), 8)
 
   def frames_for(self, steps):
     return 1 + 4 * (steps - 1)
@@ -199,6 +209,7 @@ def test_info(run, clip):
 
 def test_reconstruct(run, tok, clip, tmp_path):
   out = run("reconstruct", "model7", clip, "out.mp4", "--fps", 16, "--keep", "8,1,4,4")
+  assert [call["slots"] for call in tok.calls] == [8, 8, 8]  # one solver is compiled for all budgets
   head, *rows, last = out.splitlines()
   assert head.split()[:4] == ["keep", "tokens", "bits", "kbit/s"] and last == "wrote out.mp4 and out.png"
   assert [row.split()[:3] for row in rows] == [["1", "13", "117"], ["4", "52", "468"], ["8", "104", "936"]]
@@ -227,6 +238,17 @@ def test_reconstruct(run, tok, clip, tmp_path):
   assert [row["keep"] for row in facts["rows"]] == [0, 8]
   assert set(facts["rows"][0]) == {"keep", "tokens", "bits", "psnr", "ssim", "seconds"}
   assert sorted(p.name for p in tmp_path.iterdir()) == ["out.gif", "out.mp4", "out.png"]
+
+
+def test_budgets_share_a_solver_where_that_costs_less_than_compiling_another(tok):
+  assert shared_slots(tok, [1, 4], 5, 60) == 4
+  assert shared_slots(tok, [1, 8], 5 * 10**6, 60) is None  # a clip of a day
+  tok.cfg = SimpleNamespace(
+    **vars(tok.cfg) | {"decoder": SimpleNamespace(patch=(1, 1, 1), stack=StackConfig(1792, 28))}
+  )
+  assert shared_slots(tok, [1, 8], 5, 60) is None  # a large model
+  tok.slots = lambda keep: None
+  assert shared_slots(tok, [1, 8], 5, 60) is None  # one that computes all registers anyway
 
 
 def test_equal_videos_have_no_finite_psnr_and_json_stays_json(run, tok, tmp_path, monkeypatch):

@@ -1,5 +1,8 @@
 """The compiled loop of `vftok/generate.py`, as a GPU gets it: several tokens a turn, matrices cast once."""
 
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 from vftok import generate, target
 from vftok.generator import Generator, GeneratorConfig
 from vftok.models.ar import ARConfig
+from vftok.models.attention import attend_filled, attend_seen
 from vftok.request import request
 
 
@@ -50,3 +54,39 @@ def test_matrices_are_cast_once(model):
   assert {x.dtype for x in jax.tree.leaves((memo.layers, memo.head)) if x.ndim > 1} == {jnp.dtype("bfloat16")}
   assert {x.dtype for x in jax.tree.leaves(memo.layers) if x.ndim == 1} == {jnp.dtype("float32")}  # the norms' scales
   assert gen.cfg.ar.dtype == "float32" and len(keep) == 1
+
+
+@pytest.mark.parametrize("kind", ["class", "text"])
+def test_no_weight_is_made_over_from_token_to_token(kind):
+  """An axis put in front of a product makes XLA's CPU compiler transpose its weight at every turn of the loop."""
+  asked = dict(n_classes=4) if kind == "class" else dict(ctx_dim=24, n_ctx_null=2)
+  cfg = GeneratorConfig(ARConfig(vocab=30, steps=3, slots=7, depth=1, width=128, **asked))
+  text = {"text_emb": jnp.zeros((1, 5, 24)), "text_mask": jnp.ones((1, 5), bool)}
+  plan, _, _, cond, static = request(cfg, {"label": [1]} if kind == "class" else text, guidance=2.0)
+  params, keys = jax.eval_shape(Generator(cfg).init, jax.random.key(0)), jax.random.split(jax.random.key(0), 1)
+  begin = lambda *arrays: generate.start(cfg.ar, *arrays, **static["start"])
+  memo, state = jax.eval_shape(begin, params, plan, cond, keys)
+  least = cfg.ar.dim**2  # numbers of the smallest matrix of a block
+  assert max(math.prod(x.shape) for x in jax.tree.leaves((state.cache, memo.head, memo.text_kv))) < least
+  program = generate.advance.lower(cfg.ar, params, memo, plan, state, 5, **static["advance"])
+  # The tests' own level of optimization leaves the transposes of `einsum` alone, whatever they are of.
+  found = re.findall(r"= \w+\[([\d,]+)\]\S* (?:transpose|copy)\(", program.compile(OPTIMIZED).as_text())
+  assert [shape for shape in found if math.prod(map(int, shape.split(","))) >= least] == []
+
+
+OPTIMIZED = {"xla_backend_optimization_level": 2, "xla_llvm_disable_expensive_passes": False}
+
+
+def test_only_the_filled_part_of_a_long_cache_is_read():
+  rng, length = np.random.default_rng(0), 512
+  q, k, v = (rng.standard_normal((2, 3, n, 8), np.float32) for n in (1, length, length))
+  attend = jax.jit(attend_filled)
+  for filled in (1, 64, 65, 200, 256, 500, 512):
+    seen = (np.arange(length) < filled)[None, None]
+    expected = attend_seen(q, k, v, seen)
+    np.testing.assert_allclose(attend(q, k, v, seen, filled), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(attend_filled(q, k, v, seen, filled), expected, rtol=1e-5, atol=1e-6)
+  beyond = np.where(np.arange(length)[:, None] < 256, v, np.nan)  # 0 x nan is nan, where it is read
+  seen = (np.arange(length) < 130)[None, None]
+  for run in (attend, attend_filled):
+    assert np.isfinite(run(q, k, beyond, seen, 130)).all()

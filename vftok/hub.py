@@ -17,8 +17,9 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from vftok import shipped
+from vftok import remote, shards, shipped
 from vftok.whole import part_of, umask
+from vftok.words import brief, cut
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FLOATS = tuple(np.dtype(name) for name in (np.float32, np.float16, np.float64, ml_dtypes.bfloat16))
@@ -27,59 +28,81 @@ MAX_NESTING = 64
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-  """A safetensors file and its config; tensors are read on demand."""
+  """Weights and their config; tensors are read on demand.
+
+  Attributes:
+    path: the safetensors file, or the index of several.
+    files: tensor -> its file, where there are several.
+  """
 
   path: pathlib.Path
   config: dict[str, Any]
   shapes: dict[str, tuple[int, ...]]
+  files: dict[str, pathlib.Path] = dataclasses.field(default_factory=dict)
 
   def tensors(self, keys: Iterable[str]):
-    """Yields (key, numpy array) without holding more than one at a time. Raises ValueError where it is not finite."""
-    with _open(self.path) as file:
-      for key in keys:
-        value = file.get_tensor(key)
-        if value.dtype not in FLOATS:
-          raise ValueError(f"{self.path} holds {key} as {value.dtype}, expected a floating-point tensor.")
-        if not is_finite(value):
-          raise ValueError(
-            f"{self.path} holds NaN or infinite values in {key}, expected finite weights: fetch it again."
-          )
-        yield key, value
+    """Yields (key, numpy array) file after file, without holding more than one array at a time.
+
+    Raises:
+      ValueError: a tensor is not of floating point, or not finite.
+    """
+    by_file: dict[pathlib.Path, list[str]] = {}
+    for key in keys:
+      by_file.setdefault(self.files.get(key, self.path), []).append(key)
+    for path, names in by_file.items():
+      with _open(path) as file:
+        for key in names:
+          value = file.get_tensor(key)
+          if value.dtype not in FLOATS:
+            raise ValueError(f"{cut(path, 150)} holds {cut(key)} as {value.dtype}, expected a floating-point tensor.")
+          if not is_finite(value):
+            raise ValueError(
+              f"{cut(path, 150)} holds NaN or infinite values in {cut(key)}, expected finite weights: fetch it again."
+            )
+          yield key, value
 
 
 def open_checkpoint(name: str | os.PathLike) -> Checkpoint:
-  """Finds and checks a model: a directory, one safetensors file with its config inside, a shipped name or a Hub id.
+  """Finds and checks a model: a directory, one safetensors file with its config inside, a shipped name or a Hub id
+  (org/model or org/model@revision). Weights of a directory are one file or an index of several.
 
   Raises:
     FileNotFoundError: nothing of that name here or on the Hub.
     ValueError: no safetensors, damaged, or without a config.
   """
   path = _find(name)
-  weights = path / WEIGHTS if path.is_dir() else path
-  if not weights.is_file():
-    others = sorted(p.name for p in path.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
-    hint = f"{others[0]} is a pickle, convert it to safetensors first" if others else f"put {WEIGHTS} there"
-    raise FileNotFoundError(f"{path} has no {WEIGHTS}: {hint}.")
-  shapes, metadata = _read_header(weights)
+  others = sorted(p.name for p in path.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
+  hint = f"{cut(others[0])} is a pickle, convert it to safetensors first" if others else f"put {WEIGHTS} there"
+  weights, files, shapes, metadata = _weights(path, hint)
   if path.is_dir() and (path / CONFIG).is_file():
     config = read_json(path / CONFIG)
   elif path.is_dir():
-    raise FileNotFoundError(f"{path} has no {CONFIG}: put the model's config beside {WEIGHTS}.")
+    raise FileNotFoundError(f"{cut(path, 150)} has no {CONFIG}: put the model's config beside {weights.name}.")
   else:
     config = config_of_metadata(metadata)
     check_plain(weights, config)
     if not config:
-      raise ValueError(f"{weights} carries no config in its metadata: pass the directory that holds {CONFIG} too.")
-  return Checkpoint(weights, config, shapes)
+      raise ValueError(
+        f"{cut(weights, 150)} carries no config in its metadata: pass the directory that holds {CONFIG} too."
+      )
+  return Checkpoint(weights, config, shapes, files)
 
 
 def open_weights(name: str | os.PathLike) -> Checkpoint:
   """Like `open_checkpoint` for weights whose config does not matter (a VAE taken from another model's file)."""
-  path = _find(name)
-  weights = path / WEIGHTS if path.is_dir() else path
-  if not weights.is_file():
-    raise FileNotFoundError(f"{path} has no {WEIGHTS}: pass a directory, file or Hub id that holds one.")
-  return Checkpoint(weights, {}, _read_header(weights)[0])
+  weights, files, shapes, _ = _weights(_find(name), "pass a directory, file or Hub id that holds one")
+  return Checkpoint(weights, {}, shapes, files)
+
+
+def _weights(path: pathlib.Path, hint: str):
+  """(file or index, tensor -> its file where there are several, tensor -> shape, metadata) of a file or a directory."""
+  weights, index = (path / WEIGHTS, path / shards.INDEX) if path.is_dir() else (path, None)
+  if weights.is_file():
+    return weights, {}, *_read_header(weights)
+  if index is None or not index.is_file():
+    raise FileNotFoundError(f"{cut(path, 150)} has no {WEIGHTS}: {hint}.")
+  files, shapes = shards.read_index(index, read_json, _read_header)
+  return index, files, shapes, {}
 
 
 def config_of_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -135,15 +158,17 @@ def report_keys(path, missing: Iterable[str], unused: Iterable[str]) -> None:
   parts = []
   for keys, what in ((sorted(missing), "lacks"), (sorted(unused), "has unused")):
     if keys:
-      named = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+      named = ", ".join(cut(key) for key in keys[:2]) + (f" and {len(keys) - 2} more" if len(keys) > 2 else "")
       parts.append(f"{what} {named}")
   if parts:
-    raise ValueError(f"{path} does not fit its config: it {' and '.join(parts)}; check that both are of one model.")
+    which = cut(path, 90)
+    raise ValueError(f"{which} does not fit its config: it {' and '.join(parts)}; check that both are of one model.")
 
 
 def report_shape(path, key: str, found, expected) -> None:
   if tuple(found) != tuple(expected):
-    raise ValueError(f"{path} holds {key} with shape {tuple(found)}, expected {tuple(expected)} by its config.")
+    shapes = [cut(tuple(shape)) for shape in (found, expected)]
+    raise ValueError(f"{cut(path, 150)} holds {cut(key)} with shape {shapes[0]}, expected {shapes[1]} by its config.")
 
 
 def _open(path: pathlib.Path):
@@ -153,9 +178,10 @@ def _open(path: pathlib.Path):
     with open(path, "rb") as file:
       start = file.read(2)
     if start == b"PK" or start[:1] == b"\x80":
-      raise ValueError(f"{path} is a pickle, expected safetensors: convert it where you trust its origin.") from None
-    reason = re.sub(r"^.*?header: ", "", str(error))
-    raise ValueError(f"{path} is no whole safetensors file ({reason}): fetch it again.") from None
+      which = cut(path, 150)
+      raise ValueError(f"{which} is a pickle, expected safetensors: convert it where you trust its origin.") from None
+    reason = cut(re.sub(r"^.*?header: ", "", str(error)), 100)
+    raise ValueError(f"{cut(path, 150)} is no whole safetensors file ({reason}): fetch it again.") from None
 
 
 def _read_header(path: pathlib.Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
@@ -168,7 +194,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   try:
     config = json.loads(path.read_text(encoding="utf-8"))
   except (ValueError, RecursionError) as error:
-    raise ValueError(f"{path} is no JSON ({str(error).splitlines()[0]}): fetch it again.") from None
+    raise ValueError(f"{cut(path, 150)} is no JSON ({cut(str(error).splitlines()[0], 100)}): fetch it again.") from None
   if not isinstance(config, dict):
     raise ValueError(f"{path} holds {type(config).__name__}, expected a JSON object with the model's config.")
   check_plain(path, config)
@@ -196,40 +222,30 @@ def _parse_text(text: str, key: str) -> Any:
   try:
     return json.loads(text)
   except RecursionError:
-    raise ValueError(f"metadata entry {key!r} is nested too deeply: fetch the file again.") from None
+    raise ValueError(f"metadata entry {brief(key)} is nested too deeply: fetch the file again.") from None
   except ValueError:
     try:
       if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # no config has them; they can loop
         raise ValueError("alias")
       return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError, TypeError, AttributeError):
-      raise ValueError(f"metadata entry {key!r} is neither JSON nor YAML: fetch the file again.") from None
+      raise ValueError(f"metadata entry {brief(key)} is neither JSON nor YAML: fetch the file again.") from None
 
 
 def _find(name: str | os.PathLike) -> pathlib.Path:
   """A path that exists here wins over a shipped model's name, and that over the Hub."""
   path = pathlib.Path(name)
-  if os.fspath(name) and path.exists():
-    return path
-  return shipped.find(str(name)) or _download(str(name))
-
-
-def _download(name: str) -> pathlib.Path:
-  if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
+  try:
+    if os.fspath(name) and path.exists():
+      return path
+  except (OSError, ValueError):  # no name that a file can have, so none that the Hub knows
+    pass
+  name = os.fspath(name)
+  if found := shipped.find(name):
+    return found
+  if not remote.is_id(name):
     raise FileNotFoundError(
-      f"{name!r} does not exist: pass a directory, a .safetensors file, a Hub id like org/model or a shipped model's "
-      f"name ({', '.join(shipped.names()) or 'none here'})."
+      f"{brief(name, 100)} does not exist: pass a directory, a .safetensors file, a Hub id like org/model or "
+      f"org/model@revision, or a shipped model's name ({', '.join(shipped.names()) or 'none here'})."
     )
-  try:
-    import huggingface_hub
-  except ImportError:
-    raise FileNotFoundError(
-      f"{name} is not on this disk: to fetch it from the Hub, pip install 'vftok[hub]'."
-    ) from None
-  try:
-    return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=[WEIGHTS, CONFIG]))
-  except Exception as error:  # the Hub client has its own error for every kind of failure; all mean "not here"
-    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ").replace(". ", ", ")
-    raise FileNotFoundError(
-      f"{name} is neither on this disk nor could it be fetched from the Hub ({reason})."
-    ) from None
+  return remote.download(name)

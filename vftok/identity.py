@@ -29,8 +29,9 @@ def fingerprint(cfg: TokenizerConfig, params) -> str:
     decides.append(cfg.dino_class)
   digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode())
   tensors = nn.unbox({"vae": params["vae"]["encoder"], "encoder": params["encoder"]})
+  here = np.asarray if jax.default_backend() == "cpu" else lambda x: x  # JAX would compile a program per shape
   for path, value in jax.tree_util.tree_flatten_with_path(tensors)[0]:
-    flat = value.reshape(-1)
+    flat = here(value).reshape(-1)
     sample = np.asarray(flat[:: max(1, flat.size // SAMPLES)][:SAMPLES], np.float32)
     digest.update(f"{jax.tree_util.keystr(path)}{value.shape}".encode() + sample.tobytes())
   return digest.hexdigest()[:16]

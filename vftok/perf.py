@@ -100,7 +100,7 @@ def vae_flops(cfg: VAEConfig, frames: int, height: int, width: int) -> tuple[flo
 
 
 def use_compile_cache() -> None:
-  """Keeps programs that took over a second to compile on disk, for the next process.
+  """Keeps compiled programs on disk for the next process, small ones too: a command has dozens of them.
 
   In the folder `jax` of `vftok.packaged.cache_dir()`; JAX's own setting goes before.
   """
@@ -114,7 +114,7 @@ def use_compile_cache() -> None:
   except OSError:  # a read-only home costs time, not the command
     return
   jax.config.update("jax_compilation_cache_dir", str(directory))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 

@@ -10,10 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from vftok import perf, target
 from vftok.data.video_writer import to_uint8, video_writer
 from vftok.evals.pixels import PixelScores
 from vftok.picture import labelled_grid, si
 from vftok.progress import COMPILING, progress
+
+# FLOPs beyond what a budget needs that take about as long as compiling one more program.
+MORE_FLOPS = {"cpu": 2e11, "gpu": 2e14, "tpu": 2e14}
 
 
 def side_by_side(
@@ -31,7 +35,8 @@ def side_by_side(
   labels = [f"original\n{frames} frames at {fps:.3g} fps"]
   labels += [f"k = {r['keep']}\n{r['tokens']} tokens, {si(r['bits'], 'bit')}" for r in rows]
   # One key for all budgets: the same noise, so that columns differ by their tokens alone.
-  streams = [tok.decode_stream(params, tokens.truncate(k), key, **options) for k in keeps]
+  slots = shared_slots(tok, keeps, steps, options["steps"] * (1 if options["guidance"] is None else 2))
+  streams = [tok.decode_stream(params, tokens.truncate(k), key, slots=slots, **options) for k in keeps]
   scores, seconds = [PixelScores() for _ in keeps], [0.0] * len(keeps)
   with (
     video_writer(out, fps) as writer,
@@ -51,6 +56,27 @@ def side_by_side(
   for row, score, spent in zip(rows, scores, seconds, strict=True):
     row.update(psnr=score.psnr, ssim=score.ssim, seconds=spent)
   return rows
+
+
+def shared_slots(tok, keeps: list[int], steps: int, evaluations: int) -> int | None:
+  """`slots` of `Tokenizer.decode_stream` under which all budgets run one program; None where several pay.
+
+  A budget's own program computes no more registers than it needs, which is worth compiling it for long clips and large
+  models.
+
+  Args:
+    steps: time steps of the clip. evaluations: of the decoder for each chunk.
+  """
+  own = [tok.slots(np.int32(k)) for k in keeps]
+  if None in own:  # the model computes all of them whatever the budget
+    return None
+  cfg, most = tok.cfg.decoder, max(own)
+  patches = tok.cfg.latent_size[0] * tok.cfg.latent_size[1] // (cfg.patch[1] * cfg.patch[2])
+  flops = lambda slots: perf.stack_flops(cfg.stack, tok.chunk_steps * (patches + slots))
+  chunks = max(1, steps // tok.chunk_steps)
+  more = chunks * evaluations * sum(flops(most) - flops(slots) for slots in own)
+  programs = len(set(own)) - 1
+  return most if more <= programs * MORE_FLOPS[target.platform()] else None
 
 
 def table(rows: list[dict[str, Any]], frames: int, fps: float) -> str:

@@ -13,8 +13,6 @@ import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import flax.linen as nn
-import flax.traverse_util as traverse
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,6 +42,7 @@ class Router:
     Raises:
       FileNotFoundError, ValueError: one sentence that names the file and what is wrong with it.
     """
+    from vftok.convert.leaves import leaves_of
     from vftok.convert.load import read_leaves
 
     checkpoint = hub.open_checkpoint(name)
@@ -51,8 +50,7 @@ class Router:
     if kind != FORMAT_ROUTER:
       raise ValueError(f"{checkpoint.path} is no router, its format is {kind!r}: expected {FORMAT_ROUTER}.")
     router = Router(router_from_json(checkpoint.config))
-    shapes = traverse.flatten_dict(nn.unbox(jax.eval_shape(router.init, jax.random.key(0))))
-    return router, read_leaves(checkpoint, shapes)
+    return router, read_leaves(checkpoint, leaves_of(router.cfg, router.init))
 
   def save(self, params: Params, directory: str | os.PathLike) -> None:
     """Writes config.json and model.safetensors, whole or not at all."""

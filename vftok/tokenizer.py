@@ -212,11 +212,14 @@ class Tokenizer(Geometry):
     first_frames=None,
     noise=None,
     clip: bool = True,
+    slots: int | None = None,
     **sampling,
   ) -> Iterator[jax.Array]:
     """Like `decode`, chunk by chunk: yields frames [B, f, H, W, 3] with memory that does not grow with length.
 
     `tokens` may be an iterable of pieces, each a whole number of chunks as `encode_stream` gives them.
+    `slots`: registers of a step that the program computes one by one, from the largest keep to K; default by keep, so
+    few tokens are quick. One number for many keeps is one program.
     """
     how = check_sampling(sampling, self.cfg)
     if noise is None:
@@ -229,7 +232,7 @@ class Tokenizer(Geometry):
     )
     noise_of = stream.chunk_noise(key, noise, lambda batch: self.latent_shape(batch, self.chunk_steps))
     pieces = [tokens] if isinstance(tokens, VideoTokens) else tokens
-    slots_of = functools.partial(self.slots, collapse=how.collapse)
+    slots_of = functools.partial(self.slots, collapse=how.collapse, least=slots)
     chunks = stream.decode_chunks(self, run, pieces, noise_of, slots_of, first_frames)
     return (jnp.clip(frames, -1.0, 1.0) if clip else frames for frames in chunks)
 

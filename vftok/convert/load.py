@@ -15,6 +15,7 @@ import numpy as np
 from vftok import hub
 from vftok.config import FORMAT, FORMAT_VAE, TokenizerConfig, from_json, to_json, vae_from_json, vae_to_json
 from vftok.convert import reference_config, reference_weights, vidtok
+from vftok.convert.leaves import leaves_of
 from vftok.convert.reference_weights import VAE_PREFIX
 from vftok.models.vae import VAE, VAEConfig
 
@@ -24,8 +25,7 @@ def abstract_params(cfg: TokenizerConfig) -> dict[tuple[str, ...], jax.ShapeDtyp
   """Path -> shape of every parameter, without making one."""
   from vftok.tokenizer import Tokenizer
 
-  tree = nn.unbox(jax.eval_shape(Tokenizer(cfg).init, jax.random.key(0)))
-  return traverse.flatten_dict(tree)
+  return leaves_of(cfg, Tokenizer(cfg).init)
 
 
 def load(name: str | os.PathLike, vae: str | os.PathLike | None = None) -> tuple[TokenizerConfig, dict[str, Any]]:
@@ -55,8 +55,7 @@ def load_vae(name: str | os.PathLike) -> tuple[VAEConfig, dict[str, Any]]:
     return cfg.vae, params["vae"]
   cfg = vae_from_json(checkpoint.config)
   video = jax.ShapeDtypeStruct((1, 1, cfg.space_stride, cfg.space_stride, cfg.in_channels), np.float32)
-  tree = nn.unbox(jax.eval_shape(VAE(cfg).init, jax.random.key(0), video))["params"]
-  return cfg, read_leaves(checkpoint, traverse.flatten_dict(tree))
+  return cfg, read_leaves(checkpoint, leaves_of(cfg, lambda key, video: VAE(cfg).init(key, video)["params"], video))
 
 
 def save_vae(cfg: VAEConfig, params, directory: str | os.PathLike) -> None:
@@ -80,7 +79,8 @@ def read_leaves(checkpoint: hub.Checkpoint, leaves: dict[tuple[str, ...], jax.Sh
   hub.report_keys(checkpoint.path, expected.keys() - found.keys(), found.keys() - expected.keys())
   for key, shape in expected.items():
     hub.report_shape(checkpoint.path, key, found[key], shape)
-  flat = {key: jax.numpy.asarray(_widened(value)) for key, value in checkpoint.tensors(expected)}
+  # device_put, for jnp.asarray compiles a program per shape.
+  flat = {key: jax.device_put(_widened(value)) for key, value in checkpoint.tensors(expected)}
   return traverse.unflatten_dict(flat, sep="/")
 
 
@@ -139,7 +139,7 @@ def converted(rules, sources, leaves, dtypes=None) -> dict[str, Any]:
       if not dtypes and flat[path].dtype != value.dtype:  # tensors of mixed precision share a leaf: keep the finer one
         flat[path] = flat[path].astype(np.promote_types(flat[path].dtype, value.dtype))
       flat[path][index] = rules[key].to_ours(value, slots[key].shape)
-  return traverse.unflatten_dict({path: jax.numpy.asarray(flat.pop(path)) for path in list(flat)})
+  return traverse.unflatten_dict({path: jax.device_put(flat.pop(path)) for path in list(flat)})
 
 
 def _vae_source(checkpoint: hub.Checkpoint, vae):

@@ -13,13 +13,14 @@ import numpy as np
 from vftok import hub
 from vftok.config import FORMAT_GENERATOR, generator_from_json, generator_to_json
 from vftok.convert import semantok_ar
+from vftok.convert.leaves import leaves_of
 from vftok.convert.load import converted, read_leaves, save_leaves
 from vftok.generator import Generator, GeneratorConfig
 
 
 def abstract_params(cfg: GeneratorConfig) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
   """Path -> shape of every parameter, without making one."""
-  return traverse.flatten_dict(nn.unbox(jax.eval_shape(Generator(cfg).init, jax.random.key(0))))
+  return leaves_of(cfg, Generator(cfg).init)
 
 
 def load(name: str | os.PathLike) -> tuple[GeneratorConfig, dict[str, Any]]:

@@ -132,7 +132,7 @@ def load(kind: str, path: str | os.PathLike, heads: int | None = None, **options
     rule = table[_plain(kind, name)]
     part = flat[rule.path][rule.index]
     flat[rule.path][rule.index] = rule.to_ours(value.astype(np.float32), part.shape)
-  return net, traverse.unflatten_dict({leaf: jnp.asarray(value) for leaf, value in flat.items()})
+  return net, traverse.unflatten_dict({leaf: jax.device_put(value) for leaf, value in flat.items()})
 
 
 def save(net: FeatureNet, params, directory: str | os.PathLike) -> None:

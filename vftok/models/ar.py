@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from vftok import lengths
 from vftok.models.ar_inputs import Condition, Context, Places, of_segment, shifted
-from vftok.models.attention import attend_causal, attend_seen
+from vftok.models.attention import attend_causal, attend_filled, attend_seen
 from vftok.models.layers import repeated, trunc_normal, xavier
 from vftok.order import ORDERS
 from vftok.sharding import constrain
@@ -225,28 +225,30 @@ class Block(nn.Module):
 
   def __call__(self, carry, context: Context | None, segment_BxL=None, seen_BxLxM=None, text_kv=None, position=0):
     (x, cache), cast = carry, lambda a: a.astype(self.cfg.dtype)
-    qkv = jnp.einsum("BLD,DxnE->xBnLE", cast(self.n1(x)), cast(self.qkv))
-    q, k, v = qkv[0], qkv[1], qkv[2]
+    # Axes of a result stay where the matmul puts them: what is cut is the small result, never a weight made over.
+    qkv = jnp.einsum("BLD,DxnE->BLxnE", cast(self.n1(x)), cast(self.qkv))
+    q, k, v = (qkv[:, :, i].swapaxes(1, 2) for i in range(3))
     if cache is None:
       y = attend_causal(q, k, v, segment_BxL)
     else:
       k, v = cache = tuple(
         jax.lax.dynamic_update_slice(old, new, (0, 0, position, 0)) for old, new in zip(cache, (k, v), strict=True)
       )
-      y = attend_seen(q, k, v, seen_BxLxM)
-    x = x + jnp.einsum("BnLE,nED->BLD", checkpoint_name(y, "attn_out"), cast(self.proj)).astype(jnp.float32)
+      y = attend_filled(q, k, v, seen_BxLxM, position + x.shape[1])
+    y = checkpoint_name(y, "attn_out").swapaxes(1, 2)
+    x = x + jnp.tensordot(y, cast(self.proj), axes=2).astype(jnp.float32)  # einsum would contract (E, n): a transpose
     if context is not None:
-      q = jnp.einsum("BLD,DnE->BnLE", cast(self.nx(x)), cast(self.text_q))
+      q = jnp.einsum("BLD,DnE->BLnE", cast(self.nx(x)), cast(self.text_q)).swapaxes(1, 2)
       k, v = self.text_keys(context) if text_kv is None else text_kv
       y = attend_seen(q, k, v, context.seen_BxLxM)
-      x = x + jnp.einsum("BnLE,nED->BLD", y, cast(self.text_proj)).astype(jnp.float32)
-    up = jnp.einsum("BLD,DxH->xBLH", cast(self.n2(x)), cast(self.up))
-    x = x + (checkpoint_name(nn.silu(up[0]) * up[1], "mlp_up") @ cast(self.down)).astype(jnp.float32)
+      x = x + jnp.tensordot(y.swapaxes(1, 2), cast(self.text_proj), axes=2).astype(jnp.float32)
+    up = jnp.einsum("BLD,DxH->BLxH", cast(self.n2(x)), cast(self.up))
+    hidden = checkpoint_name(nn.silu(up[:, :, 0]) * up[:, :, 1], "mlp_up")
+    x = x + (hidden @ cast(self.down)).astype(jnp.float32)
     return (constrain(x, "batch", "length", None), cache), None
 
   def text_keys(self, context: Context):
     """(k, v) [B, n, M, d] of the text, the same for every position: made once per generated sequence."""
-    kv = jnp.einsum(
-      "BMD,DxnE->xBnME", context.vectors_BxMxD.astype(self.cfg.dtype), self.text_kv.astype(self.cfg.dtype)
-    )
-    return kv[0], kv[1]
+    dtype = self.cfg.dtype
+    kv = jnp.einsum("BMD,DxnE->BMxnE", context.vectors_BxMxD.astype(dtype), self.text_kv.astype(dtype))
+    return kv[:, :, 0].swapaxes(1, 2), kv[:, :, 1].swapaxes(1, 2)

@@ -21,6 +21,7 @@ from vftok import target
 from vftok.models import cudnn, masks
 
 LOGIT_BOUND = 8.0
+FILLED_LEAST = 512  # positions of a cache from which on reading less of it pays for compiling attention a few times
 QUERY_CHUNK = 512  # rows of the score matrix alive at once on a CPU: 6 heads x 2560 keys stay near its cache
 
 
@@ -151,6 +152,24 @@ def attend_seen(q_BxnxLxd, k_BxnxMxd, v_BxnxMxd, seen_BxLxM) -> jax.Array:
   logits = jnp.where(seen_BxLxM[:, None], logits * q_BxnxLxd.shape[-1] ** -0.5, -1e30)
   weights = jax.nn.softmax(logits, axis=-1).astype(v_BxnxMxd.dtype)
   return jnp.einsum("Bnlm,Bnmd->Bnld", weights, v_BxnxMxd)
+
+
+def attend_filled(q_BxnxLxd, k_BxnxMxd, v_BxnxMxd, seen_BxLxM, filled) -> jax.Array:
+  """As `attend_seen` over a cache of which nothing is seen from position `filled` (a number or data) on.
+
+  A CPU reads the first eighth, quarter, half or all of the cache, whichever holds what is filled. A GPU reads it all:
+  it would wait for the host to choose.
+  """
+  length = k_BxnxMxd.shape[2]
+  if target.platform() != "cpu" or length < FILLED_LEAST:
+    return attend_seen(q_BxnxLxd, k_BxnxMxd, v_BxnxMxd, seen_BxLxM)
+  sizes = [-(-length // part) for part in (8, 4, 2, 1)]
+  cut = lambda m: lambda q, k, v, seen: attend_seen(q, k[:, :, :m], v[:, :, :m], seen[:, :, :m])
+  if isinstance(filled, int):
+    size = next(m for m in sizes if filled <= m)
+    return cut(size)(q_BxnxLxd, k_BxnxMxd, v_BxnxMxd, seen_BxLxM)
+  which = sum((filled > m).astype(jnp.int32) for m in sizes[:-1])
+  return jax.lax.switch(which, [cut(m) for m in sizes], q_BxnxLxd, k_BxnxMxd, v_BxnxMxd, seen_BxLxM)
 
 
 def _attend_cudnn(q, k, v, layout: Layout, scale: float):

@@ -15,7 +15,6 @@ from vftok.convert.load import converted
 from vftok.convert.reference_weights import LINEAR, SAME, VECTOR, Rule
 from vftok.text.encoder import Net, abstract_params
 
-INDEX = "model.safetensors.index.json"
 MAX_DEPTH, MAX_SIZE = 1_024, 10_000_000
 
 
@@ -28,27 +27,8 @@ def open_directory(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, h
   directory = pathlib.Path(path)
   if not directory.is_dir():
     raise FileNotFoundError(f"{directory} is no directory, expected one with {hub.CONFIG} and {hub.WEIGHTS}.")
-  index = directory / INDEX
-  if (directory / hub.WEIGHTS).is_file() or not index.is_file():
-    file = hub.open_checkpoint(directory)
-    return file.config, dict.fromkeys(file.shapes, file)
-  if not (directory / hub.CONFIG).is_file():
-    raise FileNotFoundError(f"{directory} has no {hub.CONFIG}: put the model's config beside {INDEX}.")
-  config = hub.read_json(directory / hub.CONFIG)
-  where = hub.read_json(index).get("weight_map")
-  if not isinstance(where, dict) or not where or not all(_is_plain_name(name) for name in where.values()):
-    raise ValueError(f"{index} has no weight_map from tensors to files beside it: fetch it again.")
-  shards = {}
-  for name in sorted(set(where.values())):
-    if not (directory / name).is_file():
-      raise FileNotFoundError(f"{directory} has no {name}, which {INDEX} names: fetch the missing shard.")
-    shards[name] = hub.open_weights(directory / name)
-  wanted = {(key, name) for key, name in where.items()}
-  found = {(key, name) for name, file in shards.items() for key in file.shapes}
-  for key, name in sorted(wanted ^ found):
-    holds = "does not hold" if (key, name) in wanted else "holds"
-    raise ValueError(f"{directory / name} {holds} {key}, otherwise than {INDEX} says: fetch both again.")
-  return config, {key: shards[name] for key, name in where.items()}
+  file = hub.open_checkpoint(directory)
+  return file.config, dict.fromkeys(file.shapes, file)
 
 
 def read(
@@ -116,7 +96,3 @@ def _report(where, what, missing, unknown) -> None:
       parts.append(f"{verb} {', '.join(found[:3])}" + (f" and {len(found) - 3} more" if len(found) > 3 else ""))
   if parts:
     raise ValueError(f"{where} {' and '.join(parts)}, expected the tensors of a {what} by its config.")
-
-
-def _is_plain_name(name) -> bool:
-  return isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name) is not None

@@ -81,7 +81,6 @@ def _tokenize(cfg: ConfigDict, out: Path, workers: int) -> str:
   if tok.frame_size != (law.size, law.size):
     raise ValueError(f"tokenize.size is {law.size}, expected {tok.frame_size[0]}: the tokenizer's frame size.")
   steps = tok.steps_for(law.frames)
-  _check_label_names(law)
   check_batch(law.batch_size, "tokenize.batch_size")
   encoder, router = _text_encoder(law), _router(law, tok.fingerprint(params))
   meta = {
@@ -111,6 +110,7 @@ def _tokenize(cfg: ConfigDict, out: Path, workers: int) -> str:
   together("tokenize_dataset begins")
   shards, classes = {}, []
   with opened_once():
+    _check_label_names(law)
     how = (work, meta, tok, copied(params), encoder, router, workers)
     for split, sources in meta["splits"].items():
       shards[split], names = _encode_split(law, split, sources, *how)

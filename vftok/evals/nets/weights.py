@@ -91,7 +91,7 @@ def _load(name, convert):
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as temporary:
       save_file(flat, temporary, metadata={"source": source.requirement, "sha256": source.sha256})
-  return jax.tree.map(jax.numpy.asarray, traverse_util.unflatten_dict(flat, sep="/"))
+  return jax.tree.map(jax.device_put, traverse_util.unflatten_dict(flat, sep="/"))
 
 
 def _read(path: Path, sha256: str) -> dict[str, np.ndarray] | None:

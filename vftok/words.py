@@ -1,0 +1,32 @@
+"""Values inside sentences: whatever a caller or a stranger's file holds, an error stays one short line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SENTENCE = 399  # characters of an error at most
+
+
+def brief(value: Any, most: int = 60) -> str:
+  """The `repr` of a value in at most `most` characters, on one line; text keeps its quotes."""
+  if isinstance(value, str):  # a long one is cut before it is escaped
+    return repr(cut(value, most - 2)) if value.isprintable() else cut(repr(value[: 2 * most]), most)
+  try:
+    text = repr(value)
+  except Exception:  # an object of the caller's that cannot even say what it is
+    text = f"a {type(value).__name__}"
+  return cut(" ".join(text.split()), most)
+
+
+def cut(text: Any, most: int = 60) -> str:
+  """A text (or a path) in at most `most` characters: of a longer one the beginning and the end."""
+  text = str(text)
+  if len(text) <= most:
+    return text
+  end = (most - 3) // 2
+  return f"{text[: most - 3 - end]}...{text[len(text) - end :]}"
+
+
+def sentence(error: BaseException) -> str:
+  """What an error says, in at most 399 characters."""
+  return cut(error, SENTENCE)
