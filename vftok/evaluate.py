@@ -22,7 +22,7 @@ def run(cfg: ConfigDict, workdir) -> dict[str, float]:
   """`--mode=eval`: the newest checkpoint of `workdir`, or `cfg.init_from`, on the sets of `cfg.eval.sets`."""
   with restored(cfg, workdir) as (task, state):
     values = evaluate_sets(cfg, Path(workdir), task, state, task.frozen())
-    if cfg.eval.get("generation"):
+    if cfg.eval.get("generation") and cfg.eval.generation.clips:
       values |= task.evaluate_generation(state.model, Path(workdir) / "eval")
     return values
 

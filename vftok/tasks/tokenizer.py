@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from vftok import config as model_config
 from vftok import perf, programs
+from vftok.checks import guidance_of
 from vftok.convert.load import load_vae
 from vftok.data.video_writer import to_uint8, whole_file
 from vftok.models import flow, fsq
@@ -255,7 +256,7 @@ class TokenizerTask:
       "original": video,
       "VAE": to_uint8(programs.vae_decode(self.tok.cfg, full, self.tok.encode_latents(full, video))),
     }
-    guidance = flow.CFG(scale=self.law.show_guidance) if "null" in self.tok.cfg.decoder.replacements else None
+    guidance = guidance_of("cfg", self.law.show_guidance, self.tok.cfg)
     for keep in keeps:
       out = self.tok.decode(
         full, tokens.truncate(keep), jax.random.key(0), steps=self.law.show_steps, guidance=guidance
@@ -285,7 +286,7 @@ class TokenizerTask:
       keeps=cfg.keeps or None,
       seeds=cfg.seeds,
       steps=cfg.steps,
-      guidance=flow.CFG(scale=cfg.guidance) if cfg.guidance != 1 else None,
+      guidance=guidance_of(cfg.guidance_kind, cfg.guidance, self.tok.cfg) if cfg.guidance != 1 else None,
       lpips_net=cfg.lpips_net or None,
       rfvd=cfg.rfvd,
       media=cfg.media,

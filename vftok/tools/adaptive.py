@@ -213,7 +213,7 @@ def define_flags() -> None:
   flags.DEFINE_string("model", "vftok-mini", "Tokenizer.")
   flags.DEFINE_string("router", None, "Router; default: the shipped one of this tokenizer.")
   flags.DEFINE_integer("tries", 0, "Ways to spread each clip's budget that are decoded and compared; 0: none.")
-  flags.DEFINE_string("set", "sim_val", "Which of config.eval.sets.")
+  flags.DEFINE_string("set", "sim_test", "Which of config.eval.sets; choose on sim_val.")
   flags.DEFINE_integer("clips", 32, "How many clips.")
   flags.DEFINE_integer("seeds", 3, "How many seeds of the noise.")
   flags.DEFINE_list("budgets", ["1", "2", "4", "8", "16"], "Tokens per time step; uniform counts need whole numbers.")
