@@ -236,7 +236,8 @@ class _Loop:
     if bad:
       print(f"{bad} clips could not be used: {self.workdir / BAD_CLIPS} names each and says why.", flush=True)
     if model is not None:
-      self.task.save(model, {k: v for k, v in frozen.items() if k != "features"}, self.workdir / "model")
+      small = {k: v for k, v in frozen.items() if k not in ("features", "dino")}
+      self.task.save(model, small, self.workdir / "model")
     print(f"{'stopped' if stopped else 'done'} at step {step}: {self.workdir}", flush=True)
 
   @contextlib.contextmanager
