@@ -73,7 +73,7 @@ CASES = {
   ("A budget for every moment", 1): tokenizer,
   ("A budget for every moment", 2): lambda: generator(**LENGTHS) | {"cond": None},
 }
-SLOW = {("Three lines", 2), ("Generation", 1), ("A budget for every moment", 1)}  # programs by the dozen
+SLOW = set(CASES)  # 10 to 60 s of compiling each; what they call is looked at in the fast suite, see below
 
 
 def test_every_block_is_run_or_says_why_not():

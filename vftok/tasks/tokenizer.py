@@ -83,6 +83,7 @@ class TokenizerTask:
         max_grid=self._queries(name),
         dim=self.law.prefix_width,
         depth=self.law.prefix_depth,
+        dtype=dec.stack.dtype,  # float32 has no fused attention on a GPU
       )
     )
     return {name: make(name) for name in sizes if self.law[f"prefix_{name}"]}
