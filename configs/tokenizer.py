@@ -48,7 +48,7 @@ LOSS = dict(
   router_share=0.5,
   router_preferences=(0.6, 1.8),  # of these, w_q is drawn uniformly from it
   show_steps=12,
-  show_guidance=1.5,
+  show_guidance=1.5,  # CFG; 0: the model's own guidance
 )
 
 
@@ -287,7 +287,8 @@ def _paper(encoder: int, decoder: int, *, size: int, patch, fsdp: int, remat: st
       remat=remat,
       sampling=dict(guidance="apg", scale=3.0, solver_steps=50),  # SemanTok's, of retrained decoders; released: 20
     ),
-    loss={**LOSS, "share": "shared", "repa": 1.0, "features": "dinov2", "features_path": "facebook/dinov2-large"},
+    loss={**LOSS, "share": "shared", "repa": 1.0, "features": "dinov2", "features_path": "facebook/dinov2-large"}
+    | dict(show_steps=30, show_guidance=0.0),
     data=dict(
       sources=dict(videos=dict(kind="video_folder", path="videos")),
       size=size,

@@ -34,7 +34,7 @@ class RouterInit:
 
 def with_all_parts(cfg):
   """The smoke model has a draft, a linear encoder and a prefix head; readout and class vector are of published ones."""
-  cfg.model.decoder.readout, cfg.model.encoder.global_token = (1, 8), 8
+  cfg.dino, cfg.model.decoder.readout, cfg.model.encoder.global_token = "planned", (1, 8), 8
   return cfg
 
 

@@ -253,7 +253,7 @@ class TokenizerTask:
       "original": video,
       "VAE": to_uint8(programs.vae_decode(self.tok.cfg, full, self.tok.encode_latents(full, video))),
     }
-    guidance = guidance_of("cfg", self.law.show_guidance, self.tok.cfg)
+    guidance = guidance_of("cfg" if self.law.show_guidance else "", self.law.show_guidance, self.tok.cfg)
     for keep in keeps:
       out = self.tok.decode(
         full, tokens.truncate(keep), jax.random.key(0), steps=self.law.show_steps, guidance=guidance
@@ -283,7 +283,7 @@ class TokenizerTask:
       keeps=cfg.keeps or None,
       seeds=cfg.seeds,
       steps=cfg.steps,
-      guidance=guidance_of(cfg.guidance_kind, cfg.guidance, self.tok.cfg) if cfg.guidance != 1 else None,
+      guidance=guidance_of(cfg.guidance_kind, cfg.guidance, self.tok.cfg),
       lpips_net=cfg.lpips_net or None,
       rfvd=cfg.rfvd,
       media=cfg.media,

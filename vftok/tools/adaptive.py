@@ -25,12 +25,12 @@ from ml_collections import config_flags
 
 from vftok import allocate
 from vftok.budget import Auto
+from vftok.checks import guidance_of
 from vftok.data.configured import eval_loader
 from vftok.data.video_writer import whole_file
 from vftok.evals import budget_pictures, page
 from vftok.evals.reconstruction import noise_of, score_rows
 from vftok.evaluate import first_clips
-from vftok.models import flow
 from vftok.process import begin
 from vftok.progress import COMPILING, progress
 from vftok.router import find
@@ -130,7 +130,7 @@ def ways_of(rows) -> list[str]:
 
 def scores(tok, params, chosen, place, batches, cfg, options) -> dict[str, dict]:
   """{"router 4": a row of the evaluation} for every way and budget."""
-  guidance = flow.CFG(scale=cfg.eval.guidance) if cfg.eval.guidance != 1 else None
+  guidance = guidance_of(cfg.eval.guidance_kind, cfg.eval.guidance, tok.cfg)
   sampling = dict(steps=cfg.eval.steps, guidance=guidance, collapse=False)
 
   def reconstruct(video, ids, mask):
