@@ -336,10 +336,12 @@ def d18_d28():
 
 
 def d18_d18_stage2():
+  """As the released Kinetics-600 model, whose decoder is bidirectional."""
   return _stage2(d18_d18())
 
 
 def d18_d28_stage2():
+  """As the released Panda-70M model."""
   return _stage2(d18_d28())
 
 
@@ -371,6 +373,7 @@ def semantok():
 
 
 def _ours(cfg):
+  """Counts per time step in half of the clips, which a router's uneven budgets need; the paper has one for all."""
   cfg.title += ", ours"
   cfg.loss.share = "mix"
   return cfg
