@@ -18,7 +18,7 @@ LOSS = dict(
   given_probs=(1.0,),  # P(0, 1, 2, ... time steps given at the start)
   slot_weights=(),  # of the loss, slot after slot; the last one stands for those after it
   show_steps=12,
-  show_guidance=2.0,  # of the tokenizer's decoder
+  show_guidance=2.0,  # CFG of the tokenizer's decoder; 0: its own guidance
   show_scale=2.0,  # of the generator
 )
 
@@ -46,43 +46,15 @@ def tokens(name: str = "tokens", **own) -> dict:
   return dict(tokens=dict(kind="tokens", directory=str(cache_dir() / name), **own))
 
 
-def paper(depth: int, *, text: bool, slots: int, tokens_seen: float, length: int):
-  """SemanTok's recipe, VideoFlexTok's sizes. `tokens_seen`: of the whole run; the batch is 512 sequences (unknown).
-
-  Mesh and remat are chosen for v5p slices by `vftok.tools.sizing`, see launch/README.md.
-  """
-  batch = 512
-  steps = round(tokens_seen / batch / length)
-  return common.base(
-    task="ar",
-    title=f"{'t2v' if text else 'c2v'} d{depth}",
-    steps=steps,
-    batch_size=batch,
-    # A piece of a width that is no multiple of 8 is gathered as a sum, at twice the traffic: 64 * depth / 16 if odd.
-    mesh=dict(data=-1, fsdp=1 if depth <= 20 else 4 if depth <= 26 or depth % 2 else 16),
-    model=model(depth, text=text, slots=slots, dtype="bfloat16", remat="dots_with_no_batch_dims_saveable"),
-    loss=LOSS,
-    data=dict(sources=tokens(), workers=8),
-    eval=dict(sets=dict(val=tokens(split="val"))),
-    optim=dict(lr=1.024 / (64 * depth), warmup=round(0.025 * steps), final=0.01, b1=0.9, b2=0.95, weight_decay=0.05),
-    ema=0.9998,  # unknown
-    sample=SAMPLE,
-    log_every=50,
-    save_every=2000,
-    media_every=5000,
-    tokenize=tokenize(
-      "EPFL-VILAB/videoflextok_d18_d28",
-      dict(videos=dict(kind="video_folder", path="videos")),
-      **(dict(text="t5", text_path="google/umt5-xxl", text_tokens=128) if text else {}),  # a directory of yours
-    ),
-  )
-
-
 GENERATION = dict(  # of `--mode=eval`: generated clips against held-out ones
-  clips=64,
+  clips=64,  # 0: no such evaluation
+  split="val",  # of config.tokenize.splits; numbers to report are of one that nothing was chosen on
   keeps=(1, 2, 4, 8, 16),  # of models that say lengths: means, and their own lengths beside them
   seed=0,
-  steps=25,
+  anew=False,  # each budget's tokens made under its own guidance (SemanTok); False: prefixes of the largest
+  steps=25,  # of the decoder; 0: its own
+  decoder="",  # its guidance: "apg", "cfg", "none"; "": CFG by loss.show_guidance
+  decoder_scale=3.0,  # of "apg" and "cfg"
   guidance=0.0,  # of the generator; 0: its own, by budget
   fvd=True,
   classifier_steps=1500,  # of the attribute classifier, where there are rendered scenes; 0: none
@@ -91,6 +63,9 @@ GENERATION = dict(  # of `--mode=eval`: generated clips against held-out ones
   prompts=(),  # shown side by side under one noise
   beside="",  # another generator over the same tokens, shown under the same prompts
 )
+
+# SemanTok's protocol: 2,048 clips, each budget under its own guidance, 50 decoder steps with APG 3.0; read `gfvd_vae`.
+SEMANTOK = dict(clips=2048, anew=True, steps=50, decoder="apg", decoder_scale=3.0)
 
 
 SAMPLE = dict(  # of `--mode=sample`
@@ -105,14 +80,74 @@ SAMPLE = dict(  # of `--mode=sample`
 )
 
 
-def tokenize(tokenizer: str, sources: dict, val: dict | None = None, **own) -> dict:
+def paper(depth: int, of: str, *, text: bool, slots: int, tokens_seen: float, frames: int = 17):
+  """SemanTok's recipe, VideoFlexTok's sizes. `tokens_seen`: of the whole run; the batch is 512 sequences (unknown).
+
+  `of` is one of common.RELEASED. Mesh and remat are for v5p slices, by `vftok.tools.sizing`, see launch/README.md.
+  """
+  batch, directory = 512, f"tokens_{of}" + ("_long" if frames > 17 else "")
+  steps = round(tokens_seen / batch / (((frames - 1) // 4 + 1) * slots))
+  fps, size = common.LONG_FPS if frames > 17 else common.CLIP_FPS, common.RELEASED[of]["size"]
+  return common.base(
+    task="ar",
+    title=f"{'t2v' if text else 'c2v'} d{depth}",
+    steps=steps,
+    batch_size=batch,
+    # A piece of a width that is no multiple of 8 is gathered as a sum, at twice the traffic: 64 * depth / 16 if odd.
+    mesh=dict(data=-1, fsdp=1 if depth <= 20 else 4 if depth <= 26 or depth % 2 else 16),
+    model=model(
+      depth,
+      text=text,
+      slots=slots,
+      positions="flat",  # learned absolute ones, as SemanTok's
+      dtype="bfloat16",
+      remat="dots_with_no_batch_dims_saveable",
+    ),
+    loss={**LOSS, "show_guidance": 0.0},
+    data=dict(sources=tokens(directory), frames=frames, size=size, fps=fps, workers=8),
+    eval=dict(
+      sets=dict(val=tokens(directory, split="val")),
+      generation={
+        **GENERATION,
+        "clips": 2048,
+        "keeps": tuple(k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k <= slots),
+        "anew": True,
+        "steps": 0,
+        "classifier_steps": 0,  # there are no rendered scenes: alignment is `clip`'s
+      },
+    ),
+    optim=dict(lr=1.024 / (64 * depth), warmup=round(0.025 * steps), final=0.01, b1=0.9, b2=0.95, weight_decay=0.05),
+    ema=0.9998,  # unknown
+    sample=SAMPLE,
+    log_every=50,
+    save_every=2000,
+    media_every=5000,
+    tokenize=tokenize(
+      common.RELEASED[of]["tokenizer"],
+      dict(videos=dict(kind="video_folder", path="videos")),
+      frames=frames,
+      size=size,
+      fps=fps,
+      **(dict(text="t5", text_path="google/umt5-xxl", text_tokens=128) if text else {}),  # a directory of yours
+    ),
+  )
+
+
+def ours(cfg):
+  """What we do otherwise on purpose: positions by time step and slot, which any order and uneven budgets can use."""
+  cfg.title += ", ours"
+  cfg.model.ar.positions = "time_slot"
+  return cfg
+
+
+def tokenize(tokenizer: str, sources: dict, val: dict | None = None, test: dict | None = None, **own) -> dict:
   """What `python -m vftok.tools.tokenize_dataset` makes the stored tokens from."""
   val = val or {name: {**source, "split": "val"} for name, source in sources.items()}
   return (
     dict(
       tokenizer=tokenizer,
       dino="",  # DINOv2 weights, where the tokenizer's encoder reads them
-      splits=dict(train=sources, val=val),
+      splits=dict(train=sources, val=val) | (dict(test=test) if test else {}),
       text="",  # a text encoder, "minilm" or "t5"
       text_path="",
       text_tokens=32,
@@ -137,7 +172,11 @@ def smoke(*, text: bool, directory: str, lengths: str = "none"):
     model=model(1, text=text, lengths=lengths, **(dict(n_classes=3) if not text else {})),
     loss=law if lengths == "none" else {**law, **ADAPTIVE},
     data=dict(sources=dict(tokens=dict(kind="tokens", directory=directory)), workers=0),
-    eval=dict(sets=dict(val=dict(tokens=dict(kind="tokens", directory=directory, split="val"))), batch_size=4),
+    eval=dict(
+      sets=dict(val=dict(tokens=dict(kind="tokens", directory=directory, split="val"))),
+      batch_size=4,
+      generation={**GENERATION, "clips": 0},
+    ),
     optim=dict(lr=1e-3, warmup=2),
     log_every=1,
     save_every=2,

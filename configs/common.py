@@ -6,6 +6,14 @@ from ml_collections import ConfigDict
 
 from vftok.packaged import cache_dir
 
+# The two public tokenizers and the pixels they are made for: of Kinetics-600 and of Panda-70M.
+RELEASED = {
+  "k600": dict(tokenizer="EPFL-VILAB/videoflextok_d18_d18_k600", size=128),
+  "panda": dict(tokenizer="EPFL-VILAB/videoflextok_d18_d28", size=256),
+}
+CLIP_FPS = 4.25  # 17 frames in 4 s, as tokenizers are trained; 81 frames of long video are 10 s at LONG_FPS
+LONG_FPS = 8.0
+
 
 def base(**own) -> ConfigDict:
   """The keys of every run, with `own` over them; a key that no run has is an error at the command line."""
@@ -23,6 +31,7 @@ def base(**own) -> ConfigDict:
       init_from="",  # a model to start from
       resume_from="",  # another run's workdir to go on from
       vae="",  # the VAE under a tokenizer
+      dino="",  # DINOv2 weights, where a tokenizer's encoder reads them
       ema=0.999,
       optim=dict(
         lr=1e-3,
@@ -56,7 +65,8 @@ def base(**own) -> ConfigDict:
         keeps=(),
         seeds=(0,),
         steps=25,
-        guidance=1.0,
+        guidance=1.0,  # scale of the decoder's; 1: none
+        guidance_kind="cfg",  # or "apg"
         lpips_net="vgg",
         rfvd=True,
         media=6,
@@ -93,13 +103,19 @@ def mini_data() -> dict:
 
 
 def mini_sets() -> dict:
-  """Held-out sets of the mini models: unseen scenes, unseen combinations, unseen times and unseen sources."""
+  """Choose on `sim_val`, report on the others: unseen scenes, unseen combinations, unseen times, unseen sources."""
   return dict(
     sim_val=dict(sim=dict(_sim(), split="val")),
     sim_test=dict(sim=dict(_sim(), split="test")),
     clips_time=dict(clips=dict(kind="clips", split="val_time")),
     clips_source=dict(clips=dict(kind="clips", split="val_source")),
   )
+
+
+def mini_splits() -> tuple[dict, dict]:
+  """(sources to choose on, sources to report on) of mini generators."""
+  sets = mini_sets()
+  return dict(sim=dict(**sets["sim_val"]["sim"])), dict(sim=dict(**sets["sim_test"]["sim"]))
 
 
 def world_data(clips: float = 0.15) -> dict:

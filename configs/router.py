@@ -1,4 +1,6 @@
-"""The router: configs/router.py:SIZE with SIZE one of smoke, mini, mini_flow, d12 and d18.
+"""The router: configs/router.py:SIZE with SIZE one of smoke, mini, mini_flow, d12, d18_k600 and d18.
+
+d18 and d18_k600 are over the two public tokenizers (Panda-70M, Kinetics-600), d12 over one that you trained.
 
 `python -m vftok.tools.label_budgets --config=configs/router.py:SIZE` measures what it learns from.
 """
@@ -11,10 +13,17 @@ from configs import common
 from vftok.models.router import RouterConfig
 from vftok.packaged import cache_dir
 
+TOKENIZERS = {
+  "d12": dict(tokenizer="runs/d12_d12/model", size=128),  # none is public: yours, of configs/tokenizer.py:d12_d12
+  "d18_k600": common.RELEASED["k600"],
+  "d18": common.RELEASED["panda"],
+}
+
 
 def get_config(size: str = "mini"):
-  sizes = dict(smoke=smoke, mini=mini, mini_flow=mini_flow, d12=lambda: _paper(12), d18=lambda: _paper(18))
-  return sizes[size]()
+  if size in TOKENIZERS:
+    return _paper(size, **TOKENIZERS[size])
+  return {make.__name__: make for make in (smoke, mini, mini_flow)}[size]()
 
 
 def _model(**fields) -> dict:
@@ -92,7 +101,7 @@ def smoke():
 
 def mini():
   """Over vftok-mini, on two CPU cores: rendered scenes and real clips."""
-  data, sets = {"sources": common.mini_data()}, common.mini_sets()
+  data = {"sources": common.mini_data()}
   return common.base(
     task="router",
     title="vftok-mini-router",
@@ -110,7 +119,7 @@ def mini():
       "vftok-mini",
       # Real clips first: clips are taken in order, up to the number below.
       {name: {**data["sources"][name], "split": "train"} for name in ("clips", "sim")},
-      dict(sim=dict(**sets["sim_val"]["sim"])),
+      common.mini_splits()[0],
       clips=dict(train=512, val=64),
       levels=(1, 2, 4, 8, 16),
       times=(0.5, 0.85),
@@ -136,27 +145,28 @@ def mini_flow():
   return cfg
 
 
-def _paper(depth: int):
-  """Over a released tokenizer; EVATok's router has 20 M parameters and 100,000 labelled clips."""
+def _paper(name: str, tokenizer: str, size: int):
+  """EVATok's router has 20 M parameters and 100,000 labelled clips."""
   return common.base(
     task="router",
-    title=f"router over d{depth}",
+    title=f"router over {name}",
     steps=50_000,
     batch_size=128,
     mesh=dict(data=-1),
     model=_model(dim=384, depth=4, patch=(1, 4, 4), dtype="bfloat16"),  # 2 % of the work of a d12 encoder
-    data=dict(sources=curves(f"curves_d{depth}"), workers=4),
-    eval=dict(sets=dict(val=curves(f"curves_d{depth}", split="val"))),
+    data=dict(sources=curves(f"curves_{name}"), size=size, fps=common.CLIP_FPS, workers=4),
+    eval=dict(sets=dict(val=curves(f"curves_{name}", split="val"))),
     loss=_loss("lpips"),
     optim=dict(lr=1e-4, warmup=1000, weight_decay=0.05),
     ema=0.9998,
     save_every=2000,
     media_every=0,
     label=_label(
-      {12: "EPFL-VILAB/videoflextok_d12_d12_k600", 18: "EPFL-VILAB/videoflextok_d18_d28"}[depth],
+      tokenizer,
       dict(videos=dict(kind="video_folder", path="videos")),
       dict(videos=dict(kind="video_folder", path="videos", split="val")),
       clips=dict(train=100_000, val=2_000),
-      size={12: 128, 18: 256}[depth],
+      size=size,
+      fps=common.CLIP_FPS,
     ),
   )

@@ -1,5 +1,6 @@
 """Text-to-video: configs/t2v.py:SIZE with SIZE one of smoke, mini, mini_adaptive, long, 66m, 113m, 268m, ... 5.2b.
 
+Published sizes follow the papers; SIZE_ours and long_ours are what we do otherwise (`ar.ours`).
 `python -m vftok.tools.tokenize_dataset --config=configs/t2v.py:SIZE` makes the tokens it trains on.
 """
 
@@ -18,19 +19,14 @@ PROMPTS = (
 
 
 def get_config(size: str = "mini"):
+  if size.endswith("_ours"):
+    return ar.ours(get_config(size.removesuffix("_ours")))
   if size in ar.TEXT_SIZES:
     depth = ar.TEXT_SIZES[size]
     # Compute-optimal: 20 tokens per parameter (16 D^2 per block); the arm that learns 32 tokens per step.
-    cfg = ar.paper(depth, text=True, slots=32, tokens_seen=20 * 16 * (64 * depth) ** 2 * depth, length=160)
-  else:
-    cfg = {
-      "smoke": smoke,
-      "smoke_adaptive": smoke_adaptive,
-      "mini": mini,
-      "mini_adaptive": mini_adaptive,
-      "long": long,
-    }[size]()
-  return cfg
+    return ar.paper(depth, "panda", text=True, slots=32, tokens_seen=20 * 16 * (64 * depth) ** 2 * depth)
+  own = (smoke, smoke_adaptive, mini, mini_adaptive, long)
+  return {make.__name__: make for make in own}[size]()
 
 
 def smoke():
@@ -43,8 +39,7 @@ def smoke_adaptive():
 
 def mini():
   """Over vftok-mini, on two CPU cores: captions of rendered scenes and of real clips."""
-  train = common.mini_data()
-  val = dict(sim=dict(**common.mini_sets()["sim_val"]["sim"]))
+  train, (val, test) = common.mini_data(), common.mini_splits()
   return common.base(
     task="ar",
     title="vftok-mini-t2v",
@@ -54,13 +49,13 @@ def mini():
     loss={**ar.LOSS, "given_probs": (0.8, 0.1, 0.1)},
     data=dict(sources=ar.tokens("tokens_mini"), workers=0, size=32),
     eval=dict(
-      sets=dict(val=ar.tokens("tokens_mini", split="val")),
-      generation={**ar.GENERATION, "clips": 32, "steps": 12, "prompts": PROMPTS},
+      sets={split: ar.tokens("tokens_mini", split=split) for split in ("val", "test")},
+      generation={**ar.GENERATION, "split": "test", "clips": 32, "steps": 12, "prompts": PROMPTS},
     ),
     optim=dict(lr=1e-3, warmup=100, b2=0.95, weight_decay=0.05, final=0.02),
     ema=0.998,
     sample=ar.SAMPLE,
-    tokenize=ar.tokenize("vftok-mini", train, val, size=32, text="minilm", text_tokens=24),
+    tokenize=ar.tokenize("vftok-mini", train, val, test, size=32, text="minilm", text_tokens=24),
   )
 
 
@@ -71,7 +66,7 @@ def mini_adaptive():
   cfg.model.ar.lengths = "length_first"
   # By vftok-mini-router 1.9 to 8.6 tokens per step on average; look at tokens_per_step.
   cfg.loss.update({**ar.ADAPTIVE, "preference": (1.4, 1.96)})
-  for source in (cfg.data.sources.tokens, cfg.eval.sets.val.tokens):
+  for source in (cfg.data.sources.tokens, cfg.eval.sets.val.tokens, cfg.eval.sets.test.tokens):
     source.directory = ar.tokens("tokens_mini_adaptive")["tokens"]["directory"]
   cfg.tokenize.router = "auto"
   return cfg
@@ -79,7 +74,4 @@ def mini_adaptive():
 
 def long():
   """81 frames in 672 tokens: 21 time steps of 32, text, 3.2 B parameters, 55 B tokens."""
-  cfg = ar.paper(36, text=True, slots=32, tokens_seen=55e9, length=672)
-  cfg.data.sources.tokens.directory += "_long"
-  cfg.tokenize.frames = 81
-  return cfg
+  return ar.paper(36, "panda", text=True, slots=32, tokens_seen=55e9, frames=81)

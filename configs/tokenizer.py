@@ -1,7 +1,8 @@
-"""VideoFlexTok: configs/tokenizer.py:SIZE, with SIZE one of smoke, mini_draft, mini, d12_d12, d18_d18, d18_d28 and
-d18_d28_stage2.
+"""VideoFlexTok: configs/tokenizer.py:SIZE, with SIZE one of smoke, mini_draft, mini, mini64, mini_routed, d12_d12,
+d18_d18, d18_d18_stage2, d18_d28, d18_d28_stage2 and semantok.
 
-The paper's recipe as far as it is known; values marked `unknown` are not published, they are our defaults.
+The paper's recipe as far as it is known; values marked `unknown` are not published, they are our defaults. What we do
+otherwise on purpose has a name of its own: SIZE_ours keeps counts per time step too, which adaptive budgets need.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ LOSS = dict(
   high=0.0,  # share of flow times from [high_from, 1] instead
   high_from=0.75,
   nested="pow2",  # law of the registers kept
-  share="mix",  # paper: shared; mix also draws counts per time step, which adaptive budgets need
+  share="mix",  # ours: counts per time step too, which adaptive budgets need; paper: shared
   null=0.1,  # share of clips without condition; unknown
   given_probs=(1.0,),  # P(0, 1, ... latents given clean at the start)
   given_clean=0.5,  # share of these without any noise
@@ -35,6 +36,7 @@ LOSS = dict(
   repa_layer=0,  # index of that block; unknown whether 0 or 1
   prefix_latents=0.0,  # weight of the head that rebuilds latents from the kept prefix alone
   prefix_features=0.0,  # the same for features of a frozen net (SemanTok)
+  prefix_class=0.0,  # the same for one vector a step, DINOv2's class feature (SemanTok)
   prefix_width=768,
   prefix_depth=2,
   features="vgg16",  # vgg16, dinov2 or vjepa2
@@ -46,13 +48,16 @@ LOSS = dict(
   router_share=0.5,
   router_preferences=(0.6, 1.8),  # of these, w_q is drawn uniformly from it
   show_steps=12,
-  show_guidance=1.5,
+  show_guidance=1.5,  # CFG; 0: the model's own guidance
 )
 
 
 def get_config(size: str = "mini"):
-  sizes = (smoke, mini_draft, mini, mini64, mini_routed, d12_d12, d18_d18, d18_d28, d18_d28_stage2)
-  return {make.__name__: make for make in sizes}[size]()
+  own = (smoke, mini_draft, mini, mini64, mini_routed)
+  published = (d12_d12, d18_d18, d18_d18_stage2, d18_d28, d18_d28_stage2, semantok)
+  sizes = {make.__name__: make for make in (*own, *published)}
+  sizes |= {f"{make.__name__}_ours": lambda make=make: _ours(make()) for make in published}
+  return sizes[size]()
 
 
 def _model(
@@ -255,13 +260,19 @@ def mini_draft():
   return cfg
 
 
+# One VAE token is one patch: 1280 a clip, so 512 clips are 655,360 tokens a step. Batch size is unknown.
+TOKENS_PER_STEP = 512 * 1280
+WARMUP = 6_100  # 4 B tokens
+
+
 def _paper(encoder: int, decoder: int, *, size: int, patch, fsdp: int, remat: str = "nothing_saveable", **own):
   """Stage 1 of the paper: encoder and decoder of 64 * depth, REPA to DINOv2-L on the first block, muP."""
   return common.base(
     task="tokenizer",
     title=f"VideoFlexTok d{encoder}-d{decoder}",
-    vae="EPFL-VILAB/videoflextok_d18_d18_k600",  # any model that carries the VidTok VAE
+    vae=common.RELEASED["k600"]["tokenizer"],  # any model that carries the VidTok VAE
     mesh=dict(data=-1, fsdp=fsdp),  # by `vftok.tools.sizing`, see launch/README.md
+    batch_size=512,
     model=_model(
       64 * encoder,
       encoder,
@@ -274,15 +285,27 @@ def _paper(encoder: int, decoder: int, *, size: int, patch, fsdp: int, remat: st
       readout=(2, 1024),
       dtype="bfloat16",
       remat=remat,
+      sampling=dict(guidance="apg", scale=3.0, solver_steps=50),  # SemanTok's, of retrained decoders; released: 20
     ),
-    loss={**LOSS, "repa": 1.0, "features": "dinov2", "features_path": "facebook/dinov2-large"},
+    loss={**LOSS, "share": "shared", "repa": 1.0, "features": "dinov2", "features_path": "facebook/dinov2-large"}
+    | dict(show_steps=30, show_guidance=0.0),
     data=dict(
-      sources=dict(videos=dict(kind="video_folder", path="videos")), size=size, fps=4.25, flip=True, workers=16
+      sources=dict(videos=dict(kind="video_folder", path="videos")),
+      size=size,
+      fps=common.CLIP_FPS,
+      flip=True,
+      workers=16,
     ),
     eval=dict(
-      sets=dict(val=dict(videos=dict(kind="video_folder", path="videos", split="val"))), clips=2048, guidance=3.0
+      sets=dict(val=dict(videos=dict(kind="video_folder", path="videos", split="val"))),
+      clips=2048,
+      guidance=3.0,
+      guidance_kind="apg",
+      steps=50,
     ),
-    optim=dict(lr=1.124e-3, mup_base_width=256, b2=0.99, weight_decay=0.02),  # all but lr unknown
+    optim=dict(
+      lr=1.124e-3, warmup=WARMUP, mup_base_width=256, b2=0.99, weight_decay=0.02
+    ),  # all but lr, warmup unknown
     ema=0.9998,  # unknown
     log_every=50,
     save_every=2000,
@@ -291,30 +314,39 @@ def _paper(encoder: int, decoder: int, *, size: int, patch, fsdp: int, remat: st
   )
 
 
-# One VAE token is one patch: 1280 a clip, so 512 clips are 655,360 tokens a step. Batch size is unknown.
+def _k600(depth: int, *, fsdp: int, tokens: float):
+  """Kinetics-600 at 128x128, for so many VAE tokens."""
+  return _paper(depth, depth, size=128, patch=(1, 1, 1), fsdp=fsdp, steps=round(tokens / TOKENS_PER_STEP))
+
+
 def d12_d12():
   """The paper's ablation model on Kinetics-600: 100 B VAE tokens."""
-  return _paper(12, 12, size=128, patch=(1, 1, 1), fsdp=1, batch_size=512, steps=152_600)
+  return _k600(12, fsdp=1, tokens=100e9)
 
 
 def d18_d18():
   """Kinetics-600 at 128x128: 400 B VAE tokens, 4 B of warm-up."""
-  cfg = _paper(18, 18, size=128, patch=(1, 1, 1), fsdp=8, batch_size=512, steps=610_000)
-  cfg.optim.warmup = 6_100
-  return cfg
+  return _k600(18, fsdp=8, tokens=400e9)
 
 
 def d18_d28():
   """Panda-70M at 256x256: 400 B VAE tokens, 4 B of warm-up."""
   keep = dict(fsdp=4, remat="dots_with_no_batch_dims_saveable")
-  cfg = _paper(18, 28, size=256, patch=(1, 2, 2), **keep, batch_size=512, steps=610_000)
-  cfg.optim.warmup = 6_100
-  return cfg
+  return _paper(18, 28, size=256, patch=(1, 2, 2), **keep, steps=round(400e9 / TOKENS_PER_STEP))
+
+
+def d18_d18_stage2():
+  """As the released Kinetics-600 model, whose decoder is bidirectional."""
+  return _stage2(d18_d18())
 
 
 def d18_d28_stage2():
+  """As the released Panda-70M model."""
+  return _stage2(d18_d28())
+
+
+def _stage2(cfg):
   """Stage 2: encoder frozen, decoder tuned with full attention and the first latent given in half of the clips."""
-  cfg = d18_d28()
   cfg.init_from = "stage1/model"
   cfg.freeze = ("encoder",)
   cfg.model.decoder.mask = "full"
@@ -322,4 +354,26 @@ def d18_d28_stage2():
   cfg.loss.repa = 0.0
   cfg.steps = 50_000  # unknown
   cfg.optim.lr = 1e-4  # unknown
+  return cfg
+
+
+def semantok():
+  """SemanTok (arXiv 2610.00686) on Kinetics-600: DINOv2 beside the latents, heads on the kept prefix in place of REPA.
+
+  Its equal-compute comparison: 200,000 steps, 131 B VAE tokens; its VideoFlexTok arm is d18_d18 for as many.
+  """
+  cfg = d18_d18()
+  cfg.title, cfg.steps, cfg.dino = "SemanTok d18-d18", 200_000, "facebook/dinov2-large"
+  cfg.model.encoder.channels += 1024
+  cfg.model.encoder.global_token = 1024
+  cfg.model.dino_frames, cfg.model.dino_class = "avg", "per_frame"
+  cfg.model.decoder.readout = None
+  cfg.loss.update(repa=0.0, prefix_features=0.5, prefix_class=0.5)
+  return cfg
+
+
+def _ours(cfg):
+  """Counts per time step in half of the clips, which a router's uneven budgets need; the paper has one for all."""
+  cfg.title += ", ours"
+  cfg.loss.share = "mix"
   return cfg

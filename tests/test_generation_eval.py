@@ -155,5 +155,18 @@ def test_a_generator_is_scored_at_every_budget(tmp_path):
   )  # no FVD, so nothing is indicative
   assert len(json.loads((tmp_path / "report" / "generation.json").read_text())["rows"]) == 6
   assert "generated keep 4/chance" not in evaluation.scalars() and "distance/real" in evaluation.scalars()
+
+  asked = []  # each budget by itself, so that each has the guidance of its own (SemanTok)
+
+  class Recorded:
+    cfg = gen.cfg
+
+    def generate(self, params, key, cond, keep, **options):
+      asked.append((keep, options["guidance"]))
+      return vftok.VideoTokens.full(np.zeros((4, 5, 4), int)).truncate(keep)
+
+  options = dict(split="val", keeps=(1, 4), steps=1, fvd=False, media=0)
+  anew = generation.evaluate(Recorded(), gen_params, tok, params, batches[:1], anew=True, **options)
+  assert asked == [(1, None), (4, None)] and all(row["anew"] and row["decoder"] == "none" for row in anew.rows)
   with pytest.raises(ValueError, match="has no clips"):
     generation.evaluate(gen, gen_params, tok, params, [], split="val", keeps=(1,), fvd=False)

@@ -112,6 +112,19 @@ def test_logits_equal_the_oracle(variant):
       np.testing.assert_allclose(got[b], oracle(config, tensors, ids[b], label, text), atol=2e-4, rtol=1e-4)
 
 
+def test_logits_are_pure_functions_of_parameters_and_ids():
+  """Traced by shapes alone: ids, classes and texts may be unknown, counts may not."""
+  gen = Generator(GeneratorConfig(ARConfig(vocab=V, steps=T, slots=K, depth=1, n_classes=3, ctx_dim=12, n_ctx_null=2)))
+  params, ids = jax.eval_shape(gen.init, jax.random.key(0)), jax.ShapeDtypeStruct((2, 6), jnp.int32)
+  label = jax.ShapeDtypeStruct((2,), jnp.int32)
+  out = jax.eval_shape(lambda p, i, c: gen.logits(p, i, {"label": c}), params, ids, label)
+  assert out.shape == (2, 6, V)
+  text = {"text_emb": jax.ShapeDtypeStruct((2, 3, 12), jnp.float32), "text_mask": jax.ShapeDtypeStruct((2, 3), bool)}
+  assert jax.eval_shape(gen.logits, params, ids, text).shape == (2, 6, V)
+  with pytest.raises(ValueError, match="keep is traced, expected counts that are known"):
+    jax.eval_shape(lambda p, i, k: gen.logits(p, i, keep=k), params, ids, jax.ShapeDtypeStruct((2, T), jnp.int32))
+
+
 def test_files_round_trip_and_are_strict(variant, tmp_path):
   gen, params, config, tensors, _ = variant
   gen.export(params, tmp_path / "theirs")

@@ -17,8 +17,8 @@ SLOW = pytest.mark.slow
   "tasks, meshes",
   [
     ("tokenizer", "mixed"),
-    pytest.param("vae ar router", "mixed", marks=SLOW),
-    pytest.param("tokenizer vae ar router", "data fsdp tensor seq", marks=SLOW),
+    pytest.param("vae ar ar_adaptive router", "mixed", marks=SLOW),
+    pytest.param("tokenizer vae ar ar_adaptive router", "data fsdp tensor seq cube", marks=SLOW),
   ],
 )
 def test_eight_simulated_devices(tasks, meshes):

@@ -10,7 +10,7 @@ import numpy as np
 
 from vftok.config import TokenizerConfig
 from vftok.geometry import TIME_FACTOR
-from vftok.models.flow import APG, CFG, GUIDANCES, SOLVERS, Sampling
+from vftok.models.flow import APG, CFG, GUIDANCES, SOLVERS, Guidance, Sampling
 from vftok.types import VideoTokens, check_counts, is_concrete
 
 
@@ -60,6 +60,20 @@ def check_latents(latents, of_step: tuple[int, ...]) -> jax.Array:
   if len(shape) != 5 or shape[2:] != of_step:
     raise ValueError(f"latents have shape {shape}, expected [B, T, {', '.join(map(str, of_step))}].")
   return check_array(latents, shape, "latents")
+
+
+def guidance_of(kind: str, scale: float, cfg: TokenizerConfig) -> Guidance:
+  """The decoder guidance that a config asks for: "apg", "cfg" or "none" at `scale`, "" for the tokenizer's own.
+
+  A scale of 1, and a model without a null vector, mean no guidance.
+
+  Raises:
+    ValueError: another kind.
+  """
+  if kind not in ("", *GUIDANCES):
+    raise ValueError(f"the decoder's guidance is {kind!r}, expected one of {', '.join(GUIDANCES)}, or '' for its own.")
+  kind, scale = (kind, scale) if kind else (cfg.guidance, cfg.scale)
+  return GUIDANCES[kind](scale) if scale != 1 and "null" in cfg.decoder.replacements else None
 
 
 def check_sampling(options: dict[str, Any], cfg: TokenizerConfig) -> Sampling:

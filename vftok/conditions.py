@@ -11,6 +11,7 @@ import numpy as np
 
 from vftok.checks import is_finite
 from vftok.models.ar_inputs import Condition
+from vftok.types import is_concrete
 
 if TYPE_CHECKING:
   from vftok.generator import GeneratorConfig
@@ -51,9 +52,11 @@ def _labels(cfg: GeneratorConfig, labels) -> jnp.ndarray:
     raise ValueError("this generator knows no classes: pass a text or None.")
   if isinstance(labels, (list, tuple)) and any(isinstance(name, str) for name in labels):
     labels = [class_index(cfg.classes, name) for name in labels]
-  labels = np.asarray(labels)
-  if labels.ndim != 1 or labels.dtype.kind not in "iu" or not labels.size:
+  labels = np.asarray(labels) if is_concrete(labels) else labels
+  if labels.ndim != 1 or np.dtype(labels.dtype).kind not in "iu" or not labels.size:
     raise ValueError(f"label has shape {labels.shape} and dtype {labels.dtype}, expected integers [B].")
+  if not is_concrete(labels):
+    return labels.astype(jnp.int32)
   if labels.min() < 0 or labels.max() >= n:
     bad = labels.min() if labels.min() < 0 else labels.max()
     raise ValueError(f"label is {bad}, expected 0..{n - 1}: this generator knows {n} classes.")

@@ -31,7 +31,7 @@ def run(cfg: ConfigDict, workdir) -> dict[str, float]:
   """
   with locked(local(workdir, "workdir") / "eval"), opened_once(), restored(cfg, workdir) as (task, model):
     values = evaluate_sets(cfg, Path(workdir), task, model, task.frozen())
-    if cfg.eval.get("generation"):
+    if cfg.eval.get("generation") and cfg.eval.generation.clips:
       values |= task.evaluate_generation(model, Path(workdir) / "eval")
     return values
 

@@ -20,7 +20,7 @@ from vftok.conditions import condition
 from vftok.models.ar import AR, ARConfig
 from vftok.models.ar_inputs import Places
 from vftok.request import Adaptive, Fixed, check_ids, check_mean, request
-from vftok.types import VideoTokens
+from vftok.types import VideoTokens, is_concrete
 
 Params = dict[str, Any]
 
@@ -58,6 +58,9 @@ class GeneratorConfig:
 @dataclasses.dataclass(frozen=True)
 class Generator:
   """A generator's configuration and its functions; it owns no arrays.
+
+  `logits` may be traced (`jit`, `vmap`, `grad`); `generate`, `stream` and `calibrate` drive jitted programs of their
+  own from Python and are called from there.
 
   Letters: B videos, T time steps, K slots per step, L positions, V vocabulary, S text features of width C.
   """
@@ -104,6 +107,9 @@ class Generator:
   def logits(self, params: Params, ids, cond=None, *, keep=None) -> jax.Array:
     """float32 [B, L, V']: position i given the ids before it; -inf for ids that cannot stand there.
 
+    Pure in params and ids: under `jit`, `vmap` or `grad` these may be traced (their values are then not checked), and
+    so may "label", "text_emb" and "text_mask"; `keep` decides shapes and stays an array of NumPy.
+
     Args:
       ids: int [B, L] as `vftok.order` writes them, at most T * K': with `keep` None, a prefix of the whole sequence.
         Of a model that says lengths, those of the extended grid (`lengths.extend`).
@@ -113,6 +119,8 @@ class Generator:
     cfg = self.cfg.ar
     ids = check_ids(ids, cfg.length, cfg.total_vocab)
     b, length = ids.shape
+    if not is_concrete(keep):
+      raise ValueError("keep is traced, expected counts that are known: they decide shapes, so close over them.")
     keep = np.full((1, cfg.steps), cfg.slots) if keep is None else np.asarray(keep)
     if cfg.lengths != "none":
       lengths.check_counts(cfg, keep)

@@ -12,7 +12,7 @@ from vftok import generate, generate_adaptive, lengths, order
 from vftok.conditions import condition
 from vftok.models.ar import ARConfig
 from vftok.models.ar_inputs import Condition, Places
-from vftok.types import VideoTokens, check_counts
+from vftok.types import VideoTokens, check_counts, is_concrete
 
 if TYPE_CHECKING:
   from vftok.generator import GeneratorConfig
@@ -167,10 +167,16 @@ def check_mean(cfg: ARConfig, keep, mean_length: float) -> None:
 
 
 def check_ids(ids, shape_most: int, vocab: int):
-  """int32 [B, 1..most] of ids below `vocab`, as a jax array. Raises ValueError where they are not."""
+  """int32 [B, 1..most] of ids below `vocab`, as a jax array; values are looked at unless JAX is tracing.
+
+  Raises:
+    ValueError: another shape or dtype, or ids beyond the vocabulary.
+  """
   ids = jnp.asarray(ids)
   if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer) or not 0 < ids.shape[1] <= shape_most:
     raise ValueError(f"ids have shape {ids.shape} and dtype {ids.dtype}, expected integers [B, 1..{shape_most}].")
+  if not is_concrete(ids):
+    return ids.astype(jnp.int32)
   low, high = int(ids.min()), int(ids.max())
   if low < 0 or high >= vocab:
     raise ValueError(f"ids hold {low if low < 0 else high}, expected 0..{vocab - 1}: these are another model's.")

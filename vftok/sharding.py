@@ -105,7 +105,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def frozen_shardings(frozen, mesh: Mesh, least: int = 2**20):
   """NamedSharding of weights that other models brought and that name no axes.
 
-  Of feature nets (under "features"), arrays of `least` numbers or more are cut along the longest dimension that the
+  Of feature nets ("features", "dino"), arrays of `least` numbers or more are cut along the longest dimension that the
   parameters' axis divides; a VAE's kernels stay whole, for convolutions over cut channels send activations around.
   """
   cut = RULES["embed"]
@@ -114,7 +114,7 @@ def frozen_shardings(frozen, mesh: Mesh, least: int = 2**20):
   def place(path, leaf):
     entries = [None] * len(leaf.shape)
     fits = [n for n in leaf.shape if n % (8 * pieces) == 0]
-    if pieces > 1 and fits and math.prod(leaf.shape) >= least and getattr(path[0], "key", "") == "features":
+    if pieces > 1 and fits and math.prod(leaf.shape) >= least and getattr(path[0], "key", "") in ("features", "dino"):
       entries[leaf.shape.index(max(fits))] = cut[0]
     return NamedSharding(mesh, P(*entries))
 

@@ -244,7 +244,8 @@ class _Loop:
     if said := bad_clips.told(self.left_out(), self.workdir / BAD_CLIPS):
       print(said, flush=True)
     if model is not None:
-      self.task.save(model, {k: v for k, v in frozen.items() if k != "features"}, self.workdir / "model")
+      small = {k: v for k, v in frozen.items() if k not in ("features", "dino")}
+      self.task.save(model, small, self.workdir / "model")
     print(f"{'stopped' if stopped else 'done'} at step {step}: {self.workdir}", flush=True)
 
   @contextlib.contextmanager

@@ -6,7 +6,9 @@ import bisect
 import dataclasses
 import functools
 import itertools
+import os
 import threading
+import traceback
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,9 @@ from vftok.optional import required
 
 MAX_FAILURES = 32  # clips in a row, drawn at random from one source: past that the source itself is broken
 LISTED = 2**14  # sources up to this long are shuffled as a list: of 60 examples, grain's cipher takes 0.4 ms for each
+# Kinds of errors that code has and files seldom cause. Before any clip of its source could be used in this process, one
+# of these ends the run: the same line would fail for every clip. Later it is one odd file, which must not.
+BUGS = (AssertionError, AttributeError, KeyError, NameError, NotImplementedError, TypeError)
 _hung: set[tuple[str, int]] = set()  # (source, index) of this process: waiting once is enough
 _hung_lock = threading.Lock()
 
@@ -97,6 +102,11 @@ class Examples:
   def ends(self) -> list[int]:
     return list(itertools.accumulate(len(source) for source in self.sources))
 
+  @functools.cached_property
+  def _used(self) -> set[str]:
+    """Sources of which this process has used a clip."""
+    return set()
+
   def __call__(self, i: int) -> dict[str, Any]:
     number = self.part(int(i))
     return self._evaluation(number) if self.order is None else self._training(number)
@@ -135,15 +145,22 @@ class Examples:
         content = {"video": load_clip(record, self.spec, rng)}
       else:
         content = {key: record[key] for key, _, _ in self.arrays}
-    except ModuleNotFoundError:  # no clip's fault
+    except ImportError:  # no clip's fault
       raise
     except Exception as error:  # whatever is wrong with one file must not end a run of days
       if isinstance(error, TimeoutError):
         with _hung_lock:
           _hung.add(key)
-      reason = str(error) or type(error).__name__
+      bug = isinstance(error, BUGS) and not type(error).__module__.startswith("av.")  # PyAV's own are about files
+      if bug and self.names[source] not in self._used:
+        raise RuntimeError(
+          f"source {self.names[source]!r} failed before any clip could be used (at {name}) with {_where(error)}: that "
+          "is an error in code and no bad clip; mend it, or leave the source out."
+        ) from error
+      reason = _where(error) if bug else str(error) or type(error).__name__
       bad_clips.report(self.log, self.names[source], name, reason, short=isinstance(error, ShortClip))
       return None, reason
+    self._used.add(self.names[source])
     return {
       **content,
       "_mask": np.bool_(True),
@@ -165,3 +182,9 @@ class Examples:
       "index": np.int64(-1),
       "caption": "",
     }
+
+
+def _where(error: Exception) -> str:
+  """An error's kind, words and the line that raised it."""
+  last = traceback.extract_tb(error.__traceback__)[-1]
+  return f"{type(error).__name__}: {str(error)[:100]} (line {last.lineno} of {os.path.basename(last.filename)})"

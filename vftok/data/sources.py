@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -128,9 +129,10 @@ def make_source(kind: str, split: str, options: Mapping[str, Any]) -> Source:
         f"{kind} has {name} {str(value)[:200]}, expected a path: mount the bucket (gcsfuse) and pass where it lies."
       )
   try:
-    source = DATASETS[kind](split=split, **options)
-  except TypeError as error:
+    inspect.signature(DATASETS[kind]).bind(split=split, **options)
+  except TypeError as error:  # of the call alone: one inside is the source's own
     raise ValueError(f"{kind} does not take these options ({error}): see vftok.data.sources.") from error
+  source = DATASETS[kind](split=split, **options)
   if len(source) == 0:
     raise ValueError(f"{kind} has no clips in split {split!r}: choose another split or change the options.")
   return source

@@ -2,8 +2,9 @@
 
 Protocol, the same for every row of a table:
   each held-out clip gives its condition (caption or class) once; videos are rounded to 8 bits. Tokens are made once, at
-    the largest budget and under its guidance; smaller budgets are prefixes of them. A model that says lengths makes
-    them anew for each budget, which is the mean it aims at, and once as it likes; `tokens` says what it made.
+    the largest budget and under its guidance; smaller budgets are prefixes of them. With `anew`
+    each budget has its own, under its own guidance. A model that says lengths makes them anew for each budget, which
+    is the mean it aims at, and once as it likes; `tokens` says what it made.
   gFVD (lower is better): `frechet` between generated clips and real ones on I3D logits, all frames. `gfvd_vae` has the
     VAE's reconstructions of the same real clips as reference (SemanTok's protocol); the two are not comparable.
   CLIP: `CLIPScore`, with the caption, of the user's own weights.
@@ -26,6 +27,7 @@ from vftok.data.video_writer import to_uint8
 from vftok.evals import frechet
 from vftok.evals.alignment import Agreement
 from vftok.evals.nets import weights
+from vftok.evals.reconstruction import text_of
 from vftok.evals.scores import video_logits
 from vftok.models.flow import Guidance
 from vftok.progress import progress
@@ -76,12 +78,15 @@ def evaluate(
   fvd: bool = True,
   media: int = 8,
   total: int | None = None,
+  anew: bool = False,
 ) -> GenerationEvaluation:
   """Scores a generator at several budgets.
 
   Args:
     batches: "video" uint8 [b, F, H, W, 3], "caption", "label", "_mask"; all of one b.
     steps, decode_guidance: of the tokenizer's decoder; guidance, temperature: of the generator.
+    anew: makes the tokens of each budget anew, under that budget's own guidance, as SemanTok does; else they are
+      prefixes of those of the largest.
     classifier: parameters of `alignment.train`, or None. clip: a `CLIPScore`, or None.
 
   Raises:
@@ -108,6 +113,8 @@ def evaluate(
       if adaptive:
         wishes = wishes or _wishes(gen, gen_params, made_key, cond, keeps, options)
         made = {name: gen.generate(gen_params, made_key, cond, **wish, **options) for name, wish in wishes.items()}
+      elif anew:
+        made = {f"generated keep {k}": gen.generate(gen_params, made_key, cond, keep=k, **options) for k in keeps}
       else:
         whole = gen.generate(gen_params, made_key, cond, keep=max(keeps), **options)
         made = {f"generated keep {k}": whole.truncate(k) for k in keeps}
@@ -135,8 +142,9 @@ def evaluate(
         kept.append(shown)
   if not clips:
     raise ValueError(f"the set {split!r} has no clips to evaluate: check its source and split.")
-  facts = dict(clips=clips, frames=shape[0], size=list(shape[1:3]), split=split, seed=seed, steps=steps)
-  facts |= dict(temperature=temperature, i3d_net=weights.SOURCES["i3d"].short if fvd else None)
+  facts = dict(clips=clips, frames=shape[0], size=list(shape[1:3]), split=split, seed=seed, steps=steps, anew=anew)
+  facts |= dict(decoder=text_of(decode_guidance), temperature=temperature)
+  facts |= dict(i3d_net=weights.SOURCES["i3d"].short if fvd else None)
   facts |= dict(indicative=clips < frechet.INDICATIVE_BELOW)
   rows, time_steps = [], tok.steps_for(shape[0])
   for name, own in statistics.items():

@@ -61,7 +61,9 @@ def facts(evaluation: GenerationEvaluation) -> str:
   row = evaluation.rows[0]
   height, width = row["size"]
   words = [f"{row['clips']} conditions and clips of {row['frames']} frames at {height}x{width}, split {row['split']}"]
-  words.append(f"seed {row['seed']}, {row['steps']} decoder steps, temperature {row['temperature']}")
+  words.append(
+    f"seed {row['seed']}, {row['steps']} decoder steps under {row['decoder']}, temperature {row['temperature']}"
+  )
   if row["i3d_net"]:
     note = ", indicative only (fewer than 2048 clips)" if row["indicative"] else ""
     words.append(f"gFVD on 400 Kinetics logits of I3D at 224x224 by {row['i3d_net']}{note}")

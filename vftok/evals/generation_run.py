@@ -30,6 +30,10 @@ def evaluate(cfg, gen, params, tok, tok_params, guidance, out) -> dict[str, floa
     other = Generator.load(law.beside)
     check_pair(other[0], tok, tok_params)
   splits = data.splits.to_dict()
+  if law.split not in splits:
+    raise ValueError(
+      f"eval.generation.split is {law.split!r}, expected one of config.tokenize.splits: {', '.join(splits)}."
+    )
   spec = ClipSpec(frames=data.frames, size=(data.size, data.size), fps=data.fps or None)
   where = dict(process_index=0, process_count=1, seed=cfg.seed)
   scenes = {name: source for name, source in splits["train"].items() if name == "sim"}
@@ -40,17 +44,18 @@ def evaluate(cfg, gen, params, tok, tok_params, guidance, out) -> dict[str, floa
       classifier = alignment.train(loader, (data.frames, data.size, data.size, 3), law.classifier_steps)
   with contextlib.closing(make_loader(splits["train"], spec, BATCH, split="train", train=False, **where)) as loader:
     pool = [np.asarray(batch["video"])[batch["_mask"]] for batch in itertools.islice(loader, -(-law.pool // BATCH))]
-  with contextlib.closing(make_loader(splits["val"], spec, BATCH, split="val", train=False, **where)) as loader:
+  with contextlib.closing(make_loader(splits[law.split], spec, BATCH, split=law.split, train=False, **where)) as loader:
     evaluation = generation.evaluate(
       gen,
       params,
       tok,
       tok_params,
       first_clips(loader, law.clips),
-      split="val",
+      split=law.split,
       keeps=tuple(law.keeps),
       seed=law.seed,
-      steps=law.steps,
+      steps=law.steps or tok.cfg.solver_steps,
+      anew=law.anew,
       decode_guidance=guidance,
       guidance=law.guidance or None,
       classifier=classifier,
@@ -79,7 +84,9 @@ def _prompts(gen, params, tok, tok_params, law, guidance) -> dict[str, np.ndarra
     keep = np.minimum(np.asarray(law.keeps)[:, None], made.keep)
     noise = [np.repeat(chunk, rows, axis=0) for chunk in _noise(tok, key, ids.shape[1])]
     tokens = VideoTokens.full(ids).truncate(keep)
-    out[prompt] = to_uint8(tok.decode(tok_params, tokens, noise=noise, steps=law.steps, guidance=guidance))
+    out[prompt] = to_uint8(
+      tok.decode(tok_params, tokens, noise=noise, steps=law.steps or tok.cfg.solver_steps, guidance=guidance)
+    )
   return out
 
 

@@ -110,7 +110,7 @@ def evaluate(
       for k, name in zip(keeps, names, strict=True):
         yield name, s, tok.decode(params, tokens.truncate(k), noise=noise, **options)
 
-  context = dict(seeds=list(seeds), steps=steps, solver=solver, guidance=_text(guidance))
+  context = dict(seeds=list(seeds), steps=steps, solver=solver, guidance=text_of(guidance))
   evaluation = score_rows(
     reconstruct, batches, split, context, lpips_net, rfvd, media, total, 1 + len(seeds) * len(keeps)
   )
@@ -240,7 +240,8 @@ def _powers(registers: int) -> list[int]:
   return sorted({min(1 << i, registers) for i in range(registers.bit_length() + 1)})
 
 
-def _text(guidance) -> str:
+def text_of(guidance: Guidance) -> str:
+  """A guidance as it stands beside numbers: "none", "CFG(scale=2.0)"."""
   if guidance is None:
     return "none"
   values = ", ".join(f"{f.name}={np.asarray(getattr(guidance, f.name)).tolist()}" for f in dataclasses.fields(guidance))

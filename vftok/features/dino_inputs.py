@@ -53,22 +53,34 @@ def dino_inputs(cfg: TokenizerConfig, net: DINOv2, params, video_BxFxHxWx3, late
 
   video_BxFxHxWx3: float in [-1, 1], F = 4 (T - 1) + 1.
   """
-  h, w = latents_BxTxhxwxC.shape[2:4]
+  features = dino_features(cfg, net, params, video_BxFxHxWx3, latents_BxTxhxwxC.shape[2:4])
+  return joined(cfg, *features, latents_BxTxhxwxC)
+
+
+def dino_features(cfg: TokenizerConfig, net: DINOv2, params, video_BxFxHxWx3, grid: tuple[int, int]):
+  """(patches float32 [B, T, h, w, D] as `cfg.dino_frames` makes them, classes [B, T, D] of each step's first frame).
+
+  video_BxFxHxWx3: float in [-1, 1], F = 4 (T - 1) + 1. grid: (h, w).
+  """
   b, frames = video_BxFxHxWx3.shape[:2]
   first = first_frames(frames)
   mean = cfg.dino_frames == "avg"
   images = video_BxFxHxWx3 if mean else video_BxFxHxWx3[:, first]
   n = images.shape[1]
-  patches, classes = net.apply(params, _resized(net, images.reshape(b * n, *images.shape[2:]), (h, w)))
-  patches, classes = patches.reshape(b, n, h, w, -1), classes.reshape(b, n, -1)
-  if mean:
-    patches, classes = group_mean(patches, GROUP), classes[:, first]
+  patches, classes = net.apply(params, _resized(net, images.reshape(b * n, *images.shape[2:]), grid))
+  patches, classes = patches.reshape(b, n, *grid, -1), classes.reshape(b, n, -1)
+  return (group_mean(patches, GROUP), classes[:, first]) if mean else (patches, classes)
+
+
+def joined(cfg: TokenizerConfig, patches_BxTxhxwxD, classes_BxTxD, latents_BxTxhxwxC):
+  """What `dino_inputs` gives, of features and latents."""
   grid = latents_BxTxhxwxC.astype(jnp.float16).astype(jnp.float32)
   if cfg.dino_frames:
-    grid = jnp.concatenate([patches, grid], axis=-1)
+    grid = jnp.concatenate([patches_BxTxhxwxD, grid], axis=-1)
   if not cfg.encoder.global_token:
     return grid, None
-  return grid, jnp.broadcast_to(classes[:, :1], classes.shape) if cfg.dino_class == "frame0" else classes
+  first = jnp.broadcast_to(classes_BxTxD[:, :1], classes_BxTxD.shape)
+  return grid, first if cfg.dino_class == "frame0" else classes_BxTxD
 
 
 def _resized(net, images_NxHxWx3, grid: tuple[int, int]) -> jax.Array:

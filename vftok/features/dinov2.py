@@ -59,7 +59,7 @@ class DINOv2(ViTNet):
     """`targets`, and from the same pass the class feature of every step [B, T, D] (SemanTok's global token)."""
     frames = self._prepare(video_BxFxHxWx3, grid, reduce)
     patches, classes = per_frame(lambda x: self.apply(jax.lax.stop_gradient(params), x), frames, reduce)
-    return self._pool(patches, grid), classes
+    return self.pool(patches, grid), classes
 
 
 class DINOv2Module(nn.Module):

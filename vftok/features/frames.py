@@ -68,7 +68,7 @@ class FeatureNet:
       ValueError: the video is no [B, F, H, W, 3] of floats, F does not fit T, or reduce is not known.
     """
     frames = self._prepare(video_BxFxHxWx3, grid, reduce)
-    return self._pool(self._steps(jax.lax.stop_gradient(params), frames, reduce), grid)
+    return self.pool(self._steps(jax.lax.stop_gradient(params), frames, reduce), grid)
 
   def _prepare(self, video_BxFxHxWx3, grid, reduce: str) -> jax.Array:
     """Checks the arguments of `targets`; normalised frames of the net's own input size."""
@@ -90,7 +90,7 @@ class FeatureNet:
     """[-1, 1] -> ImageNet's mean 0 and deviation 1."""
     return (frames * 0.5 + 0.5 - jnp.asarray(IMAGENET_MEAN)) / jnp.asarray(IMAGENET_STD)
 
-  def _pool(self, cells_BxTxmhxmwxD, grid) -> jax.Array:
+  def pool(self, cells_BxTxmhxmwxD, grid) -> jax.Array:
     """The mean of the m x m cells of every patch."""
     (steps, h, w), shape = grid, cells_BxTxmhxmwxD.shape
     cells = cells_BxTxmhxmwxD.astype(jnp.float32).reshape(shape[0], steps, h, shape[2] // h, w, shape[3] // w, -1)

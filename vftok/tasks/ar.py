@@ -12,11 +12,11 @@ import optax
 from ml_collections import ConfigDict
 
 from vftok import order, perf
+from vftok.checks import guidance_of
 from vftok.config import generator_from_dict
 from vftok.data.tokens import read_meta
 from vftok.data.video_writer import to_uint8
 from vftok.generator import Generator
-from vftok.models import flow
 from vftok.models.ar import AR
 from vftok.models.ar_inputs import Condition, Places
 from vftok.models.nested import powers_of_two, sample_keep
@@ -178,7 +178,9 @@ class ARTask:
     from vftok.evals.generation_run import evaluate
 
     tok, tok_params = self.tokenizer()
-    return evaluate(self.cfg, self.gen, params, tok, tok_params, _guidance(tok, self.law), out)
+    law = self.cfg.eval.generation
+    guidance = guidance_of(law.decoder, law.decoder_scale, tok.cfg) if law.decoder else _guidance(tok, self.law)
+    return evaluate(self.cfg, self.gen, params, tok, tok_params, guidance, out)
 
   def tokenizer(self) -> tuple[Any, Any]:
     """(tokenizer, params) that the stored tokens are of."""
@@ -197,7 +199,7 @@ def tokenizer(name: str, dino: str | None = None):
 
 
 def _guidance(tok, law):
-  return flow.CFG(scale=law.show_guidance) if "null" in tok.cfg.decoder.replacements else None
+  return guidance_of("cfg" if law.show_guidance else "", law.show_guidance, tok.cfg)
 
 
 def _of_tokens(model: dict, metas) -> dict:

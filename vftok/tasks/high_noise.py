@@ -17,14 +17,15 @@ TIMES = (0.85, 0.95)
 SEED = 20_260_312  # of the noise, the same for every kind of tokens
 
 
-def high_noise_errors(cfg: TokenizerConfig, params, latents_BxTxhxwxC, mask_B) -> dict[str, jax.Array]:
+def high_noise_errors(cfg: TokenizerConfig, params, latents_BxTxhxwxC, mask_B, ids=None) -> dict[str, jax.Array]:
   """{kind: float32 [B]}: squared error of the velocity, mean over TIMES, under one noise for all kinds.
 
   Kinds: "null" without tokens (where the model has that), "k1" with the first of each step, "all", and "wrong" with
   all tokens of the clip before in the batch, among those of `mask_B`: above "null" where the decoder believes its
-  tokens. Not one program: the decoder's is compiled once for all kinds and times.
+  tokens. Not one program: the decoder's is compiled once for all kinds and times. `ids` int [B, T, K] are the clips'
+  tokens where their encoder reads more than latents.
   """
-  ids = programs.ids_of(cfg, programs.features(cfg, params, latents_BxTxhxwxC))
+  ids = ids if ids is not None else programs.ids_of(cfg, programs.features(cfg, params, latents_BxTxhxwxC))
   b, steps, registers = ids.shape
   noise = gaussian(jax.random.key(SEED), latents_BxTxhxwxC.shape)
   order = jnp.argsort(~mask_B, stable=True)  # those that count first, so that nobody gets the tokens of padding
@@ -64,7 +65,9 @@ class HighNoise:
 
   def _add(self, batch, mask) -> None:
     latents = self._tok.encode_latents(self._params, batch["video"])
-    for kind, error_B in high_noise_errors(self._tok.cfg, self._params, latents, mask).items():
+    tok = self._tok
+    ids = programs.encode_latents(tok.cfg, self._params, latents, batch["video"], tok.dino)
+    for kind, error_B in high_noise_errors(tok.cfg, self._params, latents, mask, ids).items():
       self._sums[kind] = self._sums.get(kind, 0.0) + float(np.asarray(error_B)[mask].sum())
     self._clips += int(mask.sum())
 

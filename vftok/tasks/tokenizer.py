@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from vftok import config as model_config
 from vftok import perf, programs
+from vftok.checks import guidance_of
 from vftok.convert.load import load_vae
 from vftok.data.video_writer import to_uint8
 from vftok.models import flow, fsq
@@ -28,6 +29,7 @@ from vftok.models.layers import patchify
 from vftok.models.vae import VAE
 from vftok.tasks import Metrics, mean
 from vftok.tasks.draws import RoutedKeep, draw
+from vftok.tasks.frozen_nets import FrozenNets
 from vftok.tasks.high_noise import HighNoise
 from vftok.tasks.linear_codes import step_code
 from vftok.tokenizer import Tokenizer
@@ -41,7 +43,7 @@ HIGH_TIME = 0.8  # flow times above it show whether the tokens are used: below, 
 
 class TokenizerTask:
   """Parameters {"encoder", "decoder"} and, where the loss asks for them, {"heads"}; frozen {"vae"} and, likewise,
-  {"features", "router"}.
+  {"features", "router"}, and {"dino"} where the encoder reads it.
   """
 
   def __init__(self, cfg: ConfigDict):
@@ -52,42 +54,44 @@ class TokenizerTask:
       vae, self.vae_params = load_vae(cfg.vae)
       model = dataclasses.replace(model, vae=vae)
       model_config.check(model)
-    self.tok = Tokenizer(model)
+    self.nets = self._nets(model)
+    self.tok = Tokenizer(model, self.nets.dino)
     if self.law.draft and model.decoder.draft is None:
       raise ValueError(f"loss.draft is {self.law.draft}, but the decoder has no draft: set it to 0.")
     if self.law.repa and not self.law.flow:
       raise ValueError(f"loss.repa is {self.law.repa}, but without loss.flow no decoder runs: set repa to 0 too.")
-    self.features = None
-    if self.law.repa or self.law.prefix_features:
-      self.features, self.feature_params = self._load_features()
     self.heads = self._heads()
     self.router = None
     if self.law.router:
       self.router, self.router_params = RoutedKeep.load(self.law, self.tok)
 
-  def _load_features(self):
-    from vftok import features
+  def _nets(self, model) -> FrozenNets:
+    return FrozenNets(self.cfg, model)
 
-    return features.load(self.law.features, self.law.features_path or None)
-
-  def _heads(self):
-    if not (self.law.prefix_latents or self.law.prefix_features):
-      return {}
-    grid, dec = self._grid(), self.tok.cfg.decoder
-    sizes = {"latents": dec.channels * int(np.prod(dec.patch))} if self.law.prefix_latents else {}
-    if self.law.prefix_features:
-      sizes["features"] = self.features.dim
-    make = lambda size: PrefixHead(
+  def _heads(self) -> dict[str, PrefixHead]:
+    """{target: its head}: of each that has a weight in the loss."""
+    dec = self.tok.cfg.decoder
+    sizes = {
+      "latents": lambda: dec.channels * int(np.prod(dec.patch)),
+      "features": lambda: self.nets.target.dim,
+      "class": lambda: self.nets.target.dim,
+    }
+    make = lambda name: PrefixHead(
       PrefixHeadConfig(
-        features=size,
+        features=sizes[name](),
         code_dim=dec.code_dim,
         registers=dec.registers,
-        max_grid=grid,
+        max_grid=self._queries(name),
         dim=self.law.prefix_width,
         depth=self.law.prefix_depth,
+        dtype=dec.stack.dtype,  # float32 has no fused attention on a GPU
       )
     )
-    return {name: make(size) for name, size in sizes.items()}
+    return {name: make(name) for name in sizes if self.law[f"prefix_{name}"]}
+
+  def _queries(self, head: str) -> tuple[int, int, int]:
+    """(T, h, w) of what a head predicts: every patch, or one class feature a step."""
+    return (self.tok.chunk_steps, 1, 1) if head == "class" else self._grid()
 
   def _grid(self) -> tuple[int, int, int]:
     """Patches of a chunk: time steps, height, width."""
@@ -104,13 +108,13 @@ class TokenizerTask:
     if self.heads:
       codes = jnp.zeros((1, self.tok.chunk_steps, self.tok.registers, self.tok.cfg.decoder.code_dim))
       keep = jnp.ones(codes.shape[:2], jnp.int32)
-      run = lambda head, k: head.init(k, codes, keep, grid=self._grid())["params"]
-      params["heads"] = {n: run(h, k) for (n, h), k in zip(self.heads.items(), head_keys, strict=True)}
+      run = lambda name, head, k: head.init(k, codes, keep, grid=self._queries(name))["params"]
+      params["heads"] = {n: run(n, h, k) for (n, h), k in zip(self.heads.items(), head_keys, strict=True)}
     return params
 
   def frozen(self) -> Any:
     parts = {"vae": self.vae_params or self._random_vae}
-    parts |= {"features": self.feature_params} if self.features else {}
+    parts |= self.nets.params
     return parts | ({"router": self.router_params} if self.router else {})
 
   @functools.cached_property
@@ -135,8 +139,9 @@ class TokenizerTask:
   def _fitted(self, params, batches) -> Any:
     """The encoder's linear map as the principal components of latents, the largest in the first registers."""
     frozen, encoder = self.frozen(), self.tok.cfg.encoder
-    latents = (self._latents(frozen, batch) for batch in itertools.islice(batches, self.law.fit_batches))
-    steps = np.concatenate([np.asarray(patchify(x, encoder.patch)) for x in latents])
+    reads = lambda batch: self.nets.see(frozen, batch, self._latents(frozen, batch), self._grid()).grid
+    inputs = (reads(batch) for batch in itertools.islice(batches, self.law.fit_batches))
+    steps = np.concatenate([np.asarray(patchify(x, encoder.patch)) for x in inputs])
     fit = step_code(steps.reshape(*steps.shape[:2], -1), encoder.registers * encoder.out_dim)
     return {**params, "encoder": {**params["encoder"], **fit}}
 
@@ -147,7 +152,8 @@ class TokenizerTask:
     if self.router:
       draws["keep"] = self.router(frozen["router"], latents, draws["keep"], keys_B)
 
-    z = Encoder(cfg.encoder).apply({"params": params["encoder"]}, latents)
+    seen = self.nets.see(frozen, batch, latents, self._grid())
+    z = Encoder(cfg.encoder).apply({"params": params["encoder"]}, seen.grid, seen.vector)
     codes = fsq.quantize(z, cfg.levels)
     terms = {}
     if law.flow:
@@ -156,18 +162,15 @@ class TokenizerTask:
     if law.draft:
       guess, _ = draft_of(cfg.decoder).apply({"params": params["decoder"]["draft"]}, codes, draws["keep"])
       terms["draft"] = law.draft * jnp.square(guess - self._patches(latents)).mean((1, 2, 3, 4))
-    if self.features:
-      targets = self._targets(frozen, batch)
     if law.repa:
-      terms["repa"] = law.repa * (1 - cosine_similarity(readout, targets).mean((1, 2, 3)))
-    for name, weight in (("latents", law.prefix_latents), ("features", law.prefix_features)):
-      if weight:
-        guess = self.heads[name].apply({"params": params["heads"][name]}, codes, draws["keep"], grid=self._grid())
-        terms[f"prefix_{name}"] = weight * (
-          jnp.square(guess - self._patches(latents)).mean((1, 2, 3, 4))
-          if name == "latents"
-          else self._from_features(guess, targets)
-        )
+      terms["repa"] = law.repa * (1 - cosine_similarity(readout, seen.patches).mean((1, 2, 3)))
+    for name, head in self.heads.items():
+      guess = head.apply({"params": params["heads"][name]}, codes, draws["keep"], grid=self._queries(name))
+      if name == "latents":
+        error_B = jnp.square(guess - self._patches(latents)).mean((1, 2, 3, 4))
+      else:
+        error_B = self._from_features(guess, {"features": seen.patches, "class": seen.classes}[name])
+      terms[f"prefix_{name}"] = law[f"prefix_{name}"] * error_B
     if law.usage:
       terms["usage"] = law.usage * jnp.broadcast_to(_usage(z), (len(latents),))
 
@@ -208,11 +211,6 @@ class TokenizerTask:
     mean_latents, _ = programs.vae_encode(self.tok.cfg, {"vae": frozen["vae"]}, batch["video"], quick=True)
     return jax.lax.stop_gradient(mean_latents)
 
-  def _targets(self, frozen, batch) -> jax.Array:
-    video = programs.to_float(batch["video"])
-    targets = self.features.targets(frozen["features"], video, grid=self._grid(), reduce=self.law.features_reduce)
-    return jax.lax.stop_gradient(targets)
-
   def _from_features(self, guess, targets) -> jax.Array:
     """float32 [B]: one minus the cosine (SemanTok), or the squared error of standardised channels.
 
@@ -236,13 +234,13 @@ class TokenizerTask:
       every = cfg.decoder.mask == "full"
       stacks += perf.stack_flops(cfg.decoder.stack, t * block, None if every else pairs)
     encode, _ = perf.vae_flops(cfg.vae, self.tok.chunk_frames, *self.tok.frame_size)
-    aligned = self.features.flops(self._grid(), self.law.features_reduce) if self.features else 0.0
-    return 3 * stacks + encode + aligned
+    return 3 * stacks + encode + self.nets.flops(self._grid(), cfg.latent_size)
 
   # ---- looking
 
   def _full(self, params, frozen):
-    return {"vae": frozen["vae"], "encoder": params["encoder"], "decoder": params["decoder"]}
+    full = {"vae": frozen["vae"], "encoder": params["encoder"], "decoder": params["decoder"]}
+    return full | ({"dino": frozen["dino"]} if "dino" in frozen else {})
 
   def media(self, params, frozen, batch) -> dict[str, np.ndarray]:
     from vftok.picture import video_rows
@@ -256,7 +254,7 @@ class TokenizerTask:
       "original": video,
       "VAE": to_uint8(programs.vae_decode(self.tok.cfg, full, self.tok.encode_latents(full, video))),
     }
-    guidance = flow.CFG(scale=self.law.show_guidance) if "null" in self.tok.cfg.decoder.replacements else None
+    guidance = guidance_of("cfg" if self.law.show_guidance else "", self.law.show_guidance, self.tok.cfg)
     for keep in keeps:
       out = self.tok.decode(
         full, tokens.truncate(keep), jax.random.key(0), steps=self.law.show_steps, guidance=guidance
@@ -286,7 +284,7 @@ class TokenizerTask:
       keeps=cfg.keeps or None,
       seeds=cfg.seeds,
       steps=cfg.steps,
-      guidance=flow.CFG(scale=cfg.guidance) if cfg.guidance != 1 else None,
+      guidance=guidance_of(cfg.guidance_kind, cfg.guidance, self.tok.cfg),
       lpips_net=cfg.lpips_net or None,
       rfvd=cfg.rfvd,
       media=cfg.media,

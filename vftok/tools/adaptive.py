@@ -24,13 +24,13 @@ from absl import flags
 
 from vftok import allocate
 from vftok.budget import Auto
+from vftok.checks import guidance_of
 from vftok.data.configured import eval_loader
 from vftok.evals import budget_pictures, page
 from vftok.evals.reconstruction import noise_of, score_rows
 from vftok.evaluate import first_clips
 from vftok.experiment import define_config
 from vftok.experiment import run as run_main
-from vftok.models import flow
 from vftok.process import begin
 from vftok.progress import COMPILING, progress
 from vftok.router import find
@@ -131,7 +131,7 @@ def ways_of(rows) -> list[str]:
 
 def scores(tok, params, chosen, place, batches, cfg, options) -> dict[str, dict]:
   """{"router 4": a row of the evaluation} for every way and budget."""
-  guidance = flow.CFG(scale=cfg.eval.guidance) if cfg.eval.guidance != 1 else None
+  guidance = guidance_of(cfg.eval.guidance_kind, cfg.eval.guidance, tok.cfg)
   sampling = dict(steps=cfg.eval.steps, guidance=guidance, collapse=False)
 
   def reconstruct(video, ids, mask):
@@ -214,7 +214,7 @@ def define_flags() -> None:
   flags.DEFINE_string("model", "vftok-mini", "Tokenizer.")
   flags.DEFINE_string("router", None, "Router; default: the shipped one of this tokenizer.")
   flags.DEFINE_integer("tries", 0, "Ways to spread each clip's budget that are decoded and compared; 0: none.")
-  flags.DEFINE_string("set", "sim_val", "Which of config.eval.sets.")
+  flags.DEFINE_string("set", "sim_test", "Which of config.eval.sets; choose on sim_val.")
   flags.DEFINE_integer("clips", 32, "How many clips.")
   flags.DEFINE_integer("seeds", 3, "How many seeds of the noise.")
   flags.DEFINE_list("budgets", ["1", "2", "4", "8", "16"], "Tokens per time step; uniform counts need whole numbers.")

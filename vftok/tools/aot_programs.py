@@ -14,8 +14,8 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from vftok import generate, optim, order, perf, programs, sharding
+from vftok.checks import guidance_of
 from vftok.conditions import Condition
-from vftok.models import flow
 from vftok.models.ar_inputs import Places
 from vftok.state import logical_axes, planned_state
 from vftok.tools.aot_tasks import placed, planned_batch, planned_task
@@ -99,8 +99,9 @@ def _decode(cfg, task, mesh) -> Planned:
   ids = _of_batch(mesh, b, tok.chunk_steps, tok.registers, dtype=np.int32)
   keep, noise = _of_batch(mesh, *ids.shape[:2], dtype=np.int32), _of_batch(mesh, *shape)
   options = dict(steps=steps, solver="euler", slots=tok.registers)
+  guidance = guidance_of(cfg.eval.guidance_kind, cfg.eval.guidance, tok.cfg)
   run = lambda params, ids, keep, noise: programs.decode_chunk(
-    tok.cfg, params, ids, keep, noise, None, flow.CFG(scale=cfg.eval.guidance), **options
+    tok.cfg, params, ids, keep, noise, None, guidance, **options
   )
   t, block = _sequence(tok)
   pairs = (t * block) ** 2 if tok.cfg.decoder.mask == "full" else perf.attended_pairs(t, block)

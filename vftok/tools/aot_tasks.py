@@ -19,6 +19,7 @@ from vftok.features.vjepa2 import VJEPA2
 from vftok.sharding import RULES
 from vftok.tasks import Task, make_task
 from vftok.tasks.ar import ar_task
+from vftok.tasks.frozen_nets import FrozenNets
 from vftok.tasks.tokenizer import TokenizerTask
 
 # What the released tokenizers give, from which full-size generators are sized: FSQ codes and text features.
@@ -29,13 +30,15 @@ TEXT_DIM = {"t5": 4096, "minilm": 384}
 class PlannedTokenizerTask(TokenizerTask):
   """A TokenizerTask whose frozen nets have shapes and no weights."""
 
-  def _load_features(self):
-    net = {"dinov2": DINOv2, "vjepa2": VJEPA2}[self.law.features]()
-    return net, traverse.unflatten_dict(abstract_params(net))
+  def _nets(self, model):
+    make = lambda kind: {"dinov2": DINOv2, "vjepa2": VJEPA2}[kind]()
+    planned = lambda net: (net, traverse.unflatten_dict(abstract_params(net)))
+    dino = lambda model, path: planned(DINOv2())
+    return FrozenNets(self.cfg, model, load_dino=dino, load_features=lambda kind, path: planned(make(kind)))
 
   def frozen(self) -> Any:
     frozen = {"vae": jax.eval_shape(lambda: self._random_vae)}
-    return frozen | {"features": self.feature_params} if self.features else frozen
+    return frozen | self.nets.params
 
 
 def planned_task(cfg: ConfigDict) -> Task:

@@ -1,0 +1,113 @@
+"""The README's Python blocks run as they stand, in an empty folder with what their sentences presuppose.
+
+A block is known by its heading and its number there. Blocks that need the Hub's weights say so by a comment
+`# needs the Hub` in their first line and are left out; all others must be in CASES.
+"""
+
+import ast
+import inspect
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import vftok
+from vftok import conditions
+from vftok.data.video_writer import write_video
+from vftok.generator import Generator, GeneratorConfig
+from vftok.models.ar import ARConfig
+from vftok.types import VideoTokens
+
+README = Path(__file__).parents[1] / "README.md"
+NEEDS_THE_HUB = "# needs the Hub"
+T, S, C = 5, 3, 12
+
+
+def blocks() -> dict[tuple[str, int], str]:
+  """{(heading, number under it): code}."""
+  found, heading, counts = {}, "", {}
+  for part in re.split(r"^(## .*|```python\n(?:.*\n)*?```)$", README.read_text(), flags=re.MULTILINE):
+    if part.startswith("## "):
+      heading = part[3:]
+    elif part.startswith("```python"):
+      counts[heading] = counts.get(heading, 0) + 1
+      found[heading, counts[heading]] = part.removeprefix("```python\n").removesuffix("```")
+  return found
+
+
+def generator(**own):
+  """A tiny one in the folder "dir", and what the README's names stand for beside it."""
+  ar = ARConfig(vocab=25, steps=T, depth=1, **own)
+  gen = Generator(GeneratorConfig(ar, text="minilm" if ar.ctx_dim else ""))
+  params = jax.jit(gen.init)(jax.random.key(0))
+  gen.save(params, "dir")
+  ids, first = np.zeros((2, 10), int), VideoTokens.full(np.zeros((2, 2, ar.slots), int))
+  forced = np.where(np.arange(ar.slots) < 1, 3, -1)[None, None].repeat(T, 1)
+  return dict(jax=jax, vftok=vftok, gen=gen, params=params, key=jax.random.key(0), ids=ids, first=first, forced=forced)
+
+
+def tokenizer():
+  video = np.random.default_rng(0).integers(0, 255, (1, 17, 32, 32, 3), np.uint8)
+  tok, params = vftok.Tokenizer.load("vftok-mini")
+  return dict(vftok=vftok, tok=tok, params=params, key=jax.random.key(0), clip=video, video=video, pieces=[video])
+
+
+def written_clip():
+  write_video("clip.mp4", np.random.default_rng(0).integers(0, 255, (17, 32, 32, 3), np.uint8), 8.0)
+  return {}
+
+
+def encoded():
+  names = tokenizer()
+  return names | {"tokens": names["tok"].encode(names["params"], names["video"])}
+
+
+TEXTED = dict(n_classes=6, slots=16, ctx_dim=C, n_ctx_null=2)
+LENGTHS = dict(slots=8, lengths="length_first", levels=(1, 2, 4, 8))
+CASES = {
+  ("Three lines", 1): written_clip,
+  ("Three lines", 2): encoded,
+  ("Generation", 1): lambda: generator(**TEXTED) | {"cond": {"label": [1, 2]}},
+  ("A budget for every moment", 1): tokenizer,
+  ("A budget for every moment", 2): lambda: generator(**LENGTHS) | {"cond": None},
+}
+SLOW = set(CASES)  # 10 to 60 s of compiling each; what they call is looked at in the fast suite, see below
+
+
+def test_every_block_is_run_or_says_why_not():
+  assert {at for at, code in blocks().items() if NEEDS_THE_HUB not in code.splitlines()[0]} == set(CASES)
+
+
+class Encoder:
+  def embed(self, params, texts):
+    return np.ones((len(texts), S, C), np.float32), np.ones((len(texts), S), bool)
+
+
+@pytest.mark.parametrize("at", [pytest.param(at, marks=[pytest.mark.slow] * (at in SLOW)) for at in CASES], ids=str)
+def test_a_block_runs(at, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(conditions, "text_encoder", lambda *_: (Encoder(), None))
+  exec(compile(blocks()[at], f"README, {at}", "exec"), CASES[at]())
+
+
+OWNERS = {"tok": vftok.Tokenizer, "gen": vftok.Generator, "tokens": VideoTokens, "vftok": vftok}
+
+
+def test_what_blocks_call_exists_and_takes_what_it_is_given():
+  """By signatures alone, of all blocks: names that went, and options that nothing knows."""
+  seen = 0
+  for at, code in blocks().items():
+    for node in ast.walk(ast.parse(code)):
+      if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in OWNERS:
+        owner = OWNERS[node.value.id]
+        known = hasattr(owner, node.attr) or node.attr in getattr(owner, "__dataclass_fields__", ())
+        assert known, f"{at}: {ast.unparse(node)} is not there"
+      if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
+        called = getattr(OWNERS.get(node.func.value.id), node.func.attr, None)
+        if called is not None:
+          bound = [None] * (inspect.isfunction(called) and node.func.value.id != "vftok")  # self
+          inspect.signature(called).bind(*bound, *node.args, **{k.arg: k.value for k in node.keywords})
+          seen += 1
+  assert seen > 20

@@ -1,0 +1,101 @@
+"""The frozen nets of tokenizer training: what the encoder reads beside latents, and what its tokens must predict.
+
+SemanTok (arXiv 2610.00686) has one DINOv2 for both: its features are the encoder's input, and two heads rebuild patch
+and class features from the kept prefix. Where both are the same weights, one pass over the frames serves both.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from vftok import features, programs
+from vftok.config import TokenizerConfig
+from vftok.features.dino_inputs import dino_features, joined, load_dino, reads_dino
+from vftok.features.dinov2 import DINOv2
+from vftok.features.frames import FeatureNet
+
+
+class Seen(NamedTuple):
+  """Attributes:
+  grid: float32 [B, T, h, w, D + C], what the encoder reads; latents alone where it reads no features.
+  vector: float32 [B, T, D] for register 0, or None.
+  patches, classes: targets float32 [B, T, h', w', D] on the decoder's patches and [B, T, 1, 1, D], where asked for.
+  """
+
+  grid: jax.Array
+  vector: jax.Array | None = None
+  patches: jax.Array | None = None
+  classes: jax.Array | None = None
+
+
+class FrozenNets:
+  """Attributes:
+  dino, target: the net that the encoder reads, and that of the targets; None where the config has no such thing.
+  params: {"dino", "features"} of those that there are; without "features" where both are one net.
+  """
+
+  def __init__(self, cfg: ConfigDict, model: TokenizerConfig, load_dino=load_dino, load_features=features.load):
+    """Raises ValueError where the config asks for a net that it does not name, or for what its net does not have."""
+    law = cfg.loss
+    self.law, self.model, self.params, self.shared = law, model, {}, False
+    self.dino: DINOv2 | None = None
+    self.target: FeatureNet | None = None
+    if cfg.dino or reads_dino(model):
+      if not cfg.dino:
+        raise ValueError("the encoder reads DINOv2 features: set config.dino to its weights (facebook/dinov2-large).")
+      self.dino, self.params["dino"] = load_dino(model, cfg.dino)
+    if law.repa or law.prefix_features or law.prefix_class:
+      self.shared = law.features == "dinov2" and self.dino is not None and law.features_path in ("", cfg.dino)
+      if self.shared:
+        self.target = self.dino
+      else:
+        self.target, self.params["features"] = load_features(law.features, law.features_path or None)
+    if law.prefix_class and not isinstance(self.target, DINOv2):
+      raise ValueError(
+        f"loss.prefix_class is set and {law.features} has no class feature: set loss.features to dinov2."
+      )
+
+  def see(self, frozen: dict[str, Any], batch: dict[str, jax.Array], latents, grid: tuple[int, int, int]) -> Seen:
+    """What a batch's clips are to encoder and heads, without gradient.
+
+    Args:
+      grid: (T, h', w') of the decoder's patches.
+
+    Raises:
+      ValueError: the batch has latents and no video, of which nets see nothing.
+    """
+    if self.dino is None and self.target is None:
+      return Seen(latents)
+    if "video" not in batch:
+      raise ValueError("the sources hold latents, and the config's frozen nets see video: train on video.")
+    video = programs.to_float(batch["video"])
+    patches = classes = None
+    seen = Seen(latents)
+    if self.dino is not None:
+      own = dino_features(self.model, self.dino, frozen["dino"], video, latents.shape[2:4])
+      seen = Seen(*joined(self.model, *own, latents))
+    if self.target is not None:
+      if self.shared and self.model.dino_frames:
+        patches, classes = self.target.pool(own[0], grid), own[1]
+      else:
+        patches, classes = self._targets(frozen["dino" if self.shared else "features"], video, grid)
+      classes = None if classes is None else classes[:, :, None, None]
+    return jax.tree.map(jax.lax.stop_gradient, seen._replace(patches=patches, classes=classes))
+
+  def _targets(self, params, video, grid):
+    reduce = self.law.features_reduce
+    if self.law.prefix_class:
+      return self.target.targets_with_class(params, video, grid, reduce)
+    return self.target.targets(params, video, grid, reduce=reduce), None
+
+  def flops(self, grid: tuple[int, int, int], latent_size: tuple[int, int]) -> float:
+    """Forward FLOPs of one clip."""
+    total = 0.0
+    if self.dino is not None:
+      total += self.dino.flops((grid[0], *latent_size), "mean" if self.model.dino_frames == "avg" else "first")
+    if self.target is not None and not (self.shared and self.model.dino_frames):
+      total += self.target.flops(grid, self.law.features_reduce)
+    return total
