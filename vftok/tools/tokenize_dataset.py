@@ -114,7 +114,7 @@ def _check_label_names(law) -> None:
       if names != others:
         raise ValueError(
           f"the source {name} has {len(names)} label names in {split} and {len(others)} in {first}, not the same, "
-          " expected one list, or a number means two things: pass labels=[...] to both."
+          "expected one list, or a number means two things: pass labels=[...] to both."
         )
 
 
