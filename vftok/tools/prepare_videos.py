@@ -71,6 +71,8 @@ def _run(args: argparse.Namespace) -> None:
 
 def _prepare(args: argparse.Namespace) -> None:
   out, options = Path(args.out), dict(path=str(Path(args.videos).absolute()), holdout=args.holdout)
+  if args.labels:
+    options["labels"] = str(Path(args.labels).absolute())
   recipe = {"set": NAME, "version": VERSION, "source": options, "size": args.size, "fps": args.fps}
   recipe |= {"seconds": args.seconds, "chunk": args.chunk}
   if is_made(out, recipe):
@@ -219,6 +221,7 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument("--out", required=True, help="directory to write")
   parser.add_argument("--splits", nargs="+", default=["train", "val", "test"], help="those that are there are made")
   parser.add_argument("--holdout", type=float, default=0.05, help="share of files in val, where nothing says splits")
+  parser.add_argument("--labels", help="a text file of label names, one in each line, where several sets share them")
   parser.add_argument("--size", type=int, default=256, help="pixels of a side; the centre of longer sides is cropped")
   parser.add_argument("--fps", type=float, default=8.0, help="frames per second")
   parser.add_argument("--seconds", type=float, default=10.0, help="the most that is kept of a clip")
