@@ -42,6 +42,11 @@ def latents(tokens=FULL, key=KEY, **options):
   return lambda tok, params: tok.decode_latents(params, tokens, key, **{"steps": 1, **options})
 
 
+def broken(params):
+  """Parameters whose encoder gives NaN."""
+  return {**params, "encoder": jax.tree.map(lambda x: x * np.nan, params["encoder"])}
+
+
 def truncate(keep):
   return lambda tok, params: FULL.truncate(keep)
 
@@ -117,6 +122,15 @@ BAD_INPUT = {
   "noise entries": (decode(key=None, noise=[]), "noise has 0"),
   "noise one array": (decode(key=None, noise=NOISE), "noise"),
   "noise dtype": (latents(key=None, noise=NOISE.astype(np.int32)), "int32"),
+  "noise NaN": (decode(key=None, noise=[NOISE + np.nan]), "noise[0] holds NaN or infinite values"),
+  "latents' noise infinite": (latents(key=None, noise=jnp.asarray(NOISE - np.inf)), "noise holds NaN or infinite"),
+  "first_latents NaN": (latents(first_latents=NOISE[:, :1] + np.nan), "first_latents holds NaN"),
+  "latents' pixels NaN": (lambda tok, params: tok.decode_pixels(params, NOISE + np.nan), "latents holds NaN"),
+  "guidance NaN": (decode(guidance=vftok.CFG(scale=float("nan"))), "guidance.scale is nan"),
+  "guidance infinite in one step": (decode(guidance=vftok.CFG(scale=jnp.full(1, jnp.inf))), "guidance.scale is [inf]"),
+  "guidance beyond float32": (decode(guidance=vftok.APG(scale=1e39)), "guidance.scale is 1e+39"),
+  "momentum NaN": (decode(guidance=vftok.APG(scale=2.0, momentum=np.nan)), "guidance.momentum is nan"),
+  "features NaN": (lambda tok, params: tok.encode(broken(params), VIDEO), "not finite, so they make no tokens"),
   "latents' noise shape": (latents(key=None, noise=NOISE[..., :8]), "(1, 5, 4, 4, 8)"),
   "no key and no noise": (decode(key=None), "neither key nor noise"),
   "no key for latents": (latents(key=None), "neither key nor noise"),

@@ -340,6 +340,7 @@ BAD = {
   "batch": (dict(cond={"label": [1]}, batch=2), "batch is 2"),
   "no encoder": (dict(cond={"text": ["a duck"]}), "names no text encoder"),
   "text width": (dict(cond={"text_emb": np.zeros((1, 3, 5)), "text_mask": np.ones((1, 3))}), "text_emb has shape"),
+  "text NaN": (dict(cond=TEXT | {"text_emb": TEXT["text_emb"] + np.nan}), "text_emb holds NaN or infinite values"),
   "given": (dict(given=VideoTokens.full(np.zeros((1, T, K), int))), "given tokens have shape"),
   "given ids": (dict(given=VideoTokens.full(np.full((1, 2, K), V))), f"ids hold {V}"),
   "forced": (dict(forced=np.full((1, T, K), V)), "forced holds"),
@@ -353,6 +354,17 @@ def test_bad_input_is_one_sentence(own, name):
   with pytest.raises(ValueError, match=message) as caught:
     own[0].generate(own[1], jax.random.key(0), **options)
   assert "\n" not in str(caught.value)
+
+
+def test_logits_that_are_not_finite_make_no_tokens(own):
+  gen, params = own
+  broken = {**params, "head": jax.tree.map(lambda x: x * np.nan, params["head"])}
+  with pytest.raises(ValueError, match="the generator's logits are not finite, so they make no tokens"):
+    gen.generate(broken, jax.random.key(0), {"label": [1]})
+  logits = jnp.array([[0.0, 1.0], [0.0, jnp.nan], [-jnp.inf, 0.0]])
+  for temperature in (0.0, 1.0):
+    made = generate.sample(logits, jax.random.split(jax.random.key(0), 3), temperature)
+    assert made[0] in (0, 1) and made[1] == -1 and made[2] == 1
 
 
 def test_prompts_and_keys(own):

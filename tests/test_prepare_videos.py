@@ -78,6 +78,19 @@ def test_ray(videos, tmp_path):
 
 
 @pytest.mark.parametrize(
+  "text, sentence",
+  [
+    ("path;caption\na.mp4;x\n", "line 1 has columns path;caption, expected 'path' among them"),
+    ("path,label\na.mp4,1.5\n", "line 2, column 'label' is '1.5', expected a name, or a whole number"),
+  ],
+)
+def test_what_is_wrong_with_a_manifest_is_said(text, sentence, tmp_path, capsys):
+  (tmp_path / "list.csv").write_text(text)
+  assert prepare_videos.main(command(tmp_path / "list.csv", tmp_path / "set")) == 2
+  assert sentence in capsys.readouterr().err and not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize(
   "more, sentence",
   [
     (["--fps", 0], "fps is 0.0"),

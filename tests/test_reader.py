@@ -133,6 +133,23 @@ def test_a_codec_that_is_not_known(plain, tmp_path):
       read(path)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_damage_of_any_kind_is_a_sentence(plain, seed):
+  """FFmpeg's own errors are ValueErrors too, and no sentences."""
+  rng, data = np.random.default_rng(seed), bytearray(plain.read_bytes())
+  for at in rng.integers(0, len(data), 12):
+    data[at : at + 4] = rng.bytes(4)
+  for read in (
+    lambda: read_video(VideoBytes(bytes(data), "it")),
+    lambda: load_clip({"mp4": bytes(data), "name": "it"}, ClipSpec(frames=3)),
+    lambda: video_info(VideoBytes(bytes(data), "it")),
+  ):
+    try:
+      read()
+    except ValueError as error:
+      assert type(error) is ValueError and str(error).startswith("it ") and len(str(error)) < 400
+
+
 def test_frames_beyond_the_limit(plain, monkeypatch):
   monkeypatch.setattr(container, "MAX_PIXELS", 2000)
   with pytest.raises(ValueError, match="frames of 64x32, expected at most 2000 pixels"):

@@ -2,6 +2,7 @@ import os
 import struct
 
 import av
+import ml_dtypes
 import numpy as np
 import pytest
 from PIL import Image
@@ -280,6 +281,22 @@ def test_to_uint8():
   assert to_uint8(np.float32([-1.2, -1, 0, 1, 1.5])).tolist() == [0, 0, 128, 255, 255]
   every = np.arange(256, dtype=np.uint8)
   assert np.array_equal(to_uint8(every / np.float32(127.5) - 1), every)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64, ml_dtypes.bfloat16])
+def test_what_is_not_finite_is_no_picture(value, dtype):
+  video = np.zeros((2, 4, 4, 3), dtype)
+  video[1, 2, 3, 0] = value
+  with pytest.raises(ValueError, match=r"1 of the 96 values of the video are NaN or infinite, expected floats in"):
+    to_uint8(video)
+
+
+def test_to_uint8_takes_floats():
+  assert to_uint8(np.zeros(2, ml_dtypes.bfloat16)).tolist() == [128, 128]
+  for dtype in (np.int32, np.int64, bool, complex):
+    with pytest.raises(ValueError, match="expected uint8, or floats"):
+      to_uint8(np.zeros(2, dtype))
 
 
 # ---- scores and pictures

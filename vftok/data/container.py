@@ -50,7 +50,7 @@ def opened(path, timeout: float | None = None):
   Raises:
     FileNotFoundError: there is no such file.
     ValueError: it is empty, of a kind that is not in `DEMUXERS`, has no video stream (covers are none), or one in a
-      codec that cannot be decoded here, or of more than `MAX_PIXELS`.
+      codec that cannot be decoded here, or of more than `MAX_PIXELS`; or FFmpeg found it damaged inside the block.
   """
   av = pyav()
   source = _checked(path)
@@ -70,8 +70,19 @@ def opened(path, timeout: float | None = None):
   except av.error.FFmpegError as error:
     reason = (error.strerror or type(error).__name__).lower()
     raise ValueError(f"{path} is cut short or not a video ({reason}): pass a file that FFmpeg can play.") from error
-  with container:
-    yield _video_stream(path, container)
+  try:
+    with container:
+      yield _video_stream(path, container)
+  except av.error.FFmpegError as error:  # of whatever is done with it
+    raise ValueError(f"{path} is damaged: get a whole copy of it.") from error
+
+
+def demuxed(stream, *, all_streams: bool = False):
+  """Yields the packets of a stream of an open file, or of all its streams, in the file's order; last an empty one."""
+  try:
+    yield from stream.container.demux(*(() if all_streams else (stream,)))
+  except IndexError:  # PyAV's, after the last packet, where a stream began in the middle of the file
+    return
 
 
 def _video_stream(path, container):

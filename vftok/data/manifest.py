@@ -239,9 +239,12 @@ def short(value) -> str:
 
 
 def listed(names, most: int = 5) -> str:
-  """The first names of several, as messages show them."""
+  """The first names of several, as messages show them: of at most some 130 characters."""
   names = list(names)
-  return ", ".join(short(name).strip("'\"") for name in names[:most]) + (", ..." if len(names) > most else "")
+  shown = [short(name).strip("'\"") for name in names[:most]]
+  while len(shown) > 1 and sum(map(len, shown)) > 120:
+    shown.pop()
+  return ", ".join(shown) + (", ..." if len(names) > len(shown) else "")
 
 
 def _once(pairs):

@@ -15,7 +15,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vftok.data.container import STATES_DURATION, VideoBytes, kinds, opened, pixel_aspect, pyav, rate, stated_seconds
+from vftok.data.container import (
+  STATES_DURATION,
+  VideoBytes,
+  demuxed,
+  kinds,
+  opened,
+  pixel_aspect,
+  pyav,
+  rate,
+  stated_seconds,
+)
 from vftok.data.display import Display, cover
 
 MAX_STILL = 600.0  # seconds that one frame may stay on screen: beyond, the file's clock has jumped
@@ -130,7 +140,7 @@ def decoded(path) -> Iterator[Decoded]:
     aspect, period = pixel_aspect(path, stream), float(1 / rate(stream))
     count, frame, begin, origin, reached = 0, None, 0.0, None, 0.0
     try:
-      for packet in stream.container.demux():
+      for packet in demuxed(stream, all_streams=True):
         if packet.stream is not stream:  # sound may outlast the picture, and then the file lasts as long
           if packet.pts is not None:
             reached = max(reached, float((packet.pts + (packet.duration or 0)) * packet.time_base))

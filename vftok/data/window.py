@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vftok.data.container import kinds, opened, pixel_aspect, pyav, rate, stated_seconds
+from vftok.data.container import demuxed, kinds, opened, pixel_aspect, pyav, rate, stated_seconds
 from vftok.data.video import check_end, check_still, decoded, end_slack
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _head(stream, check):
   Not sure: a timestamp is missing, or frames that come before the first key frame may not be decodable.
   """
   head, least = [], None
-  for packet in stream.container.demux(stream):
+  for packet in demuxed(stream):
     check()
     if packet.size == 0:  # the end of the file
       break
@@ -81,7 +81,7 @@ def _head(stream, check):
 def _first_time(video, timeout, check) -> float | None:
   """Seconds on the file's clock of the first frame that can be decoded; None where it has no time."""
   with opened(video, timeout) as stream, contextlib.suppress(pyav().error.FFmpegError):
-    for packet in stream.container.demux(stream):
+    for packet in demuxed(stream):
       check()
       for frame in packet.decode():
         return None if frame.pts is None else float(frame.pts * frame.time_base)
@@ -92,7 +92,7 @@ def _scanned_seconds(video, timeout, origin, check) -> float:
   """Seconds by the packets themselves; decoded only where some have no time and others do."""
   with opened(video, timeout) as stream:
     count, timed, last, period = 0, 0, 0.0, float(1 / rate(stream))
-    for packet in stream.container.demux(stream):
+    for packet in demuxed(stream):
       check()
       count += packet.size > 0
       if packet.pts is not None:
@@ -151,7 +151,7 @@ def _packets(video, stream, head, origin, moments, check):
   packets, begins, end, before = [], {}, 0.0, None
   # As floats: exact fractions cost as much as decoding.
   tick, period = float(stream.time_base), float(1 / rate(stream))
-  for packet in itertools.chain(head, stream.container.demux(stream)):
+  for packet in itertools.chain(head, demuxed(stream)):
     check()
     if packet.size == 0:  # the end of the file
       continue

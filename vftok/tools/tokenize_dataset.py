@@ -29,6 +29,7 @@ from vftok.data.configured import BAD_CLIPS
 from vftok.data.dataset_writer import is_made, keep_log, whole_directory, work_directory
 from vftok.data.folder import opened_once
 from vftok.data.loader import make_loader
+from vftok.data.sources import source_of
 from vftok.data.tokens import NAME, VERSION, features, finish_tokens, stored
 from vftok.experiment import define_config
 from vftok.experiment import run as run_main
@@ -66,7 +67,7 @@ def tokenize(cfg: ConfigDict, out: str | os.PathLike, *, workers: int = 0) -> st
 
   if "tokenize" not in cfg:
     raise ValueError("this config has no `tokenize` part: pass one for generators, such as configs/t2v.py:mini.")
-  with locked(local(out, "--out")) if not jax.process_index() else contextlib.nullcontext():
+  with locked(local(out, "--out")) if not jax.process_index() else contextlib.nullcontext(), opened_once():
     return _tokenize(cfg, Path(out), workers)
 
 
@@ -81,6 +82,7 @@ def _tokenize(cfg: ConfigDict, out: Path, workers: int) -> str:
     raise ValueError(f"tokenize.size is {law.size}, expected {tok.frame_size[0]}: the tokenizer's frame size.")
   steps = tok.steps_for(law.frames)
   check_batch(law.batch_size, "tokenize.batch_size")
+  _check_label_names(law)
   encoder, router = _text_encoder(law), _router(law, tok.fingerprint(params))
   meta = {
     "set": NAME,
@@ -108,11 +110,10 @@ def _tokenize(cfg: ConfigDict, out: Path, workers: int) -> str:
     work_directory(work, meta)
   together("tokenize_dataset begins")
   shards, classes = {}, []
-  with opened_once():
-    how = (work, meta, tok, copied(params), encoder, router, workers)
-    for split, sources in meta["splits"].items():
-      shards[split], names = _encode_split(law, split, sources, *how)
-      classes += names
+  how = (work, meta, tok, copied(params), encoder, router, workers)
+  for split, sources in meta["splits"].items():
+    shards[split], names = _encode_split(law, split, sources, *how)
+    classes += names
   together("tokenize_dataset ends")
   if jax.process_count() > 1:
     time.sleep(1.0)  # network file systems show new names late
@@ -127,6 +128,20 @@ def _tokenize(cfg: ConfigDict, out: Path, workers: int) -> str:
   made = ", ".join(f"{split} {n}" for split, n in written.items())
   rate = f"{size / 1e6:.1f} MB, {size / sum(written.values()):.0f} bytes a clip"
   return f"{out}: {made} clips, {rate}" + (f"; {said}" if said else "")
+
+
+def _check_label_names(law) -> None:
+  """Raises ValueError where a source names its labels otherwise in one split than in another."""
+  known = {}
+  for split, sources in law.splits.items():
+    for name, entry in sources.items():
+      names = tuple(getattr(source_of(entry, split), "label_names", ()))
+      first, others = known.setdefault(name, (split, names))
+      if names != others:
+        raise ValueError(
+          f"the source {name} has {len(names)} label names in {split} and {len(others)} in {first}, not the same, "
+          "expected one list, or a number means two things: pass labels=[...] to both."
+        )
 
 
 def _text_encoder(law):
