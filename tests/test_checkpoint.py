@@ -5,6 +5,10 @@ import os
 import resource
 import shutil
 import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -231,3 +235,63 @@ def test_umask_is_kept(tmp_path):
     os.umask(before)
   modes = {oct(path.stat().st_mode & 0o777) for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()}
   assert modes == {"0o640"}
+
+
+HOSTS = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+address, count, index, workdir, what = sys.argv[1:]
+jax.distributed.initialize(address, num_processes=int(count), process_id=int(index), initialization_timeout=120)
+from jax.sharding import NamedSharding, PartitionSpec as P
+from vftok.checkpoint import Checkpoints
+from vftok.sharding import make_mesh
+from vftok.state import TrainState
+
+mesh = make_mesh({"data": 1, "fsdp": -1})
+cut, whole = NamedSharding(mesh, P("fsdp")), NamedSharding(mesh, P())
+put = lambda x, place: jax.make_array_from_callback(x.shape, place, lambda i: x[i])
+rng = np.random.default_rng(0)
+params = {"a": put(rng.normal(size=(64, 300)).astype(np.float32), cut), "b": put(np.ones(3, np.float32), whole)}
+key = put(np.arange(2, dtype=np.uint32), whole)
+
+def state(step):
+  moved = jax.tree.map(lambda x: x + step, params)
+  return TrainState(put(np.int32(step), whole), moved, {}, {"m": params}, params, key)
+
+checkpoints = Checkpoints(workdir)
+with jax.set_mesh(mesh):
+  if what == "save":
+    for step in (2, 4):
+      checkpoints.save(step, state(step), {"examples": step}, {})
+  else:
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(0))
+    found = checkpoints.restore(target)
+    same = jax.tree.map(lambda x, y: bool((x == y).all()), found.state, state(found.step))
+    print("STEP", found.step, all(jax.tree.leaves(same)), flush=True)
+checkpoints.close()
+"""
+
+
+def hosts(count, workdir, what):
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[1])}
+  environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={4 // count}"
+  pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+  words = [[sys.executable, "-c", HOSTS, address, str(count), str(i), str(workdir), what] for i in range(count)]
+  jobs = [subprocess.Popen(command, **pipes) for command in words]
+  texts = [job.communicate(timeout=300)[0] for job in jobs]
+  assert [job.returncode for job in jobs] == [0] * count, texts[0][-2000:]
+  return texts
+
+
+@pytest.mark.slow
+def test_processes_agree_which_checkpoint_is_whole(tmp_path):
+  hosts(2, tmp_path, "save")
+  assert all("STEP 4 True" in text for text in hosts(2, tmp_path, "restore"))
+  flip(tmp_path / "checkpoints" / "4")
+  texts = hosts(2, tmp_path, "restore")
+  assert all("STEP 2 True" in text for text in texts) and any("4 is damaged (" in text for text in texts)
+  assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"2", "4.damaged"}
+  assert "STEP 2 True" in hosts(1, tmp_path, "restore")[0], "sums of two processes hold in one"

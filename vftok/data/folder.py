@@ -10,8 +10,9 @@ import contextlib
 import copy
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -75,22 +76,36 @@ def opened_once() -> Iterator[None]:
     _kept = before
 
 
+def kept(key, make: Callable[[], Any]) -> Any:
+  """make(), or inside `opened_once` what it gave before under this key."""
+  if _kept is None:
+    return make()
+  if key not in _kept:
+    _kept[key] = make()
+  return _kept[key]
+
+
 def _opened(path: Path, root, columns, labels, links: bool) -> FolderSource | Manifest:
   """All clips of a tree or a manifest; `sides` says which split each is of."""
   key = (str(path.absolute()), root and str(root), tuple(sorted(columns.items())), labels, links)
-  if _kept is not None and key in _kept:
-    return _kept[key]
-  if path.is_dir():
-    whole = FolderSource(path, labels, links)
-  elif not path.exists():
-    raise FileNotFoundError(f"{path} does not exist: pass a folder of videos, or a .csv, .tsv or .jsonl file.")
-  elif path.suffix.lower() not in (".csv", ".tsv", ".jsonl"):
-    raise ValueError(f"{path} ends in {path.suffix!r}, expected a folder of videos, or a .csv, .tsv or .jsonl file.")
-  else:
-    whole = Manifest(path, Path(root) if root else path.parent, columns, labels)
-  if _kept is not None:
-    _kept[key] = whole
-  return whole
+
+  def make():
+    if path.is_dir():
+      return FolderSource(path, labels, links)
+    if not path.exists():
+      raise FileNotFoundError(f"{path} does not exist: pass a folder of videos, or a .csv, .tsv or .jsonl file.")
+    if path.suffix.lower() not in (".csv", ".tsv", ".jsonl"):
+      raise ValueError(f"{path} ends in {path.suffix!r}, expected a folder of videos, or a .csv, .tsv or .jsonl file.")
+    return Manifest(path, Path(root) if root else path.parent, columns, labels)
+
+  return kept(key, make)
+
+
+def video_files(root: Path) -> Iterator[str]:
+  """Paths of the video files below a folder, relative, with slashes; links out of it are not followed."""
+  if not root.is_dir():
+    raise FileNotFoundError(f"{root} is no folder, expected one of videos: check the path.")
+  return _walk(root, False, [])
 
 
 def label_list(labels) -> tuple[str, ...] | None:

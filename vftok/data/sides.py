@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("val", "valid", "validate", "validation"), "val")
 
 
 class NoSuchSplit(ValueError):

@@ -12,6 +12,7 @@ from vftok.data.curves import curves
 from vftok.data.folder import video_folder
 from vftok.data.latents import latents
 from vftok.data.packed import packed
+from vftok.data.published import kinetics, panda70m, ucf101
 from vftok.data.shapes import ShapesSource
 from vftok.data.tfds_source import TfdsSource, named_tfds, open_tfds
 from vftok.data.tokens import tokens
@@ -102,6 +103,9 @@ DATASETS: dict[str, Callable[..., Source]] = {
   "clips": clips,
   "video_folder": video_folder,
   "prepared": prepared,
+  "panda70m": panda70m,
+  "kinetics": kinetics,
+  "ucf101": ucf101,
   "tfds": tfds,
   "packed": packed,
   "sim": sim,

@@ -1,6 +1,7 @@
 """Brings any number of videos to one size and rate: `python -m vftok.tools.prepare_videos --videos DIR --out SET`.
 
-DIR is a folder tree or a manifest (see `video_folder`). SET is a TFDS set of short mp4 files (ArrayRecord), read back
+DIR is a folder tree or a manifest (see `video_folder`), or a published list with its --kind and the videos' --root (see
+`vftok.data.published`). SET is a TFDS set of short mp4 files (ArrayRecord), read back
 by kind="tfds", directory=SET, video="mp4", caption="caption". Every chunk of clips becomes one shard, written whole
 by whoever computed it, so that a stopped run goes on where it was and nothing passes through one process. --engine
 local uses the cores of this machine; --engine ray runs the same function on a Ray cluster (pip install ray),
@@ -25,6 +26,7 @@ from vftok.data import bad_clips, shards
 from vftok.data.container import VideoBytes
 from vftok.data.dataset_writer import is_made, whole_directory, work_directory
 from vftok.data.folder import opened_once, video_folder
+from vftok.data.published import kinetics, panda70m, ucf101
 from vftok.data.sides import NoSuchSplit
 from vftok.data.video import check_fps, iter_frames
 from vftok.data.video_writer import video_writer
@@ -35,6 +37,7 @@ from vftok.tools.command import exit_code, leave_signals
 
 NAME, VERSION = "vftok_videos", "1.0.0"
 BAD = "bad_clips.jsonl"
+KINDS = {"video_folder": video_folder, "panda70m": panda70m, "kinetics": kinetics, "ucf101": ucf101}
 
 
 class Job(NamedTuple):
@@ -70,9 +73,7 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _prepare(args: argparse.Namespace) -> None:
-  out, options = Path(args.out), dict(path=str(Path(args.videos).absolute()), holdout=args.holdout)
-  if args.labels:
-    options["labels"] = str(Path(args.labels).absolute())
+  out, options = Path(args.out), _options(args)
   recipe = {"set": NAME, "version": VERSION, "source": options, "size": args.size, "fps": args.fps}
   recipe |= {"seconds": args.seconds, "chunk": args.chunk}
   if is_made(out, recipe):
@@ -97,9 +98,25 @@ def _prepare(args: argparse.Namespace) -> None:
   print(f"{out}: {made} clips" + (f"; {lost} could not be read, {out / BAD} names each and says why" if lost else ""))
 
 
+def _options(args) -> dict[str, Any]:
+  """The kind of source and its options."""
+  if args.kind != "video_folder" and not args.root:
+    raise ValueError(f"--kind is {args.kind}, expected --root beside it: the folder of the videos that are listed.")
+  options = dict(kind=args.kind, path=str(Path(args.videos).absolute()))
+  if args.root:
+    options["root"] = str(Path(args.root).absolute())
+  if args.labels:
+    if args.kind != "video_folder":
+      raise ValueError(
+        f"--labels is {args.labels} and --kind {args.kind}, expected video_folder: its list has its own."
+      )
+    options["labels"] = str(Path(args.labels).absolute())
+  return options | (dict(holdout=args.holdout) if args.kind in ("video_folder", "panda70m") else {})
+
+
 def _source(options, split):
   try:
-    source = video_folder(split, **options)
+    source = KINDS[options["kind"]](split, **{name: value for name, value in options.items() if name != "kind"})
   except NoSuchSplit:
     return None
   return source if len(source) else None
@@ -218,6 +235,8 @@ def _finish(directory: Path, jobs: list[Job], names: dict[str, tuple[str, ...]])
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(prog="python -m vftok.tools.prepare_videos", description=__doc__.split("\n\n")[0])
   parser.add_argument("--videos", required=True, help="a folder of videos, or a .csv, .tsv or .jsonl manifest")
+  parser.add_argument("--kind", choices=list(KINDS), default="video_folder", help="what --videos is")
+  parser.add_argument("--root", help="where the videos of a list are; of a manifest by default its own folder")
   parser.add_argument("--out", required=True, help="directory to write")
   parser.add_argument("--splits", nargs="+", default=["train", "val", "test"], help="those that are there are made")
   parser.add_argument("--holdout", type=float, default=0.05, help="share of files in val, where nothing says splits")

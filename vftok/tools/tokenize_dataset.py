@@ -67,7 +67,7 @@ def tokenize(cfg: ConfigDict, out: str | os.PathLike, *, workers: int = 0) -> st
 
   if "tokenize" not in cfg:
     raise ValueError("this config has no `tokenize` part: pass one for generators, such as configs/t2v.py:mini.")
-  with locked(local(out, "--out")) if not jax.process_index() else contextlib.nullcontext():
+  with locked(local(out, "--out")) if not jax.process_index() else contextlib.nullcontext(), opened_once():
     return _tokenize(cfg, Path(out), workers)
 
 
@@ -82,6 +82,7 @@ def _tokenize(cfg: ConfigDict, out: Path, workers: int) -> str:
     raise ValueError(f"tokenize.size is {law.size}, expected {tok.frame_size[0]}: the tokenizer's frame size.")
   steps = tok.steps_for(law.frames)
   check_batch(law.batch_size, "tokenize.batch_size")
+  _check_label_names(law)
   encoder, router = _text_encoder(law), _router(law, tok.fingerprint(params))
   meta = {
     "set": NAME,
@@ -109,12 +110,10 @@ def _tokenize(cfg: ConfigDict, out: Path, workers: int) -> str:
     work_directory(work, meta)
   together("tokenize_dataset begins")
   shards, classes = {}, []
-  with opened_once():
-    _check_label_names(law)
-    how = (work, meta, tok, copied(params), encoder, router, workers)
-    for split, sources in meta["splits"].items():
-      shards[split], names = _encode_split(law, split, sources, *how)
-      classes += names
+  how = (work, meta, tok, copied(params), encoder, router, workers)
+  for split, sources in meta["splits"].items():
+    shards[split], names = _encode_split(law, split, sources, *how)
+    classes += names
   together("tokenize_dataset ends")
   if jax.process_count() > 1:
     time.sleep(1.0)  # network file systems show new names late
