@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from vftok.arguments import parse, parser
+from vftok.words import cut, sentence
 
 # jax, PyAV and the models load inside the commands: --help must not wait for them.
 
@@ -24,12 +25,12 @@ def main(argv=None) -> int:
   try:
     args.run(args)
   except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
-    print(f"vftok: error: {error}", file=sys.stderr)
+    print(f"vftok: error: {sentence(error)}", file=sys.stderr)
     return 2
   except BrokenPipeError:  # whoever reads our output has seen enough, as in `vftok info m | head`
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   except OSError as error:
-    print(f"vftok: error: {error.filename or 'a file'} cannot be used: {error.strerror}.", file=sys.stderr)
+    print(f"vftok: error: {cut(error.filename or 'a file', 200)} cannot be used: {error.strerror}.", file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     print("vftok: stopped.", file=sys.stderr)

@@ -9,6 +9,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from vftok.process import INTERRUPTED, begin, leave
+from vftok.words import sentence
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file, e.g. configs/tokenizer.py:mini.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics, videos and the model go.")
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> None:
   except (ValueError, FileNotFoundError, ModuleNotFoundError, train.NotFinite) as error:
     if os.environ.get("VFTOK_TRACEBACK"):
       raise
-    sys.exit(f"error: {error}")
+    sys.exit(f"error: {sentence(error)}")
   except KeyboardInterrupt:
     print(INTERRUPTED, file=sys.stderr)
     sys.exit(130)

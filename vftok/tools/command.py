@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 from vftok.process import INTERRUPTED
+from vftok.words import sentence
 
 
 def exit_code(name: str, run: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
@@ -14,7 +15,7 @@ def exit_code(name: str, run: Callable[[argparse.Namespace], None], args: argpar
   try:
     run(args)
   except (ValueError, RuntimeError, OSError, ModuleNotFoundError) as error:
-    print(f"{name}: error: {error}", file=sys.stderr)
+    print(f"{name}: error: {sentence(error)}", file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     print(f"{name}: {INTERRUPTED}", file=sys.stderr)
@@ -27,7 +28,7 @@ def or_exit(run: Callable[[], None]) -> None:
   try:
     run()
   except (ValueError, FileNotFoundError, RuntimeError, ModuleNotFoundError) as error:
-    sys.exit(f"error: {error}")
+    sys.exit(f"error: {sentence(error)}")
   except KeyboardInterrupt:
     print(INTERRUPTED, file=sys.stderr)
     sys.exit(130)
