@@ -121,3 +121,17 @@ def test_whole_generator_by_the_kernel(kernel, monkeypatch):
   monkeypatch.setenv("VFTOK_ATTENTION", "xla")
   for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(jax.grad(loss)(params)), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.abs(b).max() + 1e-9))
+
+
+def test_short_sequences_take_one_product_under_a_mask(monkeypatch):
+  """Two products instead of two per group of rows, which is what most of compiling a small model goes into."""
+  layout = Layout(5, 16, 4, "time_block_causal_last")
+  rng = np.random.default_rng(0)
+  q, k, v = (jnp.asarray(rng.normal(size=(2, 2, layout.length, 8)), jnp.float32) for _ in range(3))
+  run = jax.jit(lambda q, k, v: attention.attend(*(attention.layer_norm_of(x) for x in (q, k)), v, layout))
+  count = lambda: run.lower(q, k, v).as_text().count("stablehlo.dot_general")
+  short, products = run(q, k, v), count()
+  monkeypatch.setattr(attention, "SHORT", 0)
+  jax.clear_caches()
+  assert (products, count()) == (2, 20)
+  np.testing.assert_allclose(run(q, k, v), short, atol=1e-6)
