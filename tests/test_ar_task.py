@@ -3,13 +3,14 @@
 import json
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
 from configs import c2v, t2v
 from configs import tokenizer as tokenizer_configs
-from vftok import evaluate, sample, sample_run, train
+from vftok import evaluate, sample, sample_run, target, train
 from vftok.data.dataset_writer import whole_directory
 from vftok.data.shapes import SHAPES
 from vftok.data.tokens import write_tokens
@@ -283,3 +284,24 @@ def test_prompts_of_a_text_file_are_its_lines(tmp_path):
     sample_run.read_prompts("")
   with pytest.raises(ValueError, match="'tokenizer', which samples nothing"):
     sample_run.run(tokenizer_configs.get_config("smoke"), tmp_path)
+
+
+def test_a_cpu_trains_few_layers_unrolled(text_tokens, monkeypatch):
+  """No loop over layers is in the program of a loss; saved models keep the form that their config names."""
+  cfg = t2v.get_config("smoke")
+  cfg.data.sources.tokens.directory = cfg.eval.sets.val.tokens.directory = str(text_tokens)
+  cfg.model.ar.depth = 3
+
+  def loops(platform) -> int:
+    monkeypatch.setattr(target, "COMPILE_FOR", platform)
+    task = make_task(cfg)
+    assert task.gen.cfg.ar.scan
+    shape = jax.ShapeDtypeStruct
+    batch = {"ids": shape((2, 5, 4), np.uint16), "text_emb": shape((2, S, C), np.float16)}
+    batch |= {"text_mask": shape((2, S), bool), "_mask": shape((2,), bool)}
+    params = nn.unbox(jax.eval_shape(task.init, jax.random.key(0)))
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+    loss = jax.grad(lambda params, batch, keys: task.loss(params, {}, batch, keys, 0)[0])
+    return jax.jit(loss).lower(params, batch, keys).as_text().count("stablehlo.while")
+
+  assert loops("gpu") == loops("cpu") + 2  # forward and backward

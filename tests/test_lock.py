@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from vftok import lock, whole
-from vftok.process import ended_by_signals, local, sentence
+from vftok.process import ended_by_signals, local
 from vftok.tools.command import exit_code
+from vftok.words import sentence
 
 HOLD = """
 import sys, time

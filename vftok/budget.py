@@ -6,6 +6,7 @@ import dataclasses
 import os
 
 from vftok.reward import check_weight
+from vftok.words import brief, is_number, is_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +32,21 @@ class Auto:
   def __post_init__(self):
     given = {name: value for name in ("mean", "total", "preference") if (value := getattr(self, name)) is not None}
     if len(given) != 1:
-      raise ValueError(f"a budget got {given or 'nothing'}, expected one of mean, total and preference: pass one.")
+      raise ValueError(f"a budget got {brief(given or None)}, expected one of mean, total and preference: pass one.")
+    if self.mean is not None and not (is_number(self.mean) and self.mean >= 1):
+      raise ValueError(f"budget.mean is {brief(self.mean)}, expected tokens per time step, a number of at least 1.")
+    if self.total is not None and not (is_whole(self.total) and self.total >= 1):
+      raise ValueError(f"budget.total is {brief(self.total)}, expected tokens of a video, a whole number of 1 or more.")
     if self.preference is not None:
       check_weight(self.preference)
-    if any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in self.first):
-      raise ValueError(f"budget.first is {self.first}, expected whole numbers of at least 1.")
-    if not isinstance(self.tries, int) or self.tries < 0 or self.tries == 1:
-      raise ValueError(f"budget.tries is {self.tries!r}, expected 0 or at least 2: of one there is nothing to choose.")
+    if self.router is not None and not isinstance(self.router, str | os.PathLike):
+      raise ValueError(f"budget.router is {brief(self.router)}, expected a directory or the name of a shipped router.")
+    if not isinstance(self.first, tuple | list) or not all(is_whole(k) and k >= 1 for k in self.first):
+      raise ValueError(f"budget.first is {brief(self.first)}, expected whole numbers of at least 1.")
+    if not is_whole(self.tries) or self.tries < 0 or self.tries == 1:
+      raise ValueError(
+        f"budget.tries is {brief(self.tries)}, expected 0 or at least 2: of one there is nothing to choose."
+      )
 
   @classmethod
   def parse(cls, text: str, router: str | None = None, tries: int = 0) -> Auto:
@@ -52,6 +61,6 @@ class Auto:
         raise ValueError
       number = int(value) if name == "total" else float(value)
     except ValueError:
-      sentence = f"the budget is {text!r}, expected auto:16, auto:total=80 or auto:preference=1.2."
+      sentence = f"the budget is {brief(text)}, expected auto:16, auto:total=80 or auto:preference=1.2."
       raise ValueError(sentence) from None
     return cls(**{name or "mean": number}, router=router, tries=tries)

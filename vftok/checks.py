@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vftok.config import TokenizerConfig
+from vftok.config import DTYPES, TokenizerConfig
 from vftok.geometry import TIME_FACTOR
 from vftok.models.flow import APG, CFG, GUIDANCES, SOLVERS, Guidance, Sampling
 from vftok.types import VideoTokens, check_counts, is_concrete
+from vftok.words import brief, is_whole
 
 
 def check_video(video, frame_size: tuple[int, int], name: str = "video", frames: bool = True) -> jax.Array | np.ndarray:
@@ -56,7 +59,7 @@ def check_first_frames(frames, frame_size: tuple[int, int], chunk_frames: int) -
 
 def check_latents(latents, of_step: tuple[int, ...]) -> jax.Array:
   """float32 [B, T, h, w, C] where `of_step` is (h, w, C)."""
-  shape = jnp.shape(latents)
+  shape = getattr(latents, "shape", ())
   if len(shape) != 5 or shape[2:] != of_step:
     raise ValueError(f"latents have shape {shape}, expected [B, T, {', '.join(map(str, of_step))}].")
   return check_array(latents, shape, "latents")
@@ -80,28 +83,49 @@ def check_sampling(options: dict[str, Any], cfg: TokenizerConfig) -> Sampling:
   """The options as `Sampling`; ValueError where one is out of range, or guides a model that has no null vector."""
   has_null = "null" in cfg.decoder.replacements
   usual = {"steps": cfg.solver_steps, "guidance": GUIDANCES[cfg.guidance](cfg.scale)}
+  check_options(options, [field.name for field in dataclasses.fields(Sampling)], "decoding")
   sampling = Sampling(**usual | options)
   steps, solver, guidance = sampling.steps, sampling.solver, sampling.guidance
-  if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1:
-    raise ValueError(f"steps is {steps!r}, expected a whole number of solver steps, 1 or more.")
-  if solver not in SOLVERS:
-    raise ValueError(f"solver is {solver!r}, expected one of {', '.join(SOLVERS)}.")
+  if not is_whole(steps) or steps < 1:
+    raise ValueError(f"steps is {brief(steps)}, expected a whole number of solver steps, 1 or more.")
+  if not isinstance(solver, str) or solver not in SOLVERS:
+    raise ValueError(f"solver is {brief(solver)}, expected one of {', '.join(SOLVERS)}.")
   if guidance is None:
     return sampling
   if not isinstance(guidance, (CFG, APG)):
-    raise ValueError(f"guidance is {guidance!r}, expected None, vftok.CFG(scale) or vftok.APG(scale).")
+    raise ValueError(f"guidance is {brief(guidance)}, expected None, vftok.CFG(scale) or vftok.APG(scale).")
   if not has_null:
     raise ValueError("this model has no null vector, so it cannot be guided: pass guidance=None.")
   for name in ("scale",) if isinstance(guidance, CFG) else ("scale", "eta", "momentum", "threshold"):
     value = getattr(guidance, name)
-    if not isinstance(value, jax.Array) and np.asarray(value).dtype.kind not in "iuf":
-      raise ValueError(f"guidance.{name} is {str(value)[:60]!r}, expected a number.")
+    if not isinstance(value, jax.Array) and not _numbers(value):
+      raise ValueError(f"guidance.{name} is {brief(value)}, expected a number.")
     if not is_finite(value):
-      raise ValueError(f"guidance.{name} is {str(value)[:60]}, expected finite numbers: change the guidance.")
+      raise ValueError(f"guidance.{name} is {brief(value)}, expected finite numbers: change the guidance.")
   scale = jnp.shape(guidance.scale)
   if scale not in ((), (steps,)):
     raise ValueError(f"guidance.scale has shape {scale}, expected one number, or one per step [{steps}].")
   return sampling
+
+
+def check_options(options: Iterable[str], known: Sequence[str], what: str) -> None:
+  """Raises ValueError where one of the options is not known."""
+  for name in options:
+    if name not in known:
+      raise ValueError(f"{brief(name)} is no option of {what}, expected some of {', '.join(known)}.")
+
+
+def _numbers(value) -> bool:
+  try:
+    return np.asarray(value).dtype.kind in "iuf"
+  except ValueError:  # ragged
+    return False
+
+
+def check_dtype(dtype: str | None) -> None:
+  """Raises ValueError unless a model can compute in `dtype`; None stands for its own."""
+  if dtype is not None and (not isinstance(dtype, str) or dtype not in DTYPES):
+    raise ValueError(f"dtype is {brief(dtype)}, expected {' or '.join(map(repr, DTYPES))}.")
 
 
 def check_key(key, what: str) -> None:
@@ -110,7 +134,7 @@ def check_key(key, what: str) -> None:
     raise ValueError(f"{what} got neither key nor noise, expected one: pass jax.random.key(seed).")
   new = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()
   if not new and not (hasattr(key, "dtype") and key.dtype == np.uint32 and key.ndim == 1):
-    raise ValueError(f"key is {str(key)[:40]!r}, expected one random key: pass jax.random.key(seed).")
+    raise ValueError(f"key is {brief(key, 42)}, expected one random key: pass jax.random.key(seed).")
 
 
 def is_finite(x) -> bool:
@@ -129,7 +153,10 @@ def check_made(tokens: VideoTokens, what: str) -> VideoTokens:
 
 
 def check_array(array, shape: tuple[int, ...], name: str) -> jax.Array:
-  array = jnp.asarray(array)
+  try:
+    array = jnp.asarray(array)
+  except (TypeError, ValueError):
+    raise ValueError(f"{name} is {brief(array)}, expected a float array {tuple(shape)}.") from None
   if array.shape != tuple(shape) or not jnp.issubdtype(array.dtype, jnp.floating):
     raise ValueError(f"{name} has shape {array.shape} and dtype {array.dtype}, expected float {tuple(shape)}.")
   if not is_finite(array):
@@ -149,6 +176,8 @@ def check_first_latents(first_latents, noise: jax.Array) -> tuple[jax.Array, int
 
 def check_tokens(tokens: VideoTokens, registers: int, codebook_size: int) -> None:
   """Raises ValueError with one sentence where `tokens` cannot belong to a model of these sizes."""
+  if not isinstance(tokens, VideoTokens):
+    raise ValueError(f"tokens are {brief(tokens)}, expected VideoTokens: of encode, or VideoTokens.full(ids).")
   ids, keep = tokens.ids, tokens.keep
   for name, array in (("ids", ids), ("keep", keep)):
     if not hasattr(array, "dtype") or not jnp.issubdtype(array.dtype, jnp.integer):
@@ -164,6 +193,8 @@ def check_tokens(tokens: VideoTokens, registers: int, codebook_size: int) -> Non
   if keep.shape != ids.shape[:2]:
     raise ValueError(f"tokens.keep has shape {keep.shape}, expected {ids.shape[:2]}, one count per time step.")
   check_counts(keep, registers)
+  if tokens.frames is not None and not (is_whole(tokens.frames) and tokens.frames >= 1):
+    raise ValueError(f"tokens.frames is {brief(tokens.frames)}, expected how many frames the video has, 1 or more.")
   if is_concrete(ids) and is_concrete(keep):
     kept = np.arange(registers) < np.asarray(keep)[:, :, None]
     valid = np.asarray(ids)[kept]

@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 
 from vftok.arguments import parse, parser
-from vftok.process import ended_by_signals, sentence
+from vftok.process import ended_by_signals
+from vftok.words import sentence
 
 # jax, PyAV and the models load inside the commands: --help must not wait for them.
 

@@ -12,12 +12,14 @@ import numpy as np
 from vftok.checks import is_finite
 from vftok.models.ar_inputs import Condition
 from vftok.types import is_concrete
+from vftok.words import brief, cut, is_whole
 
 if TYPE_CHECKING:
   from vftok.generator import GeneratorConfig
 
 KINDS = "None, {'label': ...}, {'text': [...]} or {'text_emb': ..., 'text_mask': ...}"
 MAX_CHARACTERS = 2_000
+MAX_BATCH = 2**20
 
 
 def condition(cfg: GeneratorConfig, cond: Mapping | None, batch: int | None = None) -> Condition:
@@ -26,13 +28,15 @@ def condition(cfg: GeneratorConfig, cond: Mapping | None, batch: int | None = No
   Raises:
     ValueError: a kind the model does not know, classes out of range, empty prompts, or shapes that do not fit.
   """
+  if batch is not None and not (is_whole(batch) and 1 <= batch <= MAX_BATCH):
+    raise ValueError(f"batch is {brief(batch)}, expected how many videos to make, a whole number of 1..{MAX_BATCH}.")
   if isinstance(cond, Condition):  # arrays that are checked already: of a batch
     return cond
   if cond is None:
     return Condition(null_BxG=jnp.ones((1 if batch is None else batch, 1), bool))
   keys = set(cond) if isinstance(cond, Mapping) else None
   if keys not in ({"label"}, {"text"}, {"text_emb", "text_mask"}):
-    raise ValueError(f"cond is {str(cond)[:60]!r}, expected {KINDS}.")
+    raise ValueError(f"cond is {brief(cond)}, expected {KINDS}.")
   if "label" in keys:
     out = Condition(label_BxG=_labels(cfg, cond["label"])[:, None])
   else:
@@ -51,8 +55,11 @@ def _labels(cfg: GeneratorConfig, labels) -> jnp.ndarray:
   if not n:
     raise ValueError("this generator knows no classes: pass a text or None.")
   if isinstance(labels, (list, tuple)) and any(isinstance(name, str) for name in labels):
-    labels = [class_index(cfg.classes, name) for name in labels]
-  labels = np.asarray(labels) if is_concrete(labels) else labels
+    labels = [class_index(cfg.classes, name) if isinstance(name, str) else name for name in labels]
+  try:
+    labels = np.asarray(labels) if is_concrete(labels) else labels
+  except ValueError:
+    raise ValueError(f"label is {brief(labels)}, expected integers [B], or names of classes.") from None
   if labels.ndim != 1 or np.dtype(labels.dtype).kind not in "iu" or not labels.size:
     raise ValueError(f"label has shape {labels.shape} and dtype {labels.dtype}, expected integers [B].")
   if not is_concrete(labels):
@@ -69,8 +76,9 @@ def class_index(classes: Sequence[str], name: str) -> int:
     return classes.index(name)
   if name.isdecimal():
     return int(name)
-  known = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
-  raise ValueError(f"class {name!r} is unknown, expected {known or 'a number: this generator has no class names'}.")
+  known = cut(", ".join(classes[:8]) + (", ..." if len(classes) > 8 else ""), 150)
+  known = known or "a number: this generator has no class names"
+  raise ValueError(f"class {brief(name)} is unknown, expected {known}.")
 
 
 def _text(cfg: GeneratorConfig, texts):
@@ -81,7 +89,7 @@ def _text(cfg: GeneratorConfig, texts):
   if (
     isinstance(texts, str) or not isinstance(texts, Sequence) or not all(isinstance(t, str) for t in texts) or not texts
   ):
-    raise ValueError(f"text is {str(texts)[:60]!r}, expected a list of strings.")
+    raise ValueError(f"text is {brief(texts)}, expected a list of strings.")
   for text in texts:
     if not text.strip():
       raise ValueError("a prompt is empty: write one, or pass None for no condition.")
@@ -100,7 +108,12 @@ def text_encoder(name: str, path: str, max_tokens: int):
 
 
 def _features(cfg: GeneratorConfig, features, mask) -> Condition:
-  features, mask = jnp.asarray(features), jnp.asarray(mask)
+  try:
+    features, mask = jnp.asarray(features), jnp.asarray(mask)
+  except (TypeError, ValueError):
+    raise ValueError(
+      f"text_emb is {brief(features)} and text_mask {brief(mask)}, expected arrays [B, S, {cfg.ar.ctx_dim}] and [B, S]."
+    ) from None
   if features.ndim != 3 or features.shape[2] != cfg.ar.ctx_dim or features.shape[:2] != mask.shape:
     raise ValueError(
       f"text_emb has shape {features.shape} and text_mask {mask.shape}, expected [B, S, {cfg.ar.ctx_dim}] and [B, S]."

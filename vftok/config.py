@@ -17,6 +17,7 @@ from vftok.models.flow import GUIDANCES
 from vftok.models.layers import POSITION_KINDS, PositionConfig
 from vftok.models.transformer import StackConfig
 from vftok.models.vae import VAEConfig
+from vftok.words import brief
 
 FORMAT, FORMAT_VAE, FORMAT_GENERATOR = "vftok-tokenizer", "vftok-vae", "vftok-generator"
 FORMAT_ROUTER = "vftok-router"
@@ -73,7 +74,7 @@ def from_json(data: dict[str, Any]) -> TokenizerConfig:
 def _without_header(data: dict[str, Any]) -> dict[str, Any]:
   version = data.get("version")
   if version != FORMAT_VERSION:
-    raise ValueError(f"config version is {short(version)}, expected {FORMAT_VERSION}: update vftok to read this model.")
+    raise ValueError(f"config version is {brief(version)}, expected {FORMAT_VERSION}: update vftok to read this model.")
   return {k: v for k, v in data.items() if k not in ("format", "version")}
 
 
@@ -250,13 +251,7 @@ def _counts(where: str, **fields) -> None:
 
 def _expect(ok, name: str, value, what: str) -> None:
   if not ok:
-    raise ValueError(f"the config has {name} = {short(value)}, expected {what}.")
-
-
-def short(value) -> str:
-  """A value inside one sentence: cut where it is long."""
-  text = repr(value)
-  return text if len(text) <= 60 else f"{text[:57]}..."
+    raise ValueError(f"the config has {name} = {brief(value)}, expected {what}.")
 
 
 def _build(kind, value, where: str):
@@ -266,11 +261,11 @@ def _build(kind, value, where: str):
     return None if value is None else _build(next(a for a in args if a is not type(None)), value, where)
   if dataclasses.is_dataclass(kind):
     if not isinstance(value, dict):
-      raise ValueError(f"{where} is {short(value)}, expected an object with the fields of {kind.__name__}.")
+      raise ValueError(f"{where} is {brief(value)}, expected an object with the fields of {kind.__name__}.")
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(value) - set(hints))
     if unknown:
-      raise ValueError(f"{where} has the unknown key {short(unknown[0])}, expected one of {', '.join(sorted(hints))}.")
+      raise ValueError(f"{where} has the unknown key {brief(unknown[0])}, expected one of {', '.join(sorted(hints))}.")
     missing = [
       f.name
       for f in dataclasses.fields(kind)
@@ -285,7 +280,7 @@ def _build(kind, value, where: str):
       raise ValueError(f"{where} cannot be built ({str(error).rstrip('.')}): correct the config.") from None
   if origin is tuple:
     if not isinstance(value, (list, tuple)):
-      raise ValueError(f"{where} is {short(value)}, expected a list.")
+      raise ValueError(f"{where} is {brief(value)}, expected a list.")
     variadic = len(args) == 2 and args[1] is Ellipsis
     if not variadic and len(args) != len(value):
       raise ValueError(f"{where} has {len(value)} entries, expected {len(args)}.")
@@ -295,5 +290,5 @@ def _build(kind, value, where: str):
   if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53:
     return float(value)
   if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-    raise ValueError(f"{where} is {short(value)}, expected {kind.__name__}.")
+    raise ValueError(f"{where} is {brief(value)}, expected {kind.__name__}.")
   return value

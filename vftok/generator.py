@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -15,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from vftok import generate, generate_adaptive, lengths, order
-from vftok.checks import check_key
+from vftok.checks import check_dtype, check_key
 from vftok.conditions import condition
 from vftok.models.ar import AR, ARConfig
 from vftok.models.ar_inputs import Places
 from vftok.request import Adaptive, Fixed, check_ids, check_mean, request
 from vftok.types import VideoTokens, is_concrete
+from vftok.words import brief, cut, is_whole
 
 Params = dict[str, Any]
 
@@ -78,6 +80,7 @@ class Generator:
     """
     from vftok.convert.load_generator import load
 
+    check_dtype(dtype)
     cfg, params = load(name)
     if dtype is not None:
       cfg = dataclasses.replace(cfg, ar=dataclasses.replace(cfg.ar, dtype=dtype))
@@ -126,7 +129,21 @@ class Generator:
       lengths.check_counts(cfg, keep)
     seq = order.sequence(lengths.extended_counts(cfg, keep), order=cfg.order)
     places = Places.of(seq.time_BxL[:, :length], seq.slot_BxL[:, :length])
-    return _logits(cfg, params, ids, places, condition(self.cfg, cond, b))
+    cond = condition(self.cfg, cond, b)
+    with self._explained(params):
+      return _logits(cfg, params, ids, places, cond)
+
+  @contextlib.contextmanager
+  def _explained(self, params):
+    """Parameters that are another model's become one sentence where a program fails."""
+    try:
+      yield
+    except Exception:
+      from vftok.convert.leaves import check_params
+      from vftok.convert.load_generator import abstract_params
+
+      check_params(lambda: abstract_params(self.cfg), params)
+      raise  # of something else
 
   # ---- sampling
 
@@ -169,6 +186,8 @@ class Generator:
     """
     asked = request(self.cfg, cond, **options)
     loop, memo, state, length = self._start(params, key, asked)
+    if not is_whole(every) or every < 0:
+      raise ValueError(f"every is {brief(every)}, expected a number of positions, or 0 for one slot of all steps.")
     stop, every = int(state.position), every or asked.steps
     while stop < length and not (isinstance(asked, Adaptive) and state.done.all()):
       stop = min(stop + every, length)
@@ -214,7 +233,8 @@ class Generator:
     """(module of the loop, memo, state, positions at most)."""
     keys_B = _keys(key, len(asked.plan.guidance_B))
     loop, more = (generate_adaptive, (asked.prefix,)) if isinstance(asked, Adaptive) else (generate, ())
-    memo, state = loop.start(self.cfg.ar, params, asked.plan, *more, asked.cond, keys_B, **asked.static["start"])
+    with self._explained(params):
+      memo, state = loop.start(self.cfg.ar, params, asked.plan, *more, asked.cond, keys_B, **asked.static["start"])
     return loop, memo, state, state.cache[0][0].shape[2]
 
   def _tokens(self, asked: Fixed | Adaptive, state) -> VideoTokens:
@@ -238,7 +258,7 @@ class Generator:
     """Raises ValueError where a tokenizer of that fingerprint is not the one these tokens belong to."""
     if self.cfg.fingerprint and fingerprint != self.cfg.fingerprint:
       raise ValueError(
-        f"the tokenizer's fingerprint is {fingerprint}, this generator makes tokens of {self.cfg.fingerprint}"
+        f"the tokenizer's fingerprint is {cut(fingerprint)}, this generator makes tokens of {self.cfg.fingerprint}"
         + (f" ({self.cfg.tokenizer}): load that one." if self.cfg.tokenizer else ": load the one it was trained with.")
       )
 

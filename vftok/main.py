@@ -10,7 +10,8 @@ from absl import flags
 
 from vftok.experiment import define_config
 from vftok.experiment import run as run_main
-from vftok.process import INTERRUPTED, begin, ended_by_signals, leave, local, sentence
+from vftok.process import INTERRUPTED, begin, ended_by_signals, leave, local
+from vftok.words import sentence
 
 _CONFIG = define_config("Experiment file, e.g. configs/tokenizer.py:mini.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics, videos and the model go.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import signal
 import sys
@@ -36,15 +35,6 @@ def begin(argv: list[str], *, distributed: bool) -> None:
     _join()
   perf.keep_memory()
   perf.use_compile_cache()
-
-
-def sentence(error: BaseException) -> str:
-  """What to tell of an error: its own sentence, or one about the file that the system speaks of."""
-  if not isinstance(error, OSError) or error.errno is None:
-    return str(error)
-  where = error.filename if error.filename is not None else "a file"
-  what = {errno.ENOSPC: "make room there", errno.EDQUOT: "make room there"}.get(error.errno, "check the path")
-  return f"{os.fsdecode(where)[:200]} cannot be used ({error.strerror}): {what}."
 
 
 def local(path: str | os.PathLike, name: str) -> Path:

@@ -17,6 +17,27 @@ from vftok.models.encoder import Encoder
 from vftok.models.vae import VAE
 
 
+def reads(part: str):
+  """Of a program (config, params, ...): parameters that are another model's become one sentence when it fails."""
+
+  def decorate(program):
+    @functools.wraps(program)
+    def run(cfg, params, *inputs, **options):
+      try:
+        return program(cfg, params, *inputs, **options)
+      except Exception:
+        from vftok.convert.leaves import check_params
+        from vftok.convert.load import abstract_params
+
+        check_params(lambda: abstract_params(cfg), params, part)
+        raise  # of something else
+
+    run._cache_size = program._cache_size
+    return run
+
+  return decorate
+
+
 def exact(dtype: str):
   """What ids, latents and budgets are computed under: a float32 model's products are float32 on every platform.
 
@@ -32,6 +53,7 @@ def to_float(video) -> jax.Array:
   return video.astype(jnp.float32)
 
 
+@reads("vae")
 @functools.partial(jax.jit, static_argnums=0, static_argnames="quick")
 def vae_encode(cfg: TokenizerConfig, params, video_BxFxHxWx3, *, quick: bool = False):
   """(mean, logvar) float32 [B, T, h, w, C] of the VAE's posterior; `quick` for training, where no id is kept."""
@@ -39,12 +61,14 @@ def vae_encode(cfg: TokenizerConfig, params, video_BxFxHxWx3, *, quick: bool = F
     return VAE(cfg.vae).apply({"params": params["vae"]}, to_float(video_BxFxHxWx3), method=VAE.encode)
 
 
+@reads("vae")
 @functools.partial(jax.jit, static_argnums=0)
 def vae_decode(cfg: TokenizerConfig, params, latents_BxTxhxwxC):
   """Frames float32 [B, F, H, W, 3], not clipped."""
   return VAE(cfg.vae).apply({"params": params["vae"]}, latents_BxTxhxwxC, method=VAE.decode)
 
 
+@reads("encoder")
 @functools.partial(jax.jit, static_argnums=0)
 def features(cfg: TokenizerConfig, params, latents_BxTxhxwxC, class_BxTxG=None):
   """z float32 [B, T, K, c] of what the encoder reads: what FSQ rounds."""
@@ -80,6 +104,7 @@ def encode_latents(cfg: TokenizerConfig, params, latents_BxTxhxwxC, video_BxFxHx
   return ids_of(cfg, features(cfg, params, latents, vector))
 
 
+@reads("decoder")
 @functools.partial(jax.jit, static_argnums=0)
 def soft_tokens(cfg: TokenizerConfig, params, ids_BxTxk, keep_BxT):
   """(float32 [B, T, k, D], bool [B, T, k]): codes as the decoder's `codes_in` projects them, 0 where not kept; kept."""
@@ -89,6 +114,7 @@ def soft_tokens(cfg: TokenizerConfig, params, ids_BxTxk, keep_BxT):
   return jnp.where(kept[..., None], x, 0.0), kept
 
 
+@reads("decoder")
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("slots", "null"))
 def velocity(cfg: TokenizerConfig, params, ids_BxTxK, keep_BxT, x_BxTxhxwxC, t, prefix_BxT=None, *, slots, null=False):
   """The decoder's velocity at flow time t (a scalar or [B]).
@@ -111,6 +137,7 @@ def velocity(cfg: TokenizerConfig, params, ids_BxTxK, keep_BxT, x_BxTxhxwxC, t, 
   )
 
 
+@reads("decoder")
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("steps", "solver", "slots", "first_mode", "mask_prefix"))
 def sample_latents(
   cfg: TokenizerConfig,

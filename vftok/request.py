@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -9,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from vftok import generate, generate_adaptive, lengths, order
+from vftok.checks import check_options
 from vftok.conditions import condition
 from vftok.models.ar import ARConfig
 from vftok.models.ar_inputs import Condition, Places
 from vftok.types import VideoTokens, check_counts, is_concrete
+from vftok.words import brief, is_number, is_whole
 
 if TYPE_CHECKING:
   from vftok.generator import GeneratorConfig
@@ -62,6 +65,7 @@ def request(
   given: VideoTokens | None = None,
   given_first: bool = True,
   forced=None,
+  **unknown,
 ) -> Fixed | Adaptive:
   """See `Generator.generate`.
 
@@ -69,15 +73,20 @@ def request(
     ValueError: what the model cannot do, in one sentence.
   """
   ar = cfg.ar
+  check_options(unknown, OPTIONS, "generate")
   cond = condition(cfg, cond, batch)
   b = len(cond.null_BxG)
   steps = ar.steps if steps is None else steps
-  if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= ar.steps:
-    raise ValueError(f"steps is {steps!r}, expected 1..{ar.steps} time steps, as many as the model knows.")
-  if not (np.isfinite(temperature) and temperature >= 0 and 0 < top_p <= 1 and top_k >= 0):
-    raise ValueError(
-      f"temperature is {temperature}, top_k {top_k} and top_p {top_p}, expected 0 or more, 0 or more, and 0..1."
-    )
+  if not is_whole(steps) or not 1 <= steps <= ar.steps:
+    raise ValueError(f"steps is {brief(steps)}, expected 1..{ar.steps} time steps, as many as the model knows.")
+  if not (is_number(temperature) and temperature >= 0 and is_number(top_p) and 0 < top_p <= 1):
+    given_as = f"temperature is {brief(temperature)} and top_p {brief(top_p)}"
+    raise ValueError(f"{given_as}, expected a number of 0 or more, and one above 0 and up to 1.")
+  if not is_whole(top_k) or top_k < 0:
+    raise ValueError(f"top_k is {brief(top_k)}, expected how many of the likeliest tokens to keep, or 0 for all.")
+  for name, value in (("guide_lengths", guide_lengths), ("given_first", given_first)):
+    if not isinstance(value, bool | np.bool_):
+      raise ValueError(f"{name} is {brief(value)}, expected True or False.")
   check_lengths(ar, keep, mean_length, end_bias)
   counts = None if keep is None and ar.lengths != "none" else _budgets(ar, keep, b, steps)
   forced_BxTxK = np.full((b, steps, ar.slots), -1, np.int32)
@@ -145,24 +154,24 @@ def check_lengths(cfg: ARConfig, keep=None, mean_length: float | None = None, en
     check_mean(cfg, keep, mean_length)
     if cfg.lengths == "end_of_step":
       raise ValueError(
-        f"mean_length is {mean_length}, expected none for a model that stops steps by END: pass "
+        f"mean_length is {brief(mean_length)}, expected none for a model that stops steps by END: pass "
         "end_bias=gen.calibrate(..., mean_length=...)."
       )
+  if not is_number(end_bias):
+    raise ValueError(f"end_bias is {brief(end_bias)}, expected a finite number.")
   if end_bias and cfg.lengths != "end_of_step":
-    raise ValueError(f"end_bias is {end_bias}, expected 0 where lengths are {cfg.lengths!r}: there is no END.")
-  if not np.isfinite(end_bias):
-    raise ValueError(f"end_bias is {end_bias}, expected a finite number.")
+    raise ValueError(f"end_bias is {brief(end_bias)}, expected 0 where lengths are {cfg.lengths!r}: there is no END.")
 
 
 def check_mean(cfg: ARConfig, keep, mean_length: float) -> None:
   """Raises ValueError where a model cannot make so many tokens per time step on average."""
-  wish = f"mean_length is {mean_length}"
+  wish = f"mean_length is {brief(mean_length)}"
   if cfg.lengths == "none":
     raise ValueError(f"{wish}, expected none: this model makes as many tokens as `keep` says, so pass that.")
   if keep is not None:
-    raise ValueError(f"{wish} and keep is {str(keep)[:40]}, expected one of the two.")
+    raise ValueError(f"{wish} and keep is {brief(keep)}, expected one of the two.")
   low = cfg.levels[0] if cfg.levels else 1
-  if isinstance(mean_length, bool) or not low <= mean_length <= cfg.slots:
+  if not is_number(mean_length) or not low <= mean_length <= cfg.slots:
     raise ValueError(f"{wish}, expected {low}..{cfg.slots} tokens per time step.")
 
 
@@ -172,7 +181,10 @@ def check_ids(ids, shape_most: int, vocab: int):
   Raises:
     ValueError: another shape or dtype, or ids beyond the vocabulary.
   """
-  ids = jnp.asarray(ids)
+  try:
+    ids = jnp.asarray(ids)
+  except (TypeError, ValueError, OverflowError):
+    raise ValueError(f"ids are {brief(ids)}, expected an integer array [B, 1..{shape_most}].") from None
   if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer) or not 0 < ids.shape[1] <= shape_most:
     raise ValueError(f"ids have shape {ids.shape} and dtype {ids.dtype}, expected integers [B, 1..{shape_most}].")
   if not is_concrete(ids):
@@ -184,17 +196,27 @@ def check_ids(ids, shape_most: int, vocab: int):
 
 
 def _budgets(cfg: ARConfig, keep, b: int, steps: int) -> np.ndarray:
-  counts = np.asarray(cfg.slots if keep is None else keep)
+  counts = _array(cfg.slots if keep is None else keep)
   if counts.dtype.kind not in "iu" or counts.shape not in ((), (steps,), (b, 1), (b, steps)):
     raise ValueError(
-      f"keep is {str(keep)[:40]!r}, expected whole numbers: one, [{steps}], [{b}, 1] or [{b}, {steps}] of them."
+      f"keep is {brief(keep)}, expected whole numbers: one, [{steps}], [{b}, 1] or [{b}, {steps}] of them."
     )
   if counts.min() < 0 or counts.max() > cfg.slots or (counts.ndim == 0 and counts == 0):
     raise ValueError(f"keep is {counts.min() if counts.min() < 1 else counts.max()}, expected 1..{cfg.slots} per step.")
   return np.array(np.broadcast_to(counts, (b, steps)), np.int32)
 
 
+def _array(value) -> np.ndarray:
+  """Of anything that is asked for; what is ragged or no array has dtype object."""
+  try:
+    return np.asarray(value)
+  except ValueError:
+    return np.asarray(None)
+
+
 def _check_given(cfg: ARConfig, given: VideoTokens, b: int, steps: int) -> int:
+  if not isinstance(given, VideoTokens):
+    raise ValueError(f"given is {brief(given)}, expected VideoTokens [{b}, 1..{steps - 1}, {cfg.slots}].")
   shape, slots = jnp.shape(given.ids), cfg.slots
   if len(shape) != 3 or shape[0] != b or shape[2] != slots or not 0 < shape[1] < steps:
     raise ValueError(f"given tokens have shape {shape}, expected [{b}, 1..{steps - 1}, {slots}].")
@@ -207,7 +229,7 @@ def _check_given(cfg: ARConfig, given: VideoTokens, b: int, steps: int) -> int:
 
 
 def _check_forced(cfg: ARConfig, forced, shape) -> np.ndarray:
-  forced = np.asarray(forced)
+  forced = _array(forced)
   if forced.shape != shape or forced.dtype.kind not in "iu":
     raise ValueError(f"forced has shape {forced.shape} and dtype {forced.dtype}, expected integers {shape}.")
   if forced.min() < -1 or forced.max() >= cfg.vocab:
@@ -219,10 +241,12 @@ def _guidance(cfg: GeneratorConfig, guidance, budgets_B) -> np.ndarray:
   """float32 [B]: the scale for each row's budget, its largest count."""
   table = dict(cfg.guidance) if guidance is None else guidance
   if not isinstance(table, Mapping):
-    table = {np.inf: table}
+    table = {2**62: table}
+  if not table or not all(is_whole(k) and is_number(w) for k, w in table.items()):
+    raise ValueError(f"guidance is {brief(guidance)}, expected a number, or budgets with a number each.")
   budgets = sorted(table)
   pick = lambda k: table[next((n for n in budgets if n >= k), budgets[-1])]
-  scale_B = np.array([pick(k) for k in budgets_B], np.float32)
-  if not np.isfinite(scale_B).all():
-    raise ValueError(f"guidance is {guidance!r}, expected a number or budgets with numbers.")
-  return scale_B
+  return np.array([pick(k) for k in budgets_B], np.float32)
+
+
+OPTIONS = [name for name, p in inspect.signature(request).parameters.items() if p.kind is p.KEYWORD_ONLY]

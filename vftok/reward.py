@@ -9,6 +9,8 @@ import dataclasses
 
 import numpy as np
 
+from vftok.words import brief, is_number
+
 LENGTHS = ("tokens", "log", "bits")
 
 
@@ -58,8 +60,8 @@ class Reward:
 
 def check_weight(weight: float) -> None:
   """Raises ValueError unless 0 <= weight <= 2."""
-  if not 0 <= weight <= 2:
-    raise ValueError(f"the weight of quality is {weight}, expected 0..2: that of length is 2 minus it.")
+  if not (is_number(weight) and 0 <= weight <= 2):
+    raise ValueError(f"the weight of quality is {brief(weight)}, expected 0..2: that of length is 2 minus it.")
 
 
 def lengths(keep_NxT, length: str = "tokens", bits: float = 1.0) -> np.ndarray:

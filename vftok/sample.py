@@ -16,6 +16,7 @@ from vftok.data.video_writer import to_uint8
 from vftok.features.dino_inputs import check_dino
 from vftok.geometry import check_whole_latents
 from vftok.types import VideoTokens
+from vftok.words import brief, cut, is_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,11 +82,15 @@ def sample(
   most = gen.cfg.ar.steps
   window = tok.frames_for(most)
   total = window if frames is None else frames
+  if not is_whole(total):
+    raise ValueError(f"frames is {brief(frames)}, expected 1 + a multiple of 4, or 0 for no end.")
+  if first_frames is not None and len(np.shape(first_frames)) != 5:
+    raise ValueError(f"first_frames have shape {cut(np.shape(first_frames))}, expected [B, 1 + 4j, H, W, 3].")
   if total and (total < 1 or total % 4 != 1):
-    raise ValueError(f"frames is {frames}, expected 1 + a multiple of 4, or 0 for no end.")
-  for name, count in (("context", context), ("first_frames", 1 if first_frames is None else first_frames.shape[1])):
-    if count % 4 != 1 or not 0 < count < window:
-      raise ValueError(f"{name} has {count} frames, expected 1 + a multiple of 4 below {window}.")
+    raise ValueError(f"frames is {brief(frames)}, expected 1 + a multiple of 4, or 0 for no end.")
+  for name, count in (("context", context), ("first_frames", 1 if first_frames is None else np.shape(first_frames)[1])):
+    if not is_whole(count) or count % 4 != 1 or not 0 < count < window:
+      raise ValueError(f"{name} has {brief(count)} frames, expected 1 + a multiple of 4 below {window}.")
   mean_length = options.pop("mean_length", None)
   if mean_length is not None:
     cond, options["batch"] = _rows(gen, cond, options.get("batch"), first_frames)

@@ -6,7 +6,7 @@ import pathlib
 import re
 from collections.abc import Callable
 
-from vftok.words import brief, cut
+from vftok.words import cut
 
 INDEX = "model.safetensors.index.json"
 MAX_SHARDS = 1_000
@@ -26,20 +26,18 @@ def read_index(
   names = sorted(set(where.values()))
   if len(names) > MAX_SHARDS:
     raise ValueError(f"{cut(index, 150)} names {len(names)} files, expected {MAX_SHARDS} at most: fetch it again.")
+  missing = [name for name in names if not (index.parent / name).is_file()]
+  if missing:
+    which = f"{cut(index.parent, 150)} has no {cut(missing[0])}"
+    raise FileNotFoundError(f"{which}, which {INDEX} names: fetch the missing shard.")
   shapes: dict[str, tuple[int, ...]] = {}
   for name in names:
     path = index.parent / name
-    if not path.is_file():
-      raise FileNotFoundError(
-        f"{cut(index.parent, 150)} has no {cut(name)}, which {INDEX} names: fetch the missing shard."
-      )
     found = read_header(path)[0]
     wanted = {key for key, file in where.items() if file == name}
     for key in sorted(wanted ^ found.keys()):
-      holds = "does not hold" if key in wanted else "holds"
-      raise ValueError(
-        f"{cut(path, 150)} {holds} {cut(brief(key).strip(chr(39)))}, otherwise than {INDEX} says: fetch both again."
-      )
+      which = f"{cut(path, 150)} {'does not hold' if key in wanted else 'holds'} {cut(key)}"
+      raise ValueError(f"{which}, otherwise than {INDEX} says: fetch both again.")
     shapes |= found
   return {key: index.parent / name for key, name in where.items()}, shapes
 

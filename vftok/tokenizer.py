@@ -17,6 +17,7 @@ from vftok import identity, programs, stream
 from vftok.budget import Auto
 from vftok.checks import (
   check_array,
+  check_dtype,
   check_first_frames,
   check_first_latents,
   check_key,
@@ -35,6 +36,7 @@ from vftok.models.encoder import Encoder
 from vftok.models.flow import gaussian
 from vftok.models.vae import VAE
 from vftok.types import VideoTokens, is_concrete
+from vftok.words import brief
 
 Params = dict[str, Any]
 
@@ -74,6 +76,7 @@ class Tokenizer(Geometry):
     """
     from vftok.convert.load import load
 
+    check_dtype(dtype)
     cfg, params = load(name, vae)
     if dino is not None:
       dino, params["dino"] = load_dino(cfg, dino)
@@ -141,7 +144,7 @@ class Tokenizer(Geometry):
       budget: None, one count for all steps, or `vftok.Auto` by mean (of each chunk) or preference.
     """
     if fit not in ("error", "pad"):
-      raise ValueError(f"fit is {fit!r}, expected 'error' or 'pad'.")
+      raise ValueError(f"fit is {brief(fit)}, expected 'error' or 'pad'.")
     check_dino(self.cfg, self.dino)
     if isinstance(budget, Auto):
       from vftok.router import encode
@@ -267,7 +270,7 @@ class Tokenizer(Geometry):
     if t > self.chunk_steps:
       raise ValueError(f"the tokens have {t} time steps, expected one chunk of at most {self.chunk_steps}: use decode.")
     if first_mode not in ("clean", "sdedit"):
-      raise ValueError(f"first_mode is {first_mode!r}, expected 'clean' or 'sdedit'.")
+      raise ValueError(f"first_mode is {brief(first_mode)}, expected 'clean' or 'sdedit'.")
     if noise is None:
       check_key(key, "decode_latents")
     noise = gaussian(key, shape) if noise is None else check_array(noise, shape, "noise")

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vftok.words import brief
+
 
 def is_concrete(x) -> bool:
   """True where values can be looked at (not while JAX traces a program)."""
@@ -48,7 +50,7 @@ class VideoTokens:
       raise ValueError(f"keep is ragged, expected an int, [{t}] or [{b}, {t}]: one count per time step.") from None
     if not jnp.issubdtype(counts.dtype, jnp.integer):
       raise ValueError(
-        f"keep is {str(keep)[:40]!r} of dtype {counts.dtype}, expected whole numbers of tokens: pass an int or int32."
+        f"keep is {brief(keep)} of dtype {counts.dtype}, expected whole numbers of tokens: pass an int or int32."
       )
     if counts.shape not in ((), (t,), (b, t)):
       raise ValueError(

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,26 @@ import flax.traverse_util as traverse
 import jax
 import numpy as np
 
+from vftok.words import brief, cut
+
 Leaves = dict[tuple[str, ...], jax.ShapeDtypeStruct]
+
+
+def check_params(leaves: Callable[[], Leaves], params: Any, part: str = "") -> None:
+  """Raises ValueError where parameters are not those that a model asks for; `part`: of them, all where it is ""."""
+  hint = "pass the parameters that were loaded or made with it"
+  if not isinstance(params, Mapping) or (part and part not in params):
+    what = f"have the parts {brief(list(params))}" if isinstance(params, Mapping) else f"are {brief(params)}"
+    raise ValueError(f"params {what}, expected a dict{f' with {part!r}' if part else ''}: {hint}.")
+  below = lambda path: not part or path[0] == part
+  expected = {path: tuple(leaf.shape) for path, leaf in leaves().items() if below(path)}
+  flat = traverse.flatten_dict(nn.unbox({part: params[part]} if part else dict(params)))
+  found = {path: tuple(getattr(leaf, "shape", ())) for path, leaf in flat.items()}
+  for path in sorted(expected.keys() | found.keys(), key=str):
+    if expected.get(path) != found.get(path):
+      mine, theirs = (brief(shapes.get(path)) for shapes in (found, expected))
+      name = cut("/".join(map(str, path)), 80)
+      raise ValueError(f"params are of another model: {name} is {mine}, expected {theirs}; {hint}.")
 
 
 def leaves_of(cfg: Any, init: Callable, *inputs) -> Leaves:

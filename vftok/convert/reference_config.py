@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from vftok.config import TokenizerConfig, check, short
+from vftok.config import TokenizerConfig, check
 from vftok.convert.wiring import (
   ARGUMENTS,
   MODELS,
@@ -23,6 +23,7 @@ from vftok.models.encoder import EncoderConfig
 from vftok.models.layers import POSITION_KINDS, PositionConfig
 from vftok.models.transformer import StackConfig
 from vftok.models.vae import VAEConfig
+from vftok.words import brief
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ def unwrap(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     inner, more = config["videoflextok"], config.get("semantok") or {}
     for name, value in (("videoflextok", inner), ("semantok", more)):
       if not isinstance(value, Mapping):
-        raise ValueError(f"the config has {name} = {short(value)}, expected an object.")
+        raise ValueError(f"the config has {name} = {brief(value)}, expected an object.")
     if "videoflextok" in inner:
       raise ValueError("the config has 'videoflextok' inside 'videoflextok', expected 'video_flex_tok' there.")
     return unwrap(inner)[0], dict(more)
@@ -61,7 +62,7 @@ def parse(config: Mapping[str, Any], vae: VAEConfig) -> tuple[TokenizerConfig, N
   tree = wrapper["video_flex_tok"]
   if not isinstance(tree, Mapping) or class_of(tree) not in MODELS:
     raise ValueError(
-      f"the config gives video_flex_tok the unknown target {short(target_of(tree))}, expected {' or '.join(MODELS)}."
+      f"the config gives video_flex_tok the unknown target {brief(target_of(tree))}, expected {' or '.join(MODELS)}."
     )
   check_targets(tree)
   check_arguments("wrapper", wrapper, WRAPPER)
@@ -72,7 +73,7 @@ def parse(config: Mapping[str, Any], vae: VAEConfig) -> tuple[TokenizerConfig, N
   parts = {"vae": tree["vae"], "regularizer": fsq, "flow_matching_noise_module": noise, "pipeline": pipeline}
   for part, spec in parts.items():
     if not isinstance(spec, Mapping):
-      raise ValueError(f"the config has {part} = {short(spec)}, expected a module.")
+      raise ValueError(f"the config has {part} = {brief(spec)}, expected a module.")
     check_arguments(part, spec, ARGUMENTS)
   levels = tuple(need(fsq, "levels", "regularizer"))
   dino = bool(semantok.get("dino_input"))

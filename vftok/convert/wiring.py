@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from vftok.config import short
+from vftok.words import brief
 
 MODELS = ("VideoFlexTok", "VideoFlowMatchingResampler")
 PLUMBING = ("channels_first_to_last", "channels_last_to_first")
@@ -74,7 +74,7 @@ def check_targets(tree: Any) -> None:
   }
   if isinstance(tree, Mapping):
     if "_target_" in tree and class_of(tree) not in known:
-      raise ValueError(f"the config names the unknown target {short(target_of(tree))}, expected a VideoFlexTok module.")
+      raise ValueError(f"the config names the unknown target {brief(target_of(tree))}, expected a VideoFlexTok module.")
     for value in tree.values():
       check_targets(value)
   elif isinstance(tree, (list, tuple)):
@@ -89,7 +89,7 @@ def check_arguments(name: str, spec: Mapping[str, Any], known: Mapping[str, Any]
     if ok is None and key.endswith("_key") and key not in HARMLESS:
       ok, what = (lambda v: isinstance(v, str)), "a name"
     if ok is not None and value is not None and not ok(value):
-      raise ValueError(f"module {name!r} of the config has {key} = {short(value)}, expected {what}.")
+      raise ValueError(f"module {name!r} of the config has {key} = {brief(value)}, expected {what}.")
 
 
 def target_of(spec) -> Any:
@@ -126,7 +126,7 @@ class Wiring:
       handler = self.HANDLERS.get(class_of(spec))
       if handler is None:
         raise ValueError(
-          f"module {name!r} has the unknown target {short(target_of(spec))}, expected a VideoFlexTok module."
+          f"module {name!r} has the unknown target {brief(target_of(spec))}, expected a VideoFlexTok module."
         )
       check_arguments(name, spec, ARGUMENTS)
       used = handler(self, name, spec)

@@ -21,6 +21,7 @@ from vftok import target
 from vftok.models import cudnn, masks
 
 LOGIT_BOUND = 8.0
+SHORT = 256  # positions up to which one product under a mask is cheaper than one per group of rows: less to compile
 FILLED_LEAST = 512  # positions of a cache from which on reading less of it pays for compiling attention a few times
 QUERY_CHUNK = 512  # rows of the score matrix alive at once on a CPU: 6 heads x 2560 keys stay near its cache
 
@@ -104,6 +105,9 @@ def attend(q_BxnxNxd, k_BxnxNxd, v_BxnxNxd, layout: Layout, *, bounded: bool = T
     return _attend_cudnn(q_BxnxNxd, k_BxnxNxd, v_BxnxNxd, layout, scale)
   k_BxnxdxN = k_BxnxNxd.swapaxes(2, 3) * scale
   rows = functools.partial(_attend_rows, bounded=bounded)
+  groups = layout.row_groups()
+  if len(groups) > 1 and layout.length <= SHORT:
+    return rows(q_BxnxNxd, k_BxnxdxN, v_BxnxNxd, bias_N, last_Q=layout.last_visible())
   out = [
     rows(
       q_BxnxNxd[:, :, first : first + count],
@@ -112,7 +116,7 @@ def attend(q_BxnxNxd, k_BxnxNxd, v_BxnxNxd, layout: Layout, *, bounded: bool = T
       None if bias_N is None else bias_N[:visible],
       first_row=first if causal else None,
     )
-    for first, count, visible, causal in layout.row_groups()
+    for first, count, visible, causal in groups
   ]
   return out[0] if len(out) == 1 else jnp.concatenate(out, axis=1)
 
@@ -186,8 +190,10 @@ def _attend_cudnn(q, k, v, layout: Layout, scale: float):
   return out[0] if len(out) == 1 else jnp.concatenate(out, axis=1)
 
 
-def _attend_rows(q_BxnxQxd, k_BxnxdxM, v_BxnxMxd, bias_M, *, first_row: int | None, bounded: bool) -> jax.Array:
-  """Rows that see all M keys, or (first_row given) key j only from absolute row i >= j on."""
+def _attend_rows(q_BxnxQxd, k_BxnxdxM, v_BxnxMxd, bias_M, *, bounded: bool, first_row=None, last_Q=None) -> jax.Array:
+  """Rows that see all M keys; or (first_row given) key j only from absolute row i >= j on; or (last_Q given, of rows
+  that are one chunk) keys up to a row's own last.
+  """
   b, n, q_len, d = q_BxnxQxd.shape
   chunks = -(-q_len // QUERY_CHUNK) if target.platform() == "cpu" else 1  # elsewhere a loop of small kernels
   size = -(-q_len // chunks)
@@ -198,6 +204,8 @@ def _attend_rows(q_BxnxQxd, k_BxnxdxM, v_BxnxMxd, bias_M, *, first_row: int | No
     if first_row is not None:
       row = first_row + start + jnp.arange(size)[:, None]
       logits = jnp.where(jnp.arange(k_BxnxdxM.shape[3])[None] <= row, logits, -jnp.inf)
+    if last_Q is not None:
+      logits = jnp.where(np.arange(k_BxnxdxM.shape[3]) <= last_Q[:, None], logits, -jnp.inf)
     shift = LOGIT_BOUND if bounded else jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
     p_Bxnxcxm = jnp.exp(logits - (shift if bias_M is None else shift - bias_M))
     out = jnp.einsum(

@@ -19,6 +19,7 @@ from vftok.data.video_writer import to_uint8
 from vftok.generator import Generator
 from vftok.models.ar import AR
 from vftok.models.ar_inputs import Condition, Places
+from vftok.models.layers import as_trained
 from vftok.models.nested import powers_of_two, sample_keep
 from vftok.tasks import Metrics, mean
 
@@ -88,7 +89,7 @@ class ARTask:
   def _nll(self, params, ids_BxL, seq, cond: Condition):
     """Nats [B, L] of each token."""
     places = Places.of(seq.time_BxL, seq.slot_BxL)
-    logits = AR(self.gen.cfg.ar).apply({"params": params}, ids_BxL, places, cond)
+    logits = AR(as_trained(self.gen.cfg.ar)).apply({"params": params}, ids_BxL, places, cond)
     return optax.softmax_cross_entropy_with_integer_labels(logits, ids_BxL)
 
   def _slot_weights(self) -> jax.Array:

@@ -19,6 +19,7 @@ from vftok.data.sources import source_of
 from vftok.generator import Generator
 from vftok.models.ar import AR
 from vftok.models.ar_inputs import Condition, Places, of_segment
+from vftok.models.layers import as_trained
 from vftok.pack import Packing, pack
 from vftok.reward import Reward
 from vftok.tasks import Metrics, mean
@@ -119,7 +120,7 @@ class AdaptiveARTask(ARTask):
 
   def _nats(self, params, ids, seq, places: Places, cond: Condition) -> jax.Array:
     cfg = self.gen.cfg.ar
-    logits = AR(cfg).apply({"params": params}, ids, places, cond)
+    logits = AR(as_trained(cfg)).apply({"params": params}, ids, places, cond)
     logits = jnp.where(lengths.allowed(cfg, places.slot_BxL, jnp), logits, -jnp.inf)
     own = jnp.take_along_axis(logits, ids[:, :, None], axis=2)[:, :, 0]
     # Padding has an id that cannot stand there: no infinity may reach a sum, nor a gradient.
