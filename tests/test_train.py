@@ -70,6 +70,21 @@ def test_stop_and_resume_leave_the_trace_of_one_run(name, whole_run, tmp_path, c
 
 
 @pytest.mark.slow
+def test_another_batch_size_repeats_and_skips_nothing(tmp_path):
+  """The position is carried as examples seen; today's config says nothing about it."""
+  from vftok.data.configured import train_loader
+
+  train.run(config("vae", steps=2), tmp_path)
+  larger = config("vae", steps=3, batch_size=8)
+  train.run(larger, tmp_path)
+  with train_loader(larger, 2 * 4) as loader:
+    assert trace(tmp_path)[-1]["data/ids"] == train._ids(next(iter(loader)))["data/ids"]
+  train.run(config("vae", steps=4), tmp_path)
+  with train_loader(config("vae"), 2 * 4 + 8) as loader:
+    assert trace(tmp_path)[-1]["data/ids"] == train._ids(next(iter(loader)))["data/ids"]
+
+
+@pytest.mark.slow
 def test_lines_beyond_the_checkpoint_are_written_again_not_twice(whole_run, tmp_path):
   train.run(config("tokenizer", steps=2), tmp_path)  # saves at 2
   path = tmp_path / "metrics.jsonl"

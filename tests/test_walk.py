@@ -162,6 +162,13 @@ def test_devices_share_a_batch():
     made = jax.jit(lambda p, v: (v * p["b"] @ p["w"]).sum(1))(chunks.copied({**params}), chunks.shared(video))
     places = [len(x.sharding.device_set) for x in jax.tree.leaves(params)]
     print(len(made.sharding.device_set), int(np.asarray(made)[3, 0]), places)
+    from vftok import sharding
+    with jax.set_mesh(sharding.make_mesh({"data": -1})):
+      for count in (8, 6):
+        mask, words = np.ones(count, bool), np.array(["a"] * count)
+        batch = sharding.spread({"video": video[:count], "_mask": mask, "caption": words})
+        total = float(jax.jit(lambda v: v.sum())(batch["video"]))
+        print(type(batch["_mask"]).__name__, type(batch["video"]).__name__, total == video[:count].sum())
     try:
       chunks.check_batch(6, "tokenize.batch_size")
     except ValueError as error:
@@ -173,7 +180,8 @@ def test_devices_share_a_batch():
   done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
   numbers, *sentence = done.stdout.splitlines()
   assert numbers.split() == ["4", str(sum(range(18, 24))), "[4,", "4]"]
-  assert sentence == ["tokenize.batch_size is 6, expected a multiple of the 4 devices of this host: change it."]
+  assert sentence[:2] == ["ndarray ArrayImpl True", "ndarray ndarray True"]
+  assert sentence[2:] == ["tokenize.batch_size is 6, expected a multiple of the 4 devices of this host: change it."]
 
 
 def run(*words):

@@ -55,8 +55,8 @@ class Checkpoints:
     self._read_only, self._failed = read_only, False
     if not read_only and not jax.process_index():
       for path in self._folders():
-        if not _looks_whole(path):
-          self._set_aside(path, "it is not whole")
+        with contextlib.suppress(OSError):
+          path.rmdir()  # empty ones block nothing; others are looked at when they are read
     together("checkpoints")
     self._manager = None
     if self.directory.is_dir() or not read_only:
@@ -75,11 +75,11 @@ class Checkpoints:
     return sorted((p for p in found if p.is_dir() and p.name.isdecimal()), key=lambda p: -int(p.name))
 
   def steps(self) -> list[int]:
-    """Steps that look whole, the newest first."""
-    return [int(path.name) for path in self._folders() if _looks_whole(path)]
+    """Steps that something was written of, the newest first."""
+    return [int(path.name) for path in self._folders() if any(path.iterdir())]
 
   def latest(self) -> int | None:
-    """The newest whole step, or None."""
+    """The newest step, or None. It may turn out to be damaged when it is read: `restore` then goes on."""
     return next(iter(self.steps()), None)
 
   def save(self, step: int, state: TrainState, data: dict[str, Any], config: dict[str, Any]) -> None:
@@ -200,10 +200,7 @@ class Checkpoints:
         )
 
   def _set_aside(self, path: Path, reason: str) -> None:
-    """An empty folder goes; anything else is kept beside, where it does not count as a checkpoint."""
-    with contextlib.suppress(OSError):
-      path.rmdir()
-      return
+    """Keeps a folder beside the others, where it does not count as a checkpoint."""
     aside, n = path.with_name(f"{path.name}.damaged"), 1
     while aside.exists():
       aside, n = path.with_name(f"{path.name}.damaged{n}"), n + 1

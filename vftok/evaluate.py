@@ -72,6 +72,8 @@ def restored(cfg: ConfigDict, workdir) -> Iterator[tuple[Task, Any]]:
 def evaluate_sets(cfg, workdir: Path, task, model, frozen) -> dict[str, float]:
   """Every set of `cfg.eval.sets` in turn, or those of `cfg.eval.only`; reports go to workdir/eval/SET.
 
+  The devices of the mesh share each batch of `cfg.eval.batch_size`, where they divide it.
+
   Raises:
     ValueError: `only` names a set that there is not.
   """
@@ -81,10 +83,10 @@ def evaluate_sets(cfg, workdir: Path, task, model, frozen) -> dict[str, float]:
     raise ValueError(f"eval.only names {unknown[0]!r}, expected some of {', '.join(sets)}.")
   for name, sources in ((name, sets[name]) for name in only):
     with contextlib.closing(eval_loader(cfg, sources, log=workdir / BAD_CLIPS)) as loader:
-      total, batches = loader.examples, loader
+      total, batches = loader.examples, map(sharding.spread, loader)
       if cfg.eval.clips:
         total = min(total, cfg.eval.clips)
-        batches = first_clips(loader, total)
+        batches = first_clips(batches, total)
       numbers = task.evaluate(model, frozen, batches, total, name, workdir / "eval" / name)
     values |= {f"{name}/{k}": v for k, v in numbers.items()}
   return values

@@ -144,3 +144,17 @@ def to_devices(host_batch: Mapping[str, np.ndarray | jax.Array], mesh: Mesh) -> 
     return jax.make_array_from_process_local_data(sharding, np.asarray(v))
 
   return {k: place(v) for k, v in host_batch.items()}
+
+
+HOST_KEYS = ("_mask", "label", "source", "index", "caption")  # of a batch: small, and read by the host
+
+
+def spread(batch: Mapping[str, np.ndarray | jax.Array]) -> dict[str, np.ndarray | jax.Array]:
+  """A batch with its large arrays cut over the devices of the mesh that is set, for programs that run on numpy too.
+
+  As it is where there is one device, or where the devices do not divide it. One process alone may call it.
+  """
+  mesh = jax.sharding.get_mesh()
+  if mesh.empty or mesh.size == 1 or len(batch["_mask"]) % batch_size_multiple(mesh):
+    return dict(batch)
+  return {**batch, **to_devices({k: v for k, v in batch.items() if k not in HOST_KEYS}, mesh)}

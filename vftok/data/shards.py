@@ -30,12 +30,15 @@ def write_shard(path: Path, features, examples: Iterable[Mapping[str, Any]]) -> 
   Returns their number, which may be 0, and writes it and the file's bytes beside it.
   """
   from array_record.python.array_record_module import ArrayRecordWriter
+  from tensorflow_datasets.proto import tf_example_pb2
 
   count = 0
   with whole_file(path) as temporary:
     writer = ArrayRecordWriter(str(temporary), "group_size:1")
     for example in examples:
-      writer.write(features.serialize_example(features.encode_example(example)))
+      data = features.serialize_example(features.encode_example(example))
+      # Fields come in any order otherwise, and a shard that is written again must be the same.
+      writer.write(tf_example_pb2.Example.FromString(data).SerializeToString(deterministic=True))
       count += 1
     writer.close()
     size = temporary.stat().st_size
