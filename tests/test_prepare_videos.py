@@ -96,6 +96,7 @@ def test_what_is_wrong_with_a_manifest_is_said(text, sentence, tmp_path, capsys)
     (["--fps", 0], "fps is 0.0"),
     (["--size", 0], "--size is 0, expected more than 0"),
     (["--splits", "dev"], "has no clips in dev"),
+    (["--labels", "nowhere.txt"], "nowhere.txt does not exist"),
     (["--videos", "nowhere"], "nowhere does not exist"),
     (["--engine", "ray"], "pip install ray"),
   ],

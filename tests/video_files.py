@@ -28,3 +28,16 @@ def encode(path, frames, codec="libx264", *, rate=25, pix_fmt="yuv420p", colour=
       container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")))
     container.mux(stream.encode(None))
   return path
+
+
+def tree(root, files):
+  """Files that only their names are read of, below root."""
+  for file in files:
+    (root / file).parent.mkdir(parents=True, exist_ok=True)
+    (root / file).write_bytes(b"video")
+  return root
+
+
+def every(source):
+  """All records of a source."""
+  return [source[i] for i in range(len(source))]

@@ -105,6 +105,12 @@ def _options(args) -> dict[str, Any]:
   options = dict(kind=args.kind, path=str(Path(args.videos).absolute()))
   if args.root:
     options["root"] = str(Path(args.root).absolute())
+  if args.labels:
+    if args.kind != "video_folder":
+      raise ValueError(
+        f"--labels is {args.labels}, expected none beside --kind {args.kind}: such lists name their own."
+      )
+    options["labels"] = str(Path(args.labels).absolute())
   return options | (dict(holdout=args.holdout) if args.kind in ("video_folder", "panda70m") else {})
 
 
@@ -234,6 +240,7 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument("--out", required=True, help="directory to write")
   parser.add_argument("--splits", nargs="+", default=["train", "val", "test"], help="those that are there are made")
   parser.add_argument("--holdout", type=float, default=0.05, help="share of files in val, where nothing says splits")
+  parser.add_argument("--labels", help="a text file of label names, one in each line, where several sets share them")
   parser.add_argument("--size", type=int, default=256, help="pixels of a side; the centre of longer sides is cropped")
   parser.add_argument("--fps", type=float, default=8.0, help="frames per second")
   parser.add_argument("--seconds", type=float, default=10.0, help="the most that is kept of a clip")
