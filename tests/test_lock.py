@@ -79,8 +79,16 @@ def test_a_lock_of_another_host_holds_while_it_is_fresh(tmp_path):
     assert json.loads(file.read_text())["pid"] == os.getpid()
 
 
+@pytest.fixture
+def heard():
+  """Under nohup this process, and with it every child, ignores SIGHUP."""
+  before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+  yield
+  signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_signals_leave_no_part(name, tmp_path):
+def test_signals_leave_no_part(name, tmp_path, heard):
   with process(WRITE, tmp_path / "file") as child:
     (part,) = tmp_path.iterdir()
     assert part.name.endswith(".part")

@@ -25,8 +25,10 @@ _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes
 
 
 def main(argv: list[str]) -> None:
-  if os.path.exists(_WORKDIR.value) and not os.path.isdir(_WORKDIR.value):
-    sys.exit(f"error: --workdir is {_WORKDIR.value}, which is a file, expected a folder: choose another name.")
+  try:
+    workdir = local(_WORKDIR.value, "--workdir")  # before anything heavy is loaded
+  except ValueError as error:
+    sys.exit(f"error: {error}")
   begin(argv, distributed=_DISTRIBUTED.value)
   import jax
 
@@ -38,7 +40,7 @@ def main(argv: list[str]) -> None:
   ending = contextlib.nullcontext() if jax.process_count() > 1 else ended_by_signals()
   try:
     with ending:
-      result = run(_CONFIG.value, local(_WORKDIR.value, "--workdir"))
+      result = run(_CONFIG.value, workdir)
   except jax.errors.JaxRuntimeError as error:
     if jax.process_count() == 1:
       raise

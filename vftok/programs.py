@@ -32,7 +32,7 @@ def reads(part: str):
         check_params(lambda: abstract_params(cfg), params, part)
         raise  # of something else
 
-    run._cache_size = program._cache_size
+    run._cache_size, run.trace = program._cache_size, program.trace
     return run
 
   return decorate

@@ -108,7 +108,7 @@ def _options(args) -> dict[str, Any]:
   if args.labels:
     if args.kind != "video_folder":
       raise ValueError(
-        f"--labels is {args.labels} and --kind {args.kind}, expected video_folder: its list has its own."
+        f"--labels is {args.labels}, expected none beside --kind {args.kind}: such lists name their own."
       )
     options["labels"] = str(Path(args.labels).absolute())
   return options | (dict(holdout=args.holdout) if args.kind in ("video_folder", "panda70m") else {})
