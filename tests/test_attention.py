@@ -10,6 +10,7 @@ from vftok import target
 from vftok.models import attention, splash
 from vftok.models.ar import ARConfig
 from vftok.models.attention import Layout, attend, attend_dense
+from vftok.models.layers import layer_norm
 
 MODES = ("full", "causal", "time_block_causal", "time_block_causal_last")
 
@@ -128,7 +129,7 @@ def test_short_sequences_take_one_product_under_a_mask(monkeypatch):
   layout = Layout(5, 16, 4, "time_block_causal_last")
   rng = np.random.default_rng(0)
   q, k, v = (jnp.asarray(rng.normal(size=(2, 2, layout.length, 8)), jnp.float32) for _ in range(3))
-  run = jax.jit(lambda q, k, v: attention.attend(*(attention.layer_norm_of(x) for x in (q, k)), v, layout))
+  run = jax.jit(lambda q, k, v: attend(layer_norm(q), layer_norm(k), v, layout))
   count = lambda: run.lower(q, k, v).as_text().count("stablehlo.dot_general")
   short, products = run(q, k, v), count()
   monkeypatch.setattr(attention, "SHORT", 0)
