@@ -40,7 +40,7 @@ def test_loading_compiles_nothing_and_encoding_few_programs(random_model):
   assert seen == []
   with compilations() as seen:
     tokens = tok.encode(loaded, np.zeros((3, tok.chunk_frames, *tok.frame_size, 3), np.uint8))
-  assert 3 <= len(seen) <= 5  # of a batch that no other test has: the VAE, the encoder, its ids, and counts
+  assert 3 <= len(seen) <= 7  # of a batch that no other test has: the VAE, the encoder, its ids, and counts
   assert tokens.ids.shape == (3, tok.chunk_steps, tok.registers)
 
 
