@@ -9,7 +9,7 @@ from model_files import sentence
 from safetensors.numpy import load_file, save, save_file
 
 from vftok import Tokenizer, hub, remote
-from vftok.shards import INDEX
+from vftok.weight_index import INDEX
 
 CONFIG = {"format": "nothing", "a": 1}
 TENSORS = {f"part{i}/kernel": np.full((3, i + 1), i, np.float32) for i in range(4)}

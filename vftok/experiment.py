@@ -26,6 +26,8 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
+from vftok.words import cut
+
 # Parts of a config whose keys are the user's: how many levels of names lie above a source. None: any JSON object.
 WHOLE: dict[str, int | None] = {
   "data.sources": 1,
@@ -159,7 +161,7 @@ def _source(path: str, text: str) -> dict[str, Any]:
     name, equals, value = part.partition("=")
     if not equals:
       raise ValueError(
-        f"--config.{path} has {_short(part)}, expected OPTION=VALUE after {kind}: (with commas between), or JSON."
+        f"--config.{path} has {_told(part)}, expected OPTION=VALUE after {kind}: (with commas between), or JSON."
       )
     entry[name.strip()] = _scalar(value)
   return entry
@@ -181,7 +183,7 @@ def _json(path: str, text: str) -> dict:
       f"--config.{path} is no JSON ({error}): quote it as a whole, and its keys by double quotes."
     ) from None
   if not isinstance(value, dict):
-    raise ValueError(f"--config.{path} is {_short(text)}, expected a JSON object.")
+    raise ValueError(f"--config.{path} is {_told(text)}, expected a JSON object.")
   return value
 
 
@@ -189,7 +191,7 @@ def _entries(value: Any, levels: int, path: str) -> Iterator[tuple[str, dict]]:
   """(path, source) of all sources below."""
   if not isinstance(value, dict):
     raise ValueError(
-      f"--config.{path} is {_short(value)}, expected {'names and their sources' if levels else 'a source'}."
+      f"--config.{path} is {_told(value)}, expected {'names and their sources' if levels else 'a source'}."
     )
   if levels == 0:
     yield path, value
@@ -209,14 +211,14 @@ def check_sources(cfg: ConfigDict, touched: set[str]) -> None:
     for path, entry in _entries(cfg[above][last].to_dict(), WHOLE[root], root):
       kind = entry.get("kind")
       if kind not in DATASETS:
-        raise ValueError(f"config.{path} has kind {_short(kind)}, expected one of {', '.join(DATASETS)}.")
+        raise ValueError(f"config.{path} has kind {_told(kind)}, expected one of {', '.join(DATASETS)}.")
       parameters = inspect.signature(DATASETS[kind]).parameters
       if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         continue
       known = [name for name in parameters if name != "split"]
       if unknown := [name for name in entry if name not in (*known, *_ALWAYS)]:
         raise ValueError(
-          f"config.{path} has {_short(unknown[0])}, expected an option of {kind}: {', '.join((*known, *_ALWAYS[1:]))}."
+          f"config.{path} has {_told(unknown[0])}, expected an option of {kind}: {', '.join((*known, *_ALWAYS[1:]))}."
         )
 
 
@@ -229,8 +231,13 @@ def _sentence(error: Exception, argv: Sequence[str], values) -> str:
     close = difflib.get_close_matches(error.flagname, list(values), 1)
     return f"--{error.flagname} is no option: {f'did you mean --{close[0]}?' if close else 'see --help.'}"
   about_values = isinstance(error, flags.IllegalFlagValueError | TypeError | AttributeError | KeyError)
-  told = about_values and _bad_value(argv, values)
-  return told or _short(" ".join(str(error.args[0] if error.args else error).split()), 380)
+  said = about_values and _bad_value(argv, values)
+  return said or _told(" ".join(str(error.args[0] if error.args else error).split()), 380)
+
+
+def _told(value: Any, most: int = 60) -> str:
+  """A text as it was typed, another value as Python writes it."""
+  return cut(value if isinstance(value, str) else repr(value), most)
 
 
 def _bad_value(argv: Sequence[str], values) -> str | None:
@@ -252,18 +259,16 @@ def _bad_value(argv: Sequence[str], values) -> str | None:
         known = list(value) if isinstance(value, ConfigDict) else []
         close = difflib.get_close_matches(name, known, 1)
         if not known:
-          return f"config has no {_short(match[1])}: {'.'.join(done)} is one value."
-        near = f"did you mean {'.'.join([*done, close[0]])}?" if close else f"it has {_short(', '.join(known), 200)}."
-        return f"config has no {_short(match[1])}: {near}"
+          return f"config has no {_told(match[1])}: {'.'.join(done)} is one value."
+        near = f"did you mean {'.'.join([*done, close[0]])}?" if close else f"it has {_told(', '.join(known), 200)}."
+        return f"config has no {_told(match[1])}: {near}"
       value = value[name]
       done.append(name)
     if isinstance(value, ConfigDict):
       first = f"--config.{match[1]}.{next(iter(value), '...')}"
       return f"--config.{match[1]} is a group, expected one of its values: {first}=..."
     if match[2] is not None and not _fits(value, match[2]):
-      return (
-        f"--config.{match[1]} is {_short(match[2])}, expected a value like {_short(value)} ({type(value).__name__})."
-      )
+      return f"--config.{match[1]} is {_told(match[2])}, expected a value like {_told(value)} ({type(value).__name__})."
   return None
 
 
@@ -296,7 +301,7 @@ def _check_file(argv: Sequence[str], values) -> None:
     return
   path, _, size = given.partition(":")
   if not Path(path).is_file():
-    raise ValueError(f"--config is {_short(given, 120)}, and there is no such file: run from the repository's root.")
+    raise ValueError(f"--config is {_told(given, 120)}, and there is no such file: run from the repository's root.")
   try:
     values["config"].parser.parse(given)
   except KeyError as error:
@@ -304,11 +309,6 @@ def _check_file(argv: Sequence[str], values) -> None:
       raise
     about = ast.get_docstring(ast.parse(Path(path).read_text(encoding="utf-8"))) or ""
     sentence = " ".join(about.split("\n\n")[0].split())
-    raise ValueError(f"{path} knows no size {size!r}: {_short(sentence, 240)}") from None
+    raise ValueError(f"{path} knows no size {size!r}: {_told(sentence, 240)}") from None
   except SyntaxError as error:
     raise ValueError(f"{path} line {error.lineno} is no Python ({error.msg}): mend it.") from None
-
-
-def _short(value: Any, most: int = 60) -> str:
-  text = value if isinstance(value, str) else repr(value)
-  return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -17,7 +17,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from vftok import remote, shards, shipped
+from vftok import remote, shipped, weight_index
 from vftok.whole import part_of, umask
 from vftok.words import brief, cut
 
@@ -96,12 +96,12 @@ def open_weights(name: str | os.PathLike) -> Checkpoint:
 
 def _weights(path: pathlib.Path, hint: str):
   """(file or index, tensor -> its file where there are several, tensor -> shape, metadata) of a file or a directory."""
-  weights, index = (path / WEIGHTS, path / shards.INDEX) if path.is_dir() else (path, None)
+  weights, index = (path / WEIGHTS, path / weight_index.INDEX) if path.is_dir() else (path, None)
   if weights.is_file():
     return weights, {}, *_read_header(weights)
   if index is None or not index.is_file():
     raise FileNotFoundError(f"{cut(path, 150)} has no {WEIGHTS}: {hint}.")
-  files, shapes = shards.read_index(index, read_json, _read_header)
+  files, shapes = weight_index.read_index(index, read_json, _read_header)
   return index, files, shapes, {}
 
 

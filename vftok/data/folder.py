@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from vftok.data.manifest import Manifest, listed, short
+from vftok.data.manifest import Manifest, listed
 from vftok.data.sides import SPLITS, Sides
+from vftok.words import brief
 
 ENDINGS = frozenset(".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogg .ogv .ts .webm .wmv".split())
 _MOST_LABELS = 1 << 24  # bytes of a file of names
@@ -124,7 +125,7 @@ def label_list(labels) -> tuple[str, ...] | None:
       raise ValueError(f"{file} is not UTF-8 at byte {error.start}: save it as UTF-8.") from None
   labels = tuple(labels)
   if not labels or not all(isinstance(name, str) and name for name in labels):
-    raise ValueError(f"labels are {short(labels)}, expected names: pass a list of text.")
+    raise ValueError(f"labels are {brief(labels)}, expected names: pass a list of text.")
   if twice := [name for name in dict.fromkeys(labels) if labels.count(name) > 1]:
     raise ValueError(f"labels name {listed(twice, 3)} twice, expected each name once.")
   return labels
@@ -149,7 +150,7 @@ class FolderSource:
     found = {name: file for file in files if (name := self._label(file)) is not None}
     if labels is not None and (unknown := sorted(found.keys() - set(labels))):
       raise ValueError(
-        f"{root} has the folder {short(unknown[0])}, expected one of the {len(labels)} labels: add it to them."
+        f"{root} has the folder {brief(unknown[0])}, expected one of the {len(labels)} labels: add it to them."
       )
     self.label_names = labels or tuple(sorted(found))
     self.files = files

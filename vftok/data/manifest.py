@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 import json
 import math
 import os
@@ -15,7 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from vftok.data.lines import Lines, table_rows
 from vftok.data.sides import SPLITS, Sides, name_hash
+from vftok.words import brief
 
 COLUMNS = ("path", "caption", "label", "start", "end", "split")
 _WHOLE = re.compile(r"-?[0-9]{1,10}")
@@ -80,7 +81,7 @@ class Manifest:
     for name, column in columns.items():
       if column not in there:
         raise ValueError(
-          f"columns names {short(column)} for the {name}, expected a column of {self.path}, whose are "
+          f"columns names {brief(column)} for the {name}, expected a column of {self.path}, whose are "
           f"{listed(there, 8)}: correct the name."
         )
 
@@ -131,8 +132,11 @@ class Manifest:
     with open(self.path, "rb") as file:
       if offset is not None:
         file.seek(offset)
-      lines = _Lines(self.path, file)
-      yield from self._json_rows(lines) if self._jsonl else self._table_rows(lines)
+      lines = Lines(self.path, file)
+      if self._jsonl:
+        yield from self._json_rows(lines)
+      else:
+        yield from table_rows(lines, self._check_header, self._header, "\t" if self._tabs else ",")
 
   def _json_rows(self, lines):
     for text in lines:
@@ -152,30 +156,7 @@ class Manifest:
         raise ValueError(f"{where} is {text.strip()[:40]}, expected a JSON object: fix it.")
       yield lines.begin, lines.number, row
 
-  def _table_rows(self, lines):
-    reader = csv.reader(lines, delimiter="\t" if self._tabs else ",", strict=True)
-    while True:
-      begin, number = lines.end, lines.number + 1
-      try:
-        cells = next(reader, None)
-      except csv.Error as error:
-        raise ValueError(f"{self.path} line {number}: {error}; expected comma-separated values.") from error
-      if cells is None:
-        return
-      if not cells:  # a blank line
-        continue
-      if self._header is None:
-        self._header = [name.strip() for name in cells]
-        self._check_header(number)
-        continue
-      if len(cells) != len(self._header):
-        raise ValueError(
-          f"{self.path} line {number} has {len(cells)} columns, expected {len(self._header)} as in line 1: fix it."
-        )
-      yield begin, number, dict(zip(self._header, cells, strict=True))
-
-  def _check_header(self, number):
-    names = self._header
+  def _check_header(self, names, number):
     if self._columns["path"] not in names:
       marks = "tabs" if self._tabs else "commas"
       raise ValueError(
@@ -184,10 +165,11 @@ class Manifest:
       )
     if twice := {name for name in names if names.count(name) > 1} - {""}:
       raise ValueError(f"{self.path} line {number} has column {listed(twice, 3)} twice, expected once: rename one.")
+    self._header = names
 
   def _bad(self, line, column, value, expected):
     where = f"{self.path}, " if line is None else f"{self.path} line {line}, "
-    return ValueError(f"{where}column {self._columns[column]!r} is {short(value)}, expected {expected}: fix it.")
+    return ValueError(f"{where}column {self._columns[column]!r} is {brief(value)}, expected {expected}: fix it.")
 
   def _entry(self, row, line):
     """The row under our names, None for what is empty."""
@@ -232,16 +214,10 @@ def _sides(splits: np.ndarray, names: tuple[str, ...], hashes: np.ndarray) -> Si
   return Sides(tuple(names[i] for i in used), np.searchsorted(used, splits).astype(np.int32))
 
 
-def short(value) -> str:
-  """A value as messages show it, of at most 60 characters."""
-  text = repr(value[:80] if isinstance(value, str) else value)
-  return text if len(text) <= 60 else f"{text[:57]}..."
-
-
 def listed(names, most: int = 5) -> str:
   """The first names of several, as messages show them: of at most some 130 characters."""
   names = list(names)
-  shown = [short(name).strip("'\"") for name in names[:most]]
+  shown = [brief(name).strip("'\"") for name in names[:most]]
   while len(shown) > 1 and sum(map(len, shown)) > 120:
     shown.pop()
   return ", ".join(shown) + (", ..." if len(names) > len(shown) else "")
@@ -274,26 +250,3 @@ def _is_text(value: str, name: str) -> bool:
   except UnicodeEncodeError:
     return False
   return "\0" not in value
-
-
-class _Lines:
-  """Lines of a binary file as text, with the offsets where the last one begins and ends and its number."""
-
-  def __init__(self, path, file):
-    self.path, self.file, self.number, self.begin, self.end = path, file, 0, file.tell(), file.tell()
-
-  def __iter__(self):
-    return self
-
-  def __next__(self) -> str:
-    line = self.file.readline()
-    if not line:
-      raise StopIteration
-    self.begin, self.end = self.end, self.end + len(line)
-    self.number += 1
-    try:
-      return line.decode("utf-8-sig" if self.begin == 0 else "utf-8")
-    except UnicodeDecodeError as error:
-      raise ValueError(
-        f"{self.path} line {self.number} is not UTF-8 at byte {error.start}: save it as UTF-8."
-      ) from error

@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from vftok.data.folder import kept, video_files
-from vftok.data.manifest import _Lines, short
+from vftok.data.lines import Lines, table_rows
 from vftok.data.sides import Sides
+from vftok.words import brief
 
 _CLOCK = re.compile(r"(\d{1,4}):([0-5]?\d):([0-5]?\d(?:\.\d{1,9})?)")
 
@@ -65,9 +66,9 @@ class ListedClips:
   def _caption(self, index) -> str:
     path, offsets, places = self._captions
     with open(path, "rb") as file:
-      header = next(csv.reader(_Lines(path, file)))
+      header = next(csv.reader(Lines(path, file)))
       file.seek(int(offsets[index]))
-      row = dict(zip(header, next(csv.reader(_Lines(path, file))), strict=True))
+      row = dict(zip(header, next(csv.reader(Lines(path, file))), strict=True))
     return _list(row["caption"])[places[index]]
 
 
@@ -184,7 +185,7 @@ def _kinetics(path: Path, root: Path) -> ListedClips:
         cut = f"{row['youtube_id']}_{int(start):06d}_{int(end):06d}"
       except (ValueError, OverflowError):
         raise ValueError(
-          f"{where} has times {short(row['time_start'])}, {short(row['time_end'])}, expected seconds."
+          f"{where} has times {brief(row['time_start'])}, {brief(row['time_end'])}, expected seconds."
         ) from None
       if not 0 <= start < end < math.inf:
         raise ValueError(f"{where} has times {start:g} to {end:g}, expected seconds that rise from 0.")
@@ -207,7 +208,7 @@ def _ucf101(path: Path, root: Path, fold: int) -> ListedClips:
       words = line.split()
       label = words[0].split("/")[0] if words else ""
       if words and ("/" not in words[0] or label not in names):
-        raise ValueError(f"{file} line {number} is {short(line)}, expected CLASS/VIDEO with a class of classInd.txt.")
+        raise ValueError(f"{file} line {number} is {brief(line)}, expected CLASS/VIDEO with a class of classInd.txt.")
       found = clips.find(os.path.splitext(os.path.basename(words[0]))[0]) if words else None
       if found:
         clips.add(found[0], names.index(label))
@@ -236,25 +237,15 @@ def _rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, str, Mapping
   """Yields (offset, "FILE line N", row) of a CSV with a header."""
   if not path.is_file():
     raise FileNotFoundError(f"{path} does not exist: pass the list as it was published.")
+
+  def check(header, number):
+    if missing := [name for name in needed if name not in header]:
+      where = f"{path} line {number}"
+      raise ValueError(f"{where} has no column {missing[0]!r}, expected {', '.join(needed)}: is it another list?")
+
   with open(path, "rb") as file:
-    lines = _Lines(str(path), file)
-    reader, header = csv.reader(lines, strict=True), None
-    while True:
-      offset, where = lines.end, f"{path} line {lines.number + 1}"
-      try:
-        cells = next(reader, None)
-      except csv.Error as error:
-        raise ValueError(f"{where}: {error}; expected comma-separated values.") from None
-      if cells is None:
-        return
-      if header is None:
-        header = [name.strip() for name in cells]
-        if missing := [name for name in needed if name not in header]:
-          raise ValueError(f"{where} has no column {missing[0]!r}, expected {', '.join(needed)}: is it another list?")
-      elif cells and len(cells) != len(header):
-        raise ValueError(f"{where} has {len(cells)} columns, expected {len(header)} as in line 1: fix it.")
-      elif cells:
-        yield offset, where, dict(zip(header, cells, strict=True))
+    for offset, number, row in table_rows(Lines(str(path), file), check):
+      yield offset, f"{path} line {number}", row
 
 
 def _list(text: str, where: str = "") -> list:
@@ -264,7 +255,7 @@ def _list(text: str, where: str = "") -> list:
   except (ValueError, SyntaxError, RecursionError, MemoryError):
     value = None
   if not isinstance(value, list):
-    raise ValueError(f"{where} has {short(text)}, expected a list such as ['0:00:02.085', '0:00:05.464'].")
+    raise ValueError(f"{where} has {brief(text)}, expected a list such as ['0:00:02.085', '0:00:05.464'].")
   return value
 
 
@@ -274,8 +265,8 @@ def _span(pair, where: str) -> tuple[float, float]:
     [_CLOCK.fullmatch(text) if isinstance(text, str) else None for text in pair] if isinstance(pair, list) else []
   )
   if len(clocks) != 2 or None in clocks:
-    raise ValueError(f"{where} has the timestamp {short(pair)}, expected ['h:mm:ss.fff', 'h:mm:ss.fff'].")
+    raise ValueError(f"{where} has the timestamp {brief(pair)}, expected ['h:mm:ss.fff', 'h:mm:ss.fff'].")
   start, end = (3600 * int(m[1]) + 60 * int(m[2]) + float(m[3]) for m in clocks)
   if start >= end:
-    raise ValueError(f"{where} has the timestamp {short(pair)}, expected an end after the start.")
+    raise ValueError(f"{where} has the timestamp {brief(pair)}, expected an end after the start.")
   return start, end

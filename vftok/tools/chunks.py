@@ -7,6 +7,8 @@ same files.
 from __future__ import annotations
 
 import functools
+import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,45 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vftok.data import shards
+from vftok.data.dataset_writer import keep_log, whole_directory, work_directory
+from vftok.process import together
 from vftok.progress import progress
 
 LARGE = 2**20  # numbers; weights of text encoders above this are cut over the devices of a host
+
+
+def make_set(
+  out: Path,
+  meta: dict[str, Any],
+  name: str,
+  write: Callable[[Path], Any],
+  finish: Callable[[Path, Any], dict[str, int]],
+) -> tuple[dict[str, int], int] | None:
+  """Makes the set `out` of shards that all processes of the job write beside it, and removes these.
+
+  Args:
+    meta: the set's recipe. name: of the tool, for the others to wait at.
+    write: writes this process's shards into a folder that is there.
+    finish: makes the set of them in another; of what `write` gave. Returns {split: clips}.
+
+  Returns:
+    ({split: clips}, bytes of the set); None in all processes but the first.
+  """
+  work = out.with_name(f".{out.name}.shards")
+  if not jax.process_index():
+    work_directory(work, meta)
+  together(f"{name} begins")
+  written = write(work)
+  together(f"{name} ends")
+  if jax.process_count() > 1:
+    time.sleep(1.0)  # network file systems show new names late
+  if jax.process_index():
+    return None
+  with whole_directory(out, meta) as directory:
+    clips = finish(directory, written)
+    keep_log(work, directory)
+  shutil.rmtree(work)
+  return clips, sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
 
 
 def write_chunks(

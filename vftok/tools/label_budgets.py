@@ -14,8 +14,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,7 +26,7 @@ from vftok import curves, programs
 from vftok.data.clip import ClipSpec
 from vftok.data.curves import NAME, VERSION, features, finish_curves
 from vftok.data.curves import curves as read_curves
-from vftok.data.dataset_writer import is_made, keep_log, whole_directory, work_directory
+from vftok.data.dataset_writer import is_made
 from vftok.data.folder import opened_once
 from vftok.data.loader import make_loader
 from vftok.evals.nets.weights import load_lpips
@@ -36,9 +34,9 @@ from vftok.experiment import define_config
 from vftok.experiment import run as run_main
 from vftok.lock import locked
 from vftok.models.flow import gaussian
-from vftok.process import begin, local, together
+from vftok.process import begin, local
 from vftok.tokenizer import Tokenizer
-from vftok.tools.chunks import check_batch, copied, shared, write_chunks
+from vftok.tools.chunks import check_batch, copied, make_set, shared, write_chunks
 from vftok.tools.command import or_exit
 from vftok.types import VideoTokens
 
@@ -77,7 +75,7 @@ def label(cfg: ConfigDict, out: str | os.PathLike, *, workers: int = 0) -> str:
   """
   if "label" not in cfg:
     raise ValueError("this config has no `label` part: pass one for routers, such as configs/router.py:mini.")
-  with locked(local(out, "--out")) if not jax.process_index() else contextlib.nullcontext():
+  with locked(local(out, "--out")) if not jax.process_index() else contextlib.nullcontext(), opened_once():
     return _label(cfg, Path(out), workers)
 
 
@@ -114,27 +112,19 @@ def _label(cfg: ConfigDict, out: Path, workers: int) -> str:
   }
   if is_made(out, meta):
     return f"{out} is already there, made by this tokenizer from these sources."
-  work = out.with_name(f".{out.name}.shards")
-  if not jax.process_index():
-    work_directory(work, meta)
-  together("label_budgets begins")
   measure = Measure(law, tok, copied(params), keep, meta["solver_steps"])
-  with opened_once():
-    parts = {
-      split: _measure(law, split, sources, work, meta, measure, workers) for split, sources in meta["splits"].items()
-    }
-  together("label_budgets ends")
-  if jax.process_count() > 1:
-    time.sleep(1.0)  # network file systems show new names late
-  if jax.process_index():
-    return f"this host's part is in {work}."
-  with whole_directory(out, meta) as directory:
-    counts = finish_curves(directory, parts, meta)
-    keep_log(work, directory)
-  shutil.rmtree(work)
-  size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-  made = ", ".join(f"{split} {n}" for split, n in counts.items())
-  return f"{out}: {made} clips under {len(keep)} assignments each, {size / 1e6:.1f} MB"
+  made = make_set(
+    out,
+    meta,
+    "label_budgets",
+    lambda work: {s: _measure(law, s, sources, work, meta, measure, workers) for s, sources in meta["splits"].items()},
+    lambda directory, parts: finish_curves(directory, parts, meta),
+  )
+  if made is None:
+    return "this host's part is done."
+  counts, size = made
+  clips = ", ".join(f"{split} {n}" for split, n in counts.items())
+  return f"{out}: {clips} clips under {len(keep)} assignments each, {size / 1e6:.1f} MB"
 
 
 def check_levels(levels, most: int) -> None:

@@ -13,8 +13,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ from ml_collections import ConfigDict
 from vftok.data import bad_clips
 from vftok.data.clip import ClipSpec
 from vftok.data.configured import BAD_CLIPS
-from vftok.data.dataset_writer import is_made, keep_log, whole_directory, work_directory
+from vftok.data.dataset_writer import is_made
 from vftok.data.folder import opened_once
 from vftok.data.loader import make_loader
 from vftok.data.sources import source_of
@@ -34,8 +32,8 @@ from vftok.data.tokens import NAME, VERSION, features, finish_tokens, stored
 from vftok.experiment import define_config
 from vftok.experiment import run as run_main
 from vftok.lock import locked
-from vftok.process import begin, local, together
-from vftok.tools.chunks import check_batch, copied, cut, shared, write_chunks
+from vftok.process import begin, local
+from vftok.tools.chunks import check_batch, copied, cut, make_set, shared, write_chunks
 from vftok.tools.command import or_exit
 
 CHUNK = 1024  # clips of a shard
@@ -72,7 +70,6 @@ def tokenize(cfg: ConfigDict, out: str | os.PathLike, *, workers: int = 0) -> st
 
 
 def _tokenize(cfg: ConfigDict, out: Path, workers: int) -> str:
-  import jax
 
   from vftok.tokenizer import Tokenizer
 
@@ -105,29 +102,23 @@ def _tokenize(cfg: ConfigDict, out: Path, workers: int) -> str:
     meta["router"] = dict(name=law.router, levels=list(of.levels), **weighed_by)
   if is_made(out, meta):
     return f"{out} is already there, made by this tokenizer from these sources."
-  work = out.with_name(f".{out.name}.shards")
-  if not jax.process_index():
-    work_directory(work, meta)
-  together("tokenize_dataset begins")
-  shards, classes = {}, []
-  how = (work, meta, tok, copied(params), encoder, router, workers)
-  for split, sources in meta["splits"].items():
-    shards[split], names = _encode_split(law, split, sources, *how)
-    classes += names
-  together("tokenize_dataset ends")
-  if jax.process_count() > 1:
-    time.sleep(1.0)  # network file systems show new names late
-  if jax.process_index():
-    return f"this host's part is in {work}."
-  with whole_directory(out, meta) as directory:
-    written = finish_tokens(directory, shards, meta, _classes(classes))
-    keep_log(work, directory)
-  shutil.rmtree(work)
-  size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+
+  def write(work: Path):
+    how = (work, meta, tok, copied(params), encoder, router, workers)
+    return {split: _encode_split(law, split, sources, *how) for split, sources in meta["splits"].items()}
+
+  def finish(directory: Path, parts) -> dict[str, int]:
+    classes = _classes(names for _, of_sources in parts.values() for names in of_sources)
+    return finish_tokens(directory, {split: paths for split, (paths, _) in parts.items()}, meta, classes)
+
+  made = make_set(out, meta, "tokenize_dataset", write, finish)
+  if made is None:
+    return "this host's part is done."
+  written, size = made
   said = bad_clips.told(bad_clips.Tally(out / BAD_CLIPS)(), out / BAD_CLIPS)
-  made = ", ".join(f"{split} {n}" for split, n in written.items())
+  clips = ", ".join(f"{split} {n}" for split, n in written.items())
   rate = f"{size / 1e6:.1f} MB, {size / sum(written.values()):.0f} bytes a clip"
-  return f"{out}: {made} clips, {rate}" + (f"; {said}" if said else "")
+  return f"{out}: {clips} clips, {rate}" + (f"; {said}" if said else "")
 
 
 def _check_label_names(law) -> None:
