@@ -197,7 +197,7 @@ METADATA = {
   "list": ({"config": "[1, 2]"}, "no config"),
   "neither JSON nor YAML": ({"config": "{a: [}"}, "neither JSON nor YAML"),
   "looping YAML": ({"config": "&a {video_flex_tok: *a}"}, "neither JSON nor YAML"),
-  "deep": ({"config": "[" * 5000 + "]" * 5000}, "nested too deeply"),
+  "deep": ({"config": "[" * 100_000 + "]" * 100_000}, "nested too deeply"),
   "deep YAML": ({"config": "{video_flex_tok: " + "[" * 200 + "]" * 200 + "}"}, "nested deeper"),
   "date": ({"config": "{video_flex_tok: 2001-01-01}"}, "date"),
   "number keys": ({"config": "{1: 2}"}, "keys that are not text"),

@@ -71,7 +71,7 @@ MANIFESTS = [
   ),
   ("a.csv", 'path,caption\na.mp4,"open\n', "line 2: "),
   ("a.csv", b"path\n\xff\xfe.mp4\n", "line 2 is not UTF-8 at byte 0"),
-  ("a.jsonl", '{"path": "a.mp4"}\n{"path": "b.mp4",}\n', "line 2, column 18: .* expected one JSON object per line"),
+  ("a.jsonl", '{"path": "a.mp4"}\n{"path": "b.mp4",}\n', "line 2, column 1[78]: .* expected one JSON object per line"),
   ("a.jsonl", "[1]\n", r"line 1 is \[1\], expected a JSON object"),
   ("a.jsonl", '{"file": "a.mp4"}\n', "line 1, column 'path' is None, expected the path"),
   ("a.jsonl", '{"path": "a", "label": [1]}\n', r"line 1, column 'label' is \[1\], expected a name or a whole number"),

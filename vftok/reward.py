@@ -79,4 +79,4 @@ def percentile(chosen, best, worst) -> float:
   span = np.mean(best) - np.mean(worst)
   if not span > 0:
     raise ValueError(f"best and worst rewards differ by {span}, expected more than 0: all assignments are alike.")
-  return float(100 * (np.mean(chosen) - np.mean(worst)) / span)
+  return float(100 * ((np.mean(chosen) - np.mean(worst)) / span))  # exactly 100 where the best are chosen

@@ -7,12 +7,12 @@
 set -u
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit
 OUT=${OUT:-$PWD/gpu_out}
-runs=${RUNS:-/tmp/vftok_runs}
+runs=${RUNS:-runs/mini64}
 python=${PYTHON:-python3}
 mkdir -p "$OUT" "$runs"
 export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-export VFTOK_CACHE=${VFTOK_CACHE:-/tmp/vftok_cache} TF_CPP_MIN_LOG_LEVEL=2
-export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-/tmp/vftok_jax_cache}
+export VFTOK_CACHE=${VFTOK_CACHE:-$PWD/runs/cache} TF_CPP_MIN_LOG_LEVEL=2
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/runs/jax_cache}
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=0
 mkdir -p "$VFTOK_CACHE" "$JAX_COMPILATION_CACHE_DIR"
 [ -f "${CACHE:-}" ] && tar xzf "$CACHE" -C "$JAX_COMPILATION_CACHE_DIR" # programs of an earlier visit to the same card
