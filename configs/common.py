@@ -119,8 +119,11 @@ def mini_splits() -> tuple[dict, dict]:
 
 
 def world_data(clips: float = 0.15) -> dict:
-  """Painted scenes, and a share of the real clips as `python -m vftok.tools.pack` packs them."""
-  world = dict(kind="world", weight=1 - clips)
+  """Painted scenes, and a share of the real clips as `python -m vftok.tools.pack` packs them.
+
+  With `keep` and a `count` that fits there (65,536 clips are 13 GB) scenes stay on the accelerator once painted.
+  """
+  world = dict(kind="world", weight=1 - clips, count=1_000_000, keep=False)
   return dict(world=world, clips=dict(kind="packed", path=packed_clips(), weight=clips)) if clips else dict(world=world)
 
 

@@ -198,7 +198,7 @@ def mini64():
   Minutes on one GPU, see launch/gpu/README.md.
   """
   vae = VAEConfig(ch=96, ch_mult=(1, 1, 1), num_res_blocks=1, time_levels=(0, 1), stem=4, space_levels=())
-  vae = dataclasses.replace(vae, dtype="bfloat16")
+  vae = dataclasses.replace(vae, linear=True, dtype="bfloat16")
   return common.base(
     task="tokenizer",
     title="vftok-mini",

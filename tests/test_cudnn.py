@@ -19,6 +19,7 @@ from vftok import optim, sharding, target
 from vftok.models import attention, cudnn
 from vftok.models.attention import Layout
 from vftok.models.heads import PrefixHead, PrefixHeadConfig
+from vftok.models.layers import layer_norm
 from vftok.models.vae_blocks import Attention
 from vftok.state import init_state, logical_axes
 from vftok.tasks import make_task
@@ -174,3 +175,44 @@ def test_what_a_key_adds_is_not_rounded(dtype, monkeypatch):
   np.testing.assert_allclose(weights[0, :, 0, :9], np.broadcast_to(many / many.sum(), (9, 9)), rtol=2e-6)
   parts = np.asarray(cudnn._parts(8 * np.log(many), dtype), np.float64).sum(-1)
   np.testing.assert_allclose(parts, 8 * np.log(many), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 2e-5), (jnp.bfloat16, 0.02)])
+def test_what_a_key_adds_fits_between_the_channels(dtype, tolerance, monkeypatch):
+  """A collapsed register after QK-norm, also of an odd length, beside the dense form in float32."""
+  plain = jax.nn.dot_product_attention
+  monkeypatch.setattr(
+    cudnn.jax.nn, "dot_product_attention", lambda *a, implementation, **k: plain(*a, **k, implementation="xla")
+  )
+  layout = LAYOUTS["decoder, collapsed"]
+  assert layout.block % 2
+  q, k, v = (jax.random.normal(key, (2, 2, layout.length, 64)) for key in jax.random.split(jax.random.key(0), 3))
+  q, k = layer_norm(q), layer_norm(k)
+  with jax.default_matmul_precision("highest"):
+    expected = attention.attend_dense(q, k, v, layout)
+    half = [x.astype(dtype) for x in (q, k, v)]
+    found = attention._attend_cudnn(*half, layout, 8 / 64, normed=True).astype(jnp.float32)
+    weights = attention._attend_cudnn(*half[:2], jnp.ones_like(half[2]), layout, 8 / 64, normed=True)
+  assert float(jnp.linalg.norm(found - expected) / jnp.linalg.norm(expected)) < tolerance
+  np.testing.assert_allclose(np.asarray(weights, np.float32), 1.0, rtol=tolerance)  # no row sees the key put behind
+
+
+def test_a_collapsed_register_takes_no_columns(on_cuda):
+  """cuDNN is slower with heads of 72 channels than with 64."""
+  text = jax.jit(lambda *a: attention.attend(*a, LAYOUTS["decoder, collapsed"])).trace(*qkv(5 * 273))
+  text = text.lower(lowering_platforms=("cuda",)).as_text()
+  assert CUDNN.search(text) and "x72x" not in text
+
+
+@pytest.mark.parametrize("keys", [8, 9])
+def test_hidden_keys_have_no_weight(keys, monkeypatch):
+  plain = jax.nn.dot_product_attention
+  monkeypatch.setattr(
+    cudnn.jax.nn, "dot_product_attention", lambda *a, implementation, **k: plain(*a, **k, implementation="xla")
+  )
+  q, k, v = (jax.random.normal(key, (2, 2, keys, 16)) for key in jax.random.split(jax.random.key(0), 3))
+  seen = jnp.arange(keys) < jnp.array([[3], [keys]])
+  found = cudnn.attend(q, k, v, scale=0.25, seen_BxM=seen)
+  swap = lambda x: x.swapaxes(1, 2)
+  expected = plain(swap(q), swap(k), swap(v), mask=seen[:, None, None], scale=0.25)
+  np.testing.assert_allclose(found, expected, atol=2e-5)

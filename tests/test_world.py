@@ -80,6 +80,16 @@ def test_captions_say_the_attributes(source):
     assert labels[i] == attributes["object"][i]
 
 
+def test_kept_clips_are_painted_once(source, monkeypatch):
+  kept, asked = WorldSource("train", COUNT, size=32, keep=True), []
+  paint_all = kept._video
+  monkeypatch.setattr(kept, "_video", lambda numbers, *size: asked.append(list(numbers)) or paint_all(numbers, *size))
+  for indices in ([3, 1, 1], [1, 3, 7], [7, 3, 3]):
+    want = np.asarray(source.take(indices, _spec())["video"])
+    np.testing.assert_array_equal(np.asarray(kept.take(indices, _spec())["video"]), want)
+  assert asked == [[3, 1, 1], [1, 3, 7]]
+
+
 def test_the_object_has_its_colour(source, scenes, seen):
   video = np.asarray(WorldSource("train", COUNT, size=48).take(range(COUNT), _spec(48))["video"]) / 255.0
   table = np.array(list(COLOURS.values()))

@@ -151,6 +151,8 @@ class _Loop:
         slower = self._slower()
         with self._profiled(step):
           state, metrics = self.step(state, frozen, self._arrays(host) | slower)
+          if step + 1 == cfg.profile[1]:
+            jax.block_until_ready(metrics)  # or the trace ends before its last step
         step, self.examples = step + 1, self.examples + cfg.batch_size
         if self.began is None and cfg.optim.schedule == "clock":
           jax.block_until_ready(metrics)

@@ -106,6 +106,8 @@ class WorldSource:
     frames: of every clip, 8 per second.
     seed: another world of scenes.
     objects: the most of them in a scene, 1 to 3.
+    keep: clips stay on the device once they are painted, so that all but the first pass over them costs nothing; all
+      `count` of them must fit there (17 frames of 64x64 are 204 KiB).
 
   Raises:
     ValueError: an argument out of range.
@@ -114,7 +116,7 @@ class WorldSource:
   label_names = tuple(OBJECTS)
   attribute_names = NAMES
 
-  def __init__(self, split: str = "train", count: int = 1_000_000, *, size=64, frames=17, seed=0, objects: int = 3):
+  def __init__(self, split: str = "train", count: int = 1_000_000, *, size=64, frames=17, seed=0, objects: int = 3, keep=False):
     if split not in SPLITS:
       raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}: choose one of these.")
     limits = (
@@ -127,6 +129,7 @@ class WorldSource:
       if not low <= value <= high:
         raise ValueError(f"{option} is {value}, expected {low} to {high}: pass a number in that range.")
     self.split, self.count, self.size, self.frames, self.seed, self.objects = split, count, size, frames, seed, objects
+    self._kept = _Kept(count, (frames, size, size, 3)) if keep else None
 
   def __len__(self) -> int:
     return self.count
@@ -156,7 +159,9 @@ class WorldSource:
         f"the loader asks for {asked} (frames, size, fps), expected {(self.frames, (self.size,) * 2, FPS)}: give the "
         "source the same size and frames."
       )
-    return {"video": self._video(self._numbers(indices), self.size, self.frames)}
+    paint_all = lambda numbers: self._video(numbers, self.size, self.frames)
+    numbers = self._numbers(indices)
+    return {"video": paint_all(numbers) if self._kept is None else self._kept(numbers, paint_all)}
 
   def describe(self, indices) -> tuple[list[str], np.ndarray]:
     """(captions, labels int32 [n])."""
@@ -189,6 +194,31 @@ class WorldSource:
   @property
   def _key(self):
     return np.uint32(zlib.crc32(f"{self.seed}/{self.split}".encode())), subjects(self.split == "novel"), self.objects
+
+
+class _Kept:
+  """Clips on the device, painted when they are first asked for."""
+
+  def __init__(self, count: int, shape: tuple[int, ...]):
+    self._shape, self._painted, self._videos = (count, *shape), np.zeros(count, bool), None
+
+  def __call__(self, numbers: np.ndarray, paint_all) -> jax.Array:
+    if self._videos is None:
+      self._videos = jnp.zeros(self._shape, jnp.uint8)
+    if not self._painted[numbers].all():  # with those that are there already: one shape, one program
+      self._videos = _put(self._videos, numbers, paint_all(numbers))
+      self._painted[numbers] = True
+    return _rows(self._videos, numbers)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put(videos, numbers_N, rows):
+  return videos.at[numbers_N].set(rows)
+
+
+@jax.jit
+def _rows(videos, numbers_N):
+  return videos[numbers_N]
 
 
 @functools.partial(jax.jit, static_argnums=(3,))

@@ -90,7 +90,7 @@ class Layout:
 def attend(q_BxnxNxd, k_BxnxNxd, v_BxnxNxd, layout: Layout, *, bounded: bool = True) -> jax.Array:
   """Softmax attention under `layout`, logits scaled by 8 / d. Returns [B, N, n, d] in v's dtype.
 
-  `bounded=True` promises |logit| <= 8, true after QK-norm. Softmax runs in float32.
+  `bounded=True` promises q and k after QK-norm (LayerNorm without affine): |logit| <= 8, channels that sum to 0. Softmax runs in float32.
   """
   if layout.mode == "flexible":
     return attend_dense(q_BxnxNxd, k_BxnxNxd, v_BxnxNxd, layout)
@@ -102,7 +102,7 @@ def attend(q_BxnxNxd, k_BxnxNxd, v_BxnxNxd, layout: Layout, *, bounded: bool = T
     last_N = layout.last_visible()
     return splash.attend_up_to(q_BxnxNxd, k_BxnxNxd, v_BxnxNxd, last_N, scale=scale, bias_M=bias_N).swapaxes(1, 2)
   if kernel == "cudnn" and cudnn.fits(k_BxnxNxd.shape[-1]):
-    return _attend_cudnn(q_BxnxNxd, k_BxnxNxd, v_BxnxNxd, layout, scale)
+    return _attend_cudnn(q_BxnxNxd, k_BxnxNxd, v_BxnxNxd, layout, scale, normed=bounded)
   k_BxnxdxN = k_BxnxNxd.swapaxes(2, 3) * scale
   rows = functools.partial(_attend_rows, bounded=bounded)
   groups = layout.row_groups()
@@ -176,9 +176,12 @@ def attend_filled(q_BxnxLxd, k_BxnxMxd, v_BxnxMxd, seen_BxLxM, filled) -> jax.Ar
   return jax.lax.switch(which, [cut(m) for m in sizes], q_BxnxLxd, k_BxnxMxd, v_BxnxMxd, seen_BxLxM)
 
 
-def _attend_cudnn(q, k, v, layout: Layout, scale: float):
+def _attend_cudnn(q, k, v, layout: Layout, scale: float, *, normed: bool):
   """[B, N, n, d]: one call per group of rows, over the keys that it sees."""
   bias_N = layout.log_multiplicity()
+  if bias_N is not None and normed:
+    q, k = cudnn.folded(q, k, bias_N, scale=scale)
+    bias_N = None
   if layout.mode == "causal":
     return cudnn.attend(q, k, v, scale=scale, bias_M=bias_N, causal=True)
   out = []
