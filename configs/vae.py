@@ -105,7 +105,7 @@ def mini64():
     loss={**LOSS, "lpips": 0.5, "unit": 0.02, "noise": 0.1},
     data=dict(sources=common.world_data(), size=64),
     eval=dict(sets=common.world_sets(), clips=256, media=8),
-    optim=dict(lr=1.5e-3, warmup=100, weight_decay=0.0, b2=0.99, final=0.02),
+    optim=dict(lr=2.5e-3, warmup=100, weight_decay=0.0, b2=0.99, final=0.02),
     ema=0.995,
     log_every=20,
     save_every=0,
