@@ -57,7 +57,7 @@ def same(mine, theirs, tolerance=1e-5):
 def test_tokenizer_masks(layout, kernel):
   """Lengths that are and are not whole tiles, odd ones; a register that stands for 200 equal ones."""
   arrays = qkv(2, 2, layout.length)
-  run = lambda f: gradients(jax.jit(lambda *a: f(*a, layout)), arrays)
+  run = lambda f: gradients(jax.jit(lambda q, k, v: f(layer_norm(q), layer_norm(k), v, layout)), arrays)
   same(run(attend), run(attend_dense))
 
 
@@ -74,7 +74,8 @@ def test_generator_with_packed_rows(kernel, monkeypatch):
 def test_multiplicity_in_half_precision(kernel):
   """log 200 rounds to 8 bits by 0.02 in bfloat16; the kernel must see more of it than that."""
   layout = Layout(2, 20, 9, "time_block_causal", (), 200)
-  arrays = qkv(1, 2, layout.length, dtype=jnp.bfloat16)
+  q, k, v = qkv(1, 2, layout.length)
+  arrays = [x.astype(jnp.bfloat16) for x in (layer_norm(q), layer_norm(k), v)]
   exact = attend_dense(*(x.astype(jnp.float32) for x in arrays), layout)
   error = np.abs(np.asarray(attend(*arrays, layout), np.float32) - np.asarray(exact)).max()
   assert error < (0.01 if kernel == "splash" else 0.014)  # 0.0128 by a float32 bias, 0.0158 by a bfloat16 one

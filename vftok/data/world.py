@@ -116,7 +116,9 @@ class WorldSource:
   label_names = tuple(OBJECTS)
   attribute_names = NAMES
 
-  def __init__(self, split: str = "train", count: int = 1_000_000, *, size=64, frames=17, seed=0, objects: int = 3, keep=False):
+  def __init__(
+    self, split: str = "train", count: int = 1_000_000, *, size=64, frames=17, seed=0, objects: int = 3, keep=False
+  ):
     if split not in SPLITS:
       raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}: choose one of these.")
     limits = (

@@ -23,6 +23,7 @@ from vftok.models import cudnn, masks
 LOGIT_BOUND = 8.0
 SHORT = 256  # positions up to which one product under a mask is cheaper than one per group of rows: less to compile
 FILLED_LEAST = 512  # positions of a cache from which on reading less of it pays for compiling attention a few times
+FEW_CALLS = 1024  # positions up to which a GPU attends in one call for all steps: cuDNN compiles each, for seconds
 QUERY_CHUNK = 512  # rows of the score matrix alive at once on a CPU: 6 heads x 2560 keys stay near its cache
 
 
@@ -90,7 +91,8 @@ class Layout:
 def attend(q_BxnxNxd, k_BxnxNxd, v_BxnxNxd, layout: Layout, *, bounded: bool = True) -> jax.Array:
   """Softmax attention under `layout`, logits scaled by 8 / d. Returns [B, N, n, d] in v's dtype.
 
-  `bounded=True` promises q and k after QK-norm (LayerNorm without affine): |logit| <= 8, channels that sum to 0. Softmax runs in float32.
+  `bounded=True` promises q and k after QK-norm (LayerNorm without affine): |logit| <= 8, channels that sum to 0.
+  Softmax runs in float32.
   """
   if layout.mode == "flexible":
     return attend_dense(q_BxnxNxd, k_BxnxNxd, v_BxnxNxd, layout)
@@ -184,6 +186,8 @@ def _attend_cudnn(q, k, v, layout: Layout, scale: float, *, normed: bool):
     bias_N = None
   if layout.mode == "causal":
     return cudnn.attend(q, k, v, scale=scale, bias_M=bias_N, causal=True)
+  if len(layout.row_groups()) > 1 and layout.length <= FEW_CALLS:
+    return _attend_steps(q, k, v, layout, scale, bias_N)
   out = []
   for first, count, visible, causal in layout.row_groups():
     rows, keys = slice(first, first + count), slice(visible)
@@ -191,6 +195,26 @@ def _attend_cudnn(q, k, v, layout: Layout, scale: float, *, normed: bool):
     bias = None if bias_N is None else bias_N[keys]
     out.append(cudnn.attend(q[:, :, rows], k[:, :, keys], v[:, :, keys], scale=scale, bias_M=bias, mask_QxM=mask))
   return out[0] if len(out) == 1 else jnp.concatenate(out, axis=1)
+
+
+def _attend_steps(q_BxnxNxd, k_BxnxNxd, v_BxnxNxd, layout: Layout, scale: float, bias_N):
+  """[B, N, n, d] by one call, or two: the steps of a sample are samples of their own, beside all keys.
+
+  Registers that are causal within their step are causal rows of the whole sequence: the second call is for them.
+  """
+  b, n, length, d = q_BxnxNxd.shape
+  steps, block, own = layout.steps, layout.block, layout.mode == "time_block_causal_last"
+  rows = layout.patches if own else block
+  split = lambda x: x.reshape(b, -1, steps, block, d).swapaxes(1, 2)[:, :, :, :rows].reshape(b * steps, -1, rows, d)
+  spread = lambda x: jnp.broadcast_to(x[:, None], (b, steps, *x.shape[1:])).reshape(b * steps, *x.shape[1:])
+  visible = jnp.tile(jnp.arange(steps, dtype=jnp.int32) * block + rows, b)
+  attend_all = functools.partial(cudnn.attend, scale=scale, bias_M=bias_N)
+  out = attend_all(split(q_BxnxNxd), spread(k_BxnxNxd), spread(v_BxnxNxd), first_B=visible)
+  out = out.reshape(b, steps, rows, n, d)
+  if own:
+    causal = attend_all(q_BxnxNxd, k_BxnxNxd, v_BxnxNxd, causal=True).reshape(b, steps, block, n, d)
+    out = jnp.concatenate([out, causal[:, :, rows:]], axis=2)
+  return out.reshape(b, length, n, d)
 
 
 def _attend_rows(q_BxnxQxd, k_BxnxdxM, v_BxnxMxd, bias_M, *, bounded: bool, first_row=None, last_Q=None) -> jax.Array:

@@ -34,11 +34,23 @@ def folded(q_BxnxQxd, k_BxnxMxd, bias_M: np.ndarray, *, scale: float) -> tuple[j
   return add(q_BxnxQxd, 1.0), add(k_BxnxMxd, b_M[None, None, :, None])
 
 
-def attend(q_BxnxQxd, k_BxnxMxd, v_BxnxMxd, *, scale: float, bias_M=None, seen_BxM=None, mask_QxM=None, causal=False):
+def attend(
+  q_BxnxQxd,
+  k_BxnxMxd,
+  v_BxnxMxd,
+  *,
+  scale: float,
+  bias_M=None,
+  seen_BxM=None,
+  first_B=None,
+  mask_QxM=None,
+  causal=False,
+):
   """Softmax attention [B, Q, n, d] in v's dtype, logits scaled by `scale`.
 
   Args:
     bias_M: float32 NumPy array, added to each key's logit. seen_BxM: bool, keys that any row of a sample may see.
+    first_B: int32, how many keys a sample has: it sees the first so many.
     mask_QxM: bool, brings cuDNN a bias [1, 1, Q, M] and its backward pass that bias's gradient.
     causal: row i sees keys 0..i.
   """
@@ -47,9 +59,9 @@ def attend(q_BxnxQxd, k_BxnxMxd, v_BxnxMxd, *, scale: float, bias_M=None, seen_B
   q, k, v = longer(q_BxnxQxd), longer(k_BxnxMxd), longer(v_BxnxMxd)
   added = np.zeros(k.shape[2], np.float32)
   added[:keys] = 0.0 if bias_M is None else bias_M
-  lengths = {}
-  if keys % 2 and not causal and seen_BxM is None:  # causal rows end before the key that was put behind them
-    lengths["key_value_seq_lengths"] = jnp.full(len(k), keys, jnp.int32)
+  if keys % 2 and not causal and seen_BxM is None and first_B is None:  # causal rows end before the key put behind
+    first_B = jnp.full(len(k), keys, jnp.int32)
+  lengths = {} if first_B is None else {"key_value_seq_lengths": first_B}
   columns_BxMxE = _parts(added / scale, q.dtype)[None] if added.any() else None
   if seen_BxM is not None:
     seen_BxM = jnp.pad(seen_BxM, ((0, 0), (0, keys % 2)))

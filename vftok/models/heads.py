@@ -117,15 +117,16 @@ class CrossBlock(Weights):
     return jnp.einsum("BTPnE,nED->BTPD", out_BxTxPxnxe, kernel).astype(jnp.float32)
 
   def _by_cudnn(self, q_BxQxnxe, k_BxMxnxe, v_BxMxnxe, seen_BxM, steps: int):
-    """[B, Q, n, e], one call per step where it is causal: what a sample sees is then the same for all its rows."""
+    """[B, Q, n, e]. Where it is causal a sample's steps are samples of their own, for each sees other keys."""
+    b, rows, n, e = q_BxQxnxe.shape
     q, k, v = (x.swapaxes(1, 2) for x in (q_BxQxnxe, k_BxMxnxe, v_BxMxnxe))
-    rows, out = q.shape[2] // steps, []
-    for t in range(steps) if self.cfg.causal else ():
-      keys, mine = slice(1 + (t + 1) * self.registers), slice(t * rows, (t + 1) * rows)
-      arrays = q[:, :, mine], k[:, :, keys], v[:, :, keys]
-      out.append(cudnn.attend(*arrays, scale=8.0 / q.shape[-1], seen_BxM=seen_BxM[:, keys]))
-    out = out or [cudnn.attend(q, k, v, scale=8.0 / q.shape[-1], seen_BxM=seen_BxM)]
-    return jnp.concatenate(out, axis=1)
+    if self.cfg.causal:
+      step_M = (jnp.arange(seen_BxM.shape[1]) - 1) // max(self.registers, 1)
+      spread = lambda x: jnp.broadcast_to(x[:, None], (b, steps, *x.shape[1:])).reshape(b * steps, *x.shape[1:])
+      q = q_BxQxnxe.reshape(b * steps, rows // steps, n, e).swapaxes(1, 2)
+      k, v = spread(k), spread(v)
+      seen_BxM = (seen_BxM[:, None] & (step_M <= jnp.arange(steps)[:, None])).reshape(b * steps, -1)
+    return cudnn.attend(q, k, v, scale=8.0 / e, seen_BxM=seen_BxM).reshape(b, rows, n, e)
 
 
 def cosine_loss(features_xF, targets_xF, weight=None) -> jax.Array:
