@@ -207,9 +207,9 @@ def test_few_clips_have_no_probe(cfg, tokenizer):
 
 def test_codes_used_are_counted_per_register():
   ids = jnp.array([[[1, 5], [1, 6]], [[1, 7], [2, 6]]])
-  found = {name: float(total / weight) for name, (total, weight) in _codes_used(ids).items()}
+  found = {name: float(total / weight) for name, (total, weight) in _codes_used(ids, 9).items()}
   assert found == {"codes/used_mean": 2.5, "codes/used_min": 2.0}
-  assert [float(total) for total, _ in _codes_used(jnp.zeros((3, 2, 4), int)).values()] == [4.0, 1.0]
+  assert [float(total) for total, _ in _codes_used(jnp.zeros((3, 2, 4), int), 9).values()] == [4.0, 1.0]
 
 
 def test_the_wrong_tokens_are_those_of_another_clip_that_counts(random_model):

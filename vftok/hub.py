@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from vftok import remote, shipped, weight_index
+from vftok.int8 import SCALES, scales_shape, widened
 from vftok.whole import part_of, umask
 from vftok.words import brief, cut
 
@@ -53,6 +54,8 @@ class Checkpoint:
       with _open(path) as file:
         for key in names:
           value = file.get_tensor(key)
+          if value.dtype == np.int8 and self.shapes.get(key + SCALES) == scales_shape(value.shape):
+            value = widened(value, file.get_tensor(key + SCALES))
           if value.dtype not in FLOATS:
             raise ValueError(f"{cut(path, 150)} holds {cut(key)} as {value.dtype}, expected a floating-point tensor.")
           if not is_finite(value):

@@ -28,3 +28,12 @@ def attention(dtype) -> str:
     raise ValueError(f"VFTOK_ATTENTION is {chosen!r}, expected one of {', '.join(ATTENTION)}.")
   half = str(jax.numpy.dtype(dtype)) in ("bfloat16", "float16")
   return chosen or {"tpu": "splash", "gpu": "cudnn" if half else "xla"}.get(platform(), "xla")
+
+
+def step_options() -> dict[str, str | int] | None:
+  """Compiler options of a training step: on GPU without CUDA graphs.
+
+  A step of thousands of kernels is renewed in its graphs before each launch, since its arrays lie elsewhere every time:
+  on an H100 270 of 400 ms a step, in which the card waited.
+  """
+  return {"xla_gpu_enable_command_buffer": "", "xla_gpu_graph_min_graph_size": 1 << 30} if platform() == "gpu" else None

@@ -8,6 +8,7 @@ import gc
 import json
 import math
 import signal
+import sys
 import threading
 import time
 import zlib
@@ -21,7 +22,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from vftok import optim, sharding
+from vftok import optim, sharding, target
 from vftok.checkpoint import Checkpoints
 from vftok.data import bad_clips
 from vftok.data.configured import BAD_CLIPS, train_loader
@@ -134,7 +135,8 @@ class _Loop:
     self.cfg, self.workdir, self.mesh, self.task, self.rate = cfg, workdir, mesh, task, rate
     self.checkpoints, self.loader, self.writer = checkpoints, loader, writer
     step = functools.partial(train_step, task=task, tx=tx, cfg=cfg)
-    self.step = jax.jit(step, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
+    out = (places, sharding.replicated(mesh))
+    self.step = jax.jit(step, donate_argnums=0, out_shardings=out, compiler_options=target.step_options())
     self.meter = Meter(cfg.steps, task.flops() * cfg.batch_size)
     self.examples = examples  # seen so far: carried from batch to batch and from run to run, whatever their sizes
     self.left_out = bad_clips.Tally(workdir / BAD_CLIPS)
@@ -145,6 +147,7 @@ class _Loop:
     cfg, began, pending, done = self.cfg, time.monotonic(), None, False
     gc.collect()
     gc.freeze()  # what is alive now stays: collections between steps stay short
+    sys.setswitchinterval(5e-4)  # a thread that prepares batches may not hold a step up by its 5 ms
     with _stop_signals() as stopping:
       for host in self.loader if step < cfg.steps else ():
         shown = None if not cfg.media_every or step % cfg.media_every else host

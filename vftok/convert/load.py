@@ -17,6 +17,7 @@ from vftok.config import FORMAT, FORMAT_VAE, TokenizerConfig, from_json, to_json
 from vftok.convert import reference_config, reference_weights, vidtok
 from vftok.convert.leaves import leaves_of
 from vftok.convert.reference_weights import VAE_PREFIX
+from vftok.int8 import SCALES
 from vftok.models.vae import VAE, VAEConfig
 
 
@@ -73,9 +74,10 @@ def _load_own(checkpoint: hub.Checkpoint) -> tuple[TokenizerConfig, dict[str, An
 
 
 def read_leaves(checkpoint: hub.Checkpoint, leaves: dict[tuple[str, ...], jax.ShapeDtypeStruct]) -> dict[str, Any]:
-  """The tree of a file in vftok's layout, strict in both directions."""
+  """The tree of a file in vftok's layout, strict in both directions. Tensors may be int8, see `vftok/int8.py`."""
   expected = {"/".join(path): leaf.shape for path, leaf in leaves.items()}
-  found = checkpoint.shapes
+  scales = {key + SCALES for key in expected}  # of tensors in int8; `tensors` reads them along
+  found = {key: shape for key, shape in checkpoint.shapes.items() if key not in scales}
   hub.report_keys(checkpoint.path, expected.keys() - found.keys(), found.keys() - expected.keys())
   for key, shape in expected.items():
     hub.report_shape(checkpoint.path, key, found[key], shape)

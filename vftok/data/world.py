@@ -168,7 +168,7 @@ class WorldSource:
   def describe(self, indices) -> tuple[list[str], np.ndarray]:
     """(captions, labels int32 [n])."""
     scenes = jax.tree.map(np.asarray, self._scenes(indices))
-    captions = [caption(jax.tree.map(lambda x, i=i: x[i], scenes)) for i in range(len(scenes.count))]
+    captions = [caption(Scene(*row)) for row in zip(*(x.tolist() for x in scenes), strict=True)]
     return captions, scenes.shape[:, 0].astype(np.int32)
 
   def attributes(self, indices) -> dict[str, np.ndarray]:

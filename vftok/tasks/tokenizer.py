@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,9 @@ class TokenizerTask:
       terms["usage"] = law.usage * jnp.broadcast_to(_usage(z), (len(latents),))
 
     total_B = sum(terms.values())
-    metrics = {name: mean(value) for name, value in terms.items()} | _codes_used(fsq.codes_to_ids(codes, cfg.levels))
+    metrics = {name: mean(value) for name, value in terms.items()} | _codes_used(
+      fsq.codes_to_ids(codes, cfg.levels), math.prod(cfg.levels)
+    )
     if law.flow:
       metrics |= self._at_high_noise(flow_B, draws)
     return total_B.mean(), metrics
@@ -316,10 +319,11 @@ def _like(heads, flat):
   return jax.tree.map(lambda mine, theirs: jnp.asarray(theirs, mine.dtype), heads, stored) if fits else heads
 
 
-def _codes_used(ids_BxTxK) -> Metrics:
-  """How many different codes a batch has in a register: the mean over registers, and the least."""
-  sorted_NxK = jnp.sort(ids_BxTxK.reshape(-1, ids_BxTxK.shape[2]), axis=0)
-  used_K = 1.0 + (sorted_NxK[1:] != sorted_NxK[:-1]).sum(0)
+def _codes_used(ids_BxTxK, codes: int) -> Metrics:
+  """How many of its `codes` a batch has in a register: the mean over registers, and the least."""
+  registers = ids_BxTxK.shape[2]
+  seen_KxV = jnp.zeros((registers, codes), bool).at[jnp.arange(registers), ids_BxTxK.reshape(-1, registers)].set(True)
+  used_K = seen_KxV.sum(1).astype(jnp.float32)
   return {"codes/used_mean": mean(used_K), "codes/used_min": (used_K.min(), jnp.ones(()))}
 
 

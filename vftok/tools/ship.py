@@ -1,7 +1,7 @@
 """Puts a trained model into the package, in float16: `python -m vftok.tools.ship RUN/model vftok/weights/NAME`.
 
-A tokenizer, a generator or a router. --vae takes a tokenizer's VAE decoder from another run: one that went on training
-while its encoder, and so the latents, stayed.
+A tokenizer, a generator, a router or a VAE; with --int8 in half of that. --vae takes a tokenizer's VAE decoder from
+another run: one that went on training while its encoder, and so the latents, stayed.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import jax
 import numpy as np
 
 from vftok import hub
-from vftok.config import FORMAT_GENERATOR, FORMAT_ROUTER
-from vftok.convert.load import load_vae
+from vftok.config import FORMAT_GENERATOR, FORMAT_ROUTER, FORMAT_VAE
+from vftok.convert.load import load_vae, save_vae
 from vftok.generator import Generator
 from vftok.identity import fingerprint
+from vftok.int8 import narrowed
 from vftok.models.flow import GUIDANCES
 from vftok.router import Router
 from vftok.tokenizer import Tokenizer
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("model", help="a model's directory")
   parser.add_argument("out", help="where to write model.safetensors and config.json")
   parser.add_argument("--vae", help="a VAE with the same encoder, whose decoder is taken")
+  parser.add_argument("--int8", action="store_true", help="bytes and scales in place of float16, see vftok/int8.py")
   parser.add_argument("--guidance", choices=list(GUIDANCES), help="how it is decoded by default, with --scale")
   parser.add_argument("--scale", type=float)
   parser.add_argument("--solver-steps", type=int)
@@ -43,11 +45,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> None:
   usual = {name: getattr(args, name) for name in ("guidance", "scale", "solver_steps")}
   ship(args.model, args.out, args.vae, **{k: v for k, v in usual.items() if v is not None})
+  if args.int8:
+    file = hub.open_checkpoint(args.out)
+    hub.save_files(args.out, narrowed(dict(file.tensors(file.shapes))), file.config)
   size = sum(path.stat().st_size for path in Path(args.out).iterdir())
   print(f"{args.out}: {size / 1e6:.1f} MB, {_whose(args.out)}")
 
 
 def _whose(out) -> str:
+  if _format(out) == FORMAT_VAE:
+    return "a VAE"
   if kind := OTHERS.get(_format(out)):
     cfg = kind.load(out)[0].cfg
     return f"for tokens of {cfg.tokenizer}, fingerprint {cfg.fingerprint}"
@@ -67,9 +74,13 @@ def ship(model, out, vae=None, **usual) -> None:
       tokenizers, or a value overflows float16.
   """
   kind = OTHERS.get(_format(model))
+  if (kind is not None or _format(model) == FORMAT_VAE) and (vae is not None or usual):
+    raise ValueError(f"{model} is no tokenizer, and only these take --vae and sampling options: leave them out.")
+  if _format(model) == FORMAT_VAE:
+    cfg, params = load_vae(model)
+    save_vae(cfg, _halved(params, model), out)
+    return
   if kind is not None:
-    if vae is not None or usual:
-      raise ValueError(f"{model} is no tokenizer, and only these take --vae and sampling options: leave them out.")
     own, params = kind.load(model)
     own.save(_halved(params, model), out)
     return
