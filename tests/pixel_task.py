@@ -13,6 +13,8 @@ from vftok.tasks import mean
 class PixelTask:
   """One number per channel learns the mean colour; every example has noise of its own."""
 
+  dtype = "float32"
+
   def __init__(self, cfg):
     self.cfg = cfg
 

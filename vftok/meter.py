@@ -13,17 +13,19 @@ from vftok.perf import machine_flops
 class Meter:
   """Counts steps; pauses (evaluation, videos) and the first step, which compiles, do not enter the speed.
 
-  `dtype` is of the matrix products: what the machine could do depends on it.
+  `dtype` is of the matrix products: what the machine could do depends on it. `seconds` (0: no limit) end a run earlier.
   """
 
-  def __init__(self, steps: int, flops_per_step: float, dtype: str = "bfloat16"):
-    self.steps, self.flops, self.peak = steps, flops_per_step, machine_flops(dtype)
+  def __init__(self, steps: int, flops_per_step: float, dtype: str = "bfloat16", seconds: float = 0.0):
+    self.steps, self.flops, self.peak, self.seconds = steps, flops_per_step, machine_flops(dtype), seconds
+    self._began: float | None = None
     self._last = self._waited = None
     self._mean = self._wait_share = 0.0
 
   def tick(self, waited: float) -> None:
     """Call once per finished step; `waited` is the loader's total of waiting so far."""
     now = time.perf_counter()
+    self._began = now if self._began is None else self._began
     if self._last is not None:
       took, wait = now - self._last, waited - self._waited
       blend = 0.1 if self._mean else 1.0
@@ -53,6 +55,8 @@ class Meter:
     if not self._mean:
       return head
     left = self._mean * (self.steps - step)
+    if self.seconds:
+      left = min(left, max(0.0, self.seconds - (time.perf_counter() - self._began)))
     machine = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     share = f"{100 * row['time/of_machine']:.0f} % of {machine}"
     speed = f"{self._mean:.3g} s/step, {row['time/flops'] / 1e9:.3g} GFLOP/s ({share})"

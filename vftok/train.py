@@ -137,7 +137,7 @@ class _Loop:
     step = functools.partial(train_step, task=task, tx=tx, cfg=cfg)
     out = (places, sharding.replicated(mesh))
     self.step = jax.jit(step, donate_argnums=0, out_shardings=out, compiler_options=target.step_options())
-    self.meter = Meter(cfg.steps, task.flops() * cfg.batch_size)
+    self.meter = Meter(cfg.steps, task.flops() * cfg.batch_size, task.dtype, 60 * cfg.minutes)
     self.examples = examples  # seen so far: carried from batch to batch and from run to run, whatever their sizes
     self.left_out = bad_clips.Tally(workdir / BAD_CLIPS)
     self.sums: dict[str, np.ndarray] = {}

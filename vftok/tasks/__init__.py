@@ -23,6 +23,8 @@ Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight): exact
 class Task(Protocol):
   """One kind of model. All functions are pure; `frozen` (a VAE, feature nets) is an argument, never closed over."""
 
+  dtype: str  # of the matrix products
+
   def init(self, key: jax.Array) -> Any:
     """Boxed parameters: what is trained and, by `config.freeze`, parts that are not."""
 

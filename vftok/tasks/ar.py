@@ -118,6 +118,10 @@ class ARTask:
       out = out._replace(text_BxSxC=batch["text_emb"].astype(jnp.float32), text_mask_BxS=batch["text_mask"])
     return out
 
+  @property
+  def dtype(self) -> str:
+    return self.gen.cfg.ar.dtype
+
   def flops(self) -> float:
     cfg = self.gen.cfg.ar
     text = self.gen.cfg.text_tokens if cfg.ctx_dim else 0

@@ -127,6 +127,10 @@ class RouterTask:
     known_B = xp.isfinite(losses).all(1)
     return xp.searchsorted(levels, keep_BxNxT), xp.where(known_B[:, None], losses, 0.0), known_B
 
+  @property
+  def dtype(self) -> str:
+    return self.router.cfg.dtype
+
   def flops(self) -> float:
     cfg = self.router.cfg
     from vftok.models.transformer import StackConfig

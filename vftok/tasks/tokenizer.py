@@ -228,6 +228,10 @@ class TokenizerTask:
   def _patches(self, latents) -> jax.Array:
     return patchify(latents, self.tok.cfg.decoder.patch)
 
+  @property
+  def dtype(self) -> str:
+    return self.tok.cfg.decoder.stack.dtype
+
   def flops(self) -> float:
     cfg, (t, h, w) = self.tok.cfg, self._grid()
     block = h * w + self.tok.registers

@@ -109,6 +109,10 @@ class VAETask:
     metrics["psnr"] = mean(-10 * jnp.log10(jnp.square(error / 2).mean(all_but_first) + 1e-10))
     return sum(terms.values()).mean(), metrics
 
+  @property
+  def dtype(self) -> str:
+    return self.model.dtype
+
   def flops(self) -> float:
     return 3 * sum(perf.vae_flops(self.model, self.cfg.data.frames, *self.size))
 
