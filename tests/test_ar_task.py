@@ -119,6 +119,7 @@ def whole_run(tokens, tmp_path_factory):
   return workdir
 
 
+@pytest.mark.slow
 def test_stop_and_resume_leave_the_trace_of_one_run(tokens, whole_run, tmp_path):
   train.run(class_config(tokens, minutes=1e-9), tmp_path)
   assert [row["step"] for row in trace(tmp_path)] == [1]

@@ -116,6 +116,7 @@ def test_a_section_is_added_once(tmp_path):
     page.add(tmp_path / "nothing.html", "More", "x")
 
 
+@pytest.mark.slow
 def test_the_tool_leaves_numbers_and_pictures(random_model, routers, tmp_path, capsys):
   cfg = tokenizer_experiment.get_config("smoke")
   cfg.eval.batch_size, cfg.eval.steps, cfg.data.size = 2, 2, 16

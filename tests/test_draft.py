@@ -106,6 +106,7 @@ def test_the_linear_start_is_the_principal_components_of_each_kind_of_step():
     step_code(latents[:3], 4)
 
 
+@pytest.mark.slow
 def test_a_net_joins_a_linear_encoder_without_changing_its_codes(tmp_path):
   """mini_draft, then mini: the second stage starts where the first one stopped."""
   module = importlib.import_module("configs.tokenizer")

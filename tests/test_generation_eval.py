@@ -75,7 +75,8 @@ def test_neighbours_find_copies():
   assert generation.Neighbours(clips).nearest(grey)[0][0] > 0.05
 
 
-@pytest.mark.parametrize("form", ["length_first", pytest.param("end_of_step", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["length_first", "end_of_step"])
 def test_a_generator_that_says_lengths_is_scored_at_means_and_its_own(form, tmp_path):
   tok = vftok.Tokenizer(model_config.from_dict(tokenizer_configs.get_config("smoke").model.to_dict()))
   params = jax.jit(tok.init)(jax.random.key(0))

@@ -72,6 +72,7 @@ def same(evaluation, other):
     assert a["clips"] == b["clips"] == 5
 
 
+@pytest.mark.slow
 def test_order_company_and_padding_change_nothing(small, clips, evaluation):
   tok, params, _ = small
   other = reconstruction.evaluate(tok, params, batches(clips, 2, [4, 2, 0, 3, 1], pad=False), **OPTIONS)

@@ -35,6 +35,7 @@ def trained(random_model, tmp_path_factory):
   return cfg, root / "run"
 
 
+@pytest.mark.slow
 def test_interrupted_labelling_goes_on(random_model, trained, tmp_path, monkeypatch):
   monkeypatch.setattr(label_budgets, "CHUNK", 4)
   cfg, calls, measure = config(random_model, tmp_path / "set"), [], label_budgets.Measure.__call__
@@ -105,6 +106,7 @@ def test_curves_fall_and_are_causal_in_time():
     Router(cfg).predict(params, jnp.zeros((2, 5, 4, 4, 4)))
 
 
+@pytest.mark.slow
 def test_a_router_learns_what_is_in_the_latents(tmp_path):
   """Steps that move need tokens: the gradient of the task's own loss finds it."""
   cfg = RouterConfig(dim=64, depth=1, latents=(3, 4, 4, 2), levels=(1, 2, 4))

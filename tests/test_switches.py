@@ -33,12 +33,13 @@ from vftok import APG, CFG, Tokenizer, VideoTokens
 from vftok.programs import ids_of, vae_encode
 
 THOROUGH = ("k600_like", "registers_first")
+QUICK = ("golden_like", "k600_like", "registers_first", "flexible", "gated_mlp_with_biases")
 
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in MODELS])
 def test_model(name, tmp_path):
   model = MODELS[name]
   config, tensors = build(model)

@@ -77,6 +77,7 @@ def test_every_chunk_is_tried_with_what_it_got(random_model, routers, monkeypatc
   assert total.total().tolist() == [20, 20]
 
 
+@pytest.mark.slow
 def test_trials_are_decoded_for_real(random_model, routers, tmp_path):
   """The kept assignment has the lowest LPIPS under the three noises among those that were seen three times."""
   _, tok, params = random_model
