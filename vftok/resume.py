@@ -14,6 +14,21 @@ from vftok.data.configured import train_loader
 from vftok.state import TrainState, abstract_state, merge
 
 
+def check_source(cfg, checkpoints: Checkpoints) -> None:
+  """Before minutes go into the first parameters: raises ValueError where the run to go on from has no checkpoint."""
+  if cfg.resume_from and checkpoints.latest() is None:
+    with _other_run(cfg):
+      pass
+
+
+@contextlib.contextmanager
+def _other_run(cfg) -> Iterator[Checkpoints]:
+  with contextlib.closing(Checkpoints(cfg.resume_from, keep=0, read_only=True)) as other:
+    if other.latest() is None:
+      raise ValueError(f"config.resume_from is {cfg.resume_from}, which has no checkpoint: pass a workdir that has.")
+    yield other
+
+
 def starting_point(cfg, task, checkpoints: Checkpoints, state, places) -> tuple[TrainState, int]:
   """(state, examples seen). The first that applies:
 
@@ -27,9 +42,7 @@ def starting_point(cfg, task, checkpoints: Checkpoints, state, places) -> tuple[
   if checkpoints.latest() is not None:
     found = checkpoints.restore(target)
   elif cfg.resume_from:
-    with contextlib.closing(Checkpoints(cfg.resume_from, keep=0, read_only=True)) as other:
-      if other.latest() is None:
-        raise ValueError(f"config.resume_from is {cfg.resume_from}, which has no checkpoint: pass a workdir that has.")
+    with _other_run(cfg) as other:
       found = other.restore(target)
   if found:
     say_differences(found.config, cfg.to_dict())

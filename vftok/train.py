@@ -31,7 +31,7 @@ from vftok.evaluate import evaluate_sets
 from vftok.lock import locked
 from vftok.meter import Meter
 from vftok.process import agreed, local, whole
-from vftok.resume import starting_point
+from vftok.resume import check_source, starting_point
 from vftok.state import TrainState, init_state, logical_axes, merge, update_ema
 from vftok.tasks import make_task
 from vftok.whole import whole_file
@@ -75,6 +75,7 @@ def _run(cfg: ConfigDict, workdir: Path, mesh, lead: bool) -> TrainState:
   tx, rate = optim.make_optimizer(cfg.optim, cfg.steps, axes, shapes)
   checkpoints = Checkpoints(workdir, keep=cfg.keep_checkpoints)
   with jax.set_mesh(mesh), contextlib.closing(checkpoints):
+    check_source(cfg, checkpoints)
     state, places = init_state(task.init, tx, mesh, seed=cfg.seed, ema=bool(cfg.ema), freeze=cfg.freeze)
     frozen = task.frozen()
     frozen = jax.device_put(frozen, sharding.frozen_shardings(frozen, mesh))

@@ -61,6 +61,8 @@ class TokenizerTask:
       raise ValueError(f"loss.draft is {self.law.draft}, but the decoder has no draft: set it to 0.")
     if self.law.repa and not self.law.flow:
       raise ValueError(f"loss.repa is {self.law.repa}, but without loss.flow no decoder runs: set repa to 0 too.")
+    shape = self.tok.latent_shape(1, self.tok.chunk_steps)[1:]
+    jax.eval_shape(functools.partial(draw, self.law, self.tok, shape), jax.random.key(0))  # unknown laws say so now
     self.heads = self._heads()
     self.router = None
     if self.law.router:

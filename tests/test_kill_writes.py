@@ -1,0 +1,87 @@
+"""kill -9 at moments of a run that ends in files, and the same command again: the same bytes. Slow."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from textwrap import dedent
+
+import numpy as np
+import pytest
+
+from vftok.data.video_writer import write_video
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
+
+LABEL = dedent("""
+  import sys
+  sys.path.insert(0, "tests")
+  from router_files import config
+  from vftok.tools import label_budgets
+  from vftok.tools.command import or_exit
+
+  label_budgets.CHUNK = 2
+  cfg = config((sys.argv[1],), sys.argv[2])
+  or_exit(lambda: print(label_budgets.label(cfg, sys.argv[2])))
+""")
+
+
+@pytest.fixture(scope="module")
+def inputs(random_model, tmp_path_factory):
+  """(directory of a model, a video of 200 frames, workdir of a finished run)."""
+  root = tmp_path_factory.mktemp("inputs")
+  video = write_video(root / "clip.mp4", np.random.default_rng(0).integers(0, 255, (200, 16, 16, 3), np.uint8), 8)
+  run([*TRAIN, f"--workdir={root / 'run'}"]).wait(300)
+  return random_model[0], video or root / "clip.mp4", root / "run"
+
+
+TRAIN = ["-m", "vftok.main", "--config=configs/vae.py:smoke"]
+COMMANDS = dict(
+  encode=lambda model, video, _, out: ["-m", "vftok.cli", "encode", model, video, out / "clip.vft"],
+  label_budgets=lambda model, _, __, out: ["-c", LABEL, model, out / "set"],
+  evaluation=lambda _, __, trained, out: [
+    *TRAIN,
+    "--mode=eval",
+    f"--workdir={out}",
+    f"--config.init_from={trained}/model",
+  ],
+)
+
+
+def run(words):
+  environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+  command = [sys.executable, *map(str, words)]
+  return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def files(directory):
+  found = {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+  return {name: data for name, data in found.items() if not name.endswith(".lock")}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_same_bytes(name, inputs, tmp_path):
+  command = lambda out: COMMANDS[name](*inputs, out)
+  for again in ("first", "whole"):  # the first one compiles
+    (tmp_path / again).mkdir()
+    begin, process = time.monotonic(), run(command(tmp_path / again))
+    assert process.wait(300) == 0, process.stderr.read().decode()[-2000:]
+    took = time.monotonic() - begin
+  assert files(tmp_path / "first") == files(tmp_path / "whole") and files(tmp_path / "whole")
+  (tmp_path / "cut").mkdir()
+  chance, killed = random.Random(0), 0
+  for share in (0.6, 0.8, 0.9, 0.95, 0.98, 1.0):
+    process = run(command(tmp_path / "cut"))
+    try:
+      process.wait(took * (share + 0.02 * chance.random()))
+    except subprocess.TimeoutExpired:
+      process.kill()
+      process.wait()
+      killed += 1
+  assert killed >= 3
+  last = run(command(tmp_path / "cut"))
+  assert last.wait(300) == 0, last.stderr.read().decode()[-2000:]
+  assert files(tmp_path / "cut") == files(tmp_path / "whole")
