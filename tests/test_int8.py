@@ -1,5 +1,6 @@
 """Weights as bytes and scales: how near they are, and what a file of them must hold."""
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -36,7 +37,8 @@ def test_zeros_and_small_tensors():
 def vae(tmp_path_factory):
   """(config, parameters, directory) of a small VAE in float32."""
   cfg = VAEConfig(ch=16, ch_mult=(1, 1), num_res_blocks=1, z_channels=4, time_levels=(0, 1), stem=2)
-  params = jax.jit(VAE(cfg).init)(jax.random.key(0), np.zeros((1, 1, 4, 4, 3)))["params"]
+  rng, start = np.random.default_rng(0), lambda: VAE(cfg).init(jax.random.key(0), np.zeros((1, 1, 4, 4, 3)))
+  params = jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), nn.unbox(jax.eval_shape(start))["params"])
   directory = tmp_path_factory.mktemp("vae") / "model"
   save_vae(cfg, params, directory)
   return *load_vae(directory), directory

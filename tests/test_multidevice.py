@@ -10,15 +10,14 @@ import pytest
 HERE = Path(__file__).parent
 
 
-SLOW = pytest.mark.slow
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
   "tasks, meshes",
   [
-    ("tokenizer", "mixed"),
-    pytest.param("vae ar ar_adaptive router", "mixed", marks=SLOW),
-    pytest.param("tokenizer vae ar ar_adaptive router", "data fsdp tensor seq cube", marks=SLOW),
+    ("tokenizer vae ar ar_adaptive router", "mixed"),
+    ("tokenizer vae ar ar_adaptive router", "data fsdp tensor seq cube"),
   ],
 )
 def test_eight_simulated_devices(tasks, meshes):

@@ -176,6 +176,7 @@ def test_clips_are_those_of_the_set(cfg, tokenizer):
   np.testing.assert_array_equal(few[0], codes[:19])
 
 
+@pytest.mark.slow
 def test_an_evaluation_reports_the_probe(cfg, tokenizer, tmp_path):
   from vftok.data.configured import eval_loader
 
