@@ -34,13 +34,13 @@ class Block(nn.Module):
     for name in ("keys", "values"):
       self.register_buffer(name, torch.zeros(rows, dim // HEAD, length, HEAD))
 
-  def forward(self, x_Bx1xD, at_1, seen_L, filled: int | None):
+  def forward(self, x_Bx1xD, at_1, seen_1xL, filled: int | None):
     b, _, d = x_Bx1xD.shape
     q, k, v = self.qkv(self.attention_norm(x_Bx1xD)).view(b, 1, 3, d // HEAD, HEAD).permute(2, 0, 3, 1, 4)
     self.keys.index_copy_(2, at_1, k)
     self.values.index_copy_(2, at_1, v)
     if filled is None:
-      y = F.scaled_dot_product_attention(q, self.keys, self.values, attn_mask=seen_L)
+      y = F.scaled_dot_product_attention(q, self.keys, self.values, attn_mask=seen_1xL)
     else:
       y = F.scaled_dot_product_attention(q, self.keys[:, :, :filled], self.values[:, :, :filled])
     x_Bx1xD = x_Bx1xD + self.out(y.transpose(1, 2).reshape(b, 1, d))
@@ -58,10 +58,10 @@ class Model(nn.Module):
 
   def forward(self, ids_Bx1, at_1, guidance: float, filled: int | None = None):
     """The next ids, int64 [B, 1]; with guidance the second half of the rows knows no condition."""
-    seen_L = torch.arange(self.length, device=ids_Bx1.device) <= at_1
+    seen_1xL = torch.arange(self.length, device=ids_Bx1.device)[None] <= at_1
     x = self.tokens(ids_Bx1) + self.places(at_1)
     for block in self.blocks:
-      x = block(x, at_1, seen_L, filled)
+      x = block(x, at_1, seen_1xL, filled)
     logits_BxV = self.head(self.norm(x))[:, 0].float()
     if guidance != 1:
       known, unknown = logits_BxV.chunk(2)
