@@ -117,6 +117,16 @@ def tokenizer(tmp_path_factory):
   return tok, params, str(path)
 
 
+@pytest.fixture
+def as_cudnn(monkeypatch):
+  """XLA in cuDNN's place: it checks what cuDNN is asked for and not what it does."""
+  import jax
+
+  plain = jax.nn.dot_product_attention
+  forced = lambda *a, implementation="", **k: plain(*a, **k, implementation="xla")
+  monkeypatch.setattr(jax.nn, "dot_product_attention", forced)
+
+
 @pytest.fixture(scope="session")
 def random_model(tmp_path_factory):
   """(path, tokenizer, params) of the smoke size: 4 registers, 5 time steps; random, no layer still zero."""

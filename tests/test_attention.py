@@ -16,13 +16,11 @@ MODES = ("full", "causal", "time_block_causal", "time_block_causal_last")
 
 
 @pytest.fixture(params=["splash", "cudnn"])
-def kernel(request, monkeypatch):
-  """Splash interpreted; cuDNN's interface on XLA, which checks what it is asked for and not what cuDNN does."""
+def kernel(request, monkeypatch, as_cudnn):
+  """Splash interpreted; cuDNN's interface on XLA."""
   monkeypatch.setenv("VFTOK_ATTENTION", request.param)
-  original, plain = splash.attend_up_to, jax.nn.dot_product_attention
+  original = splash.attend_up_to
   monkeypatch.setattr(splash, "attend_up_to", lambda *a, **k: original(*a, **k, interpret=True))
-  forced = lambda *a, implementation, **k: plain(*a, **k, implementation="xla")
-  monkeypatch.setattr(attention.jax.nn, "dot_product_attention", forced)
   return request.param
 
 

@@ -51,15 +51,6 @@ def on_cuda(monkeypatch):
   monkeypatch.setattr(fused_attention_stablehlo, "is_cuda_compute_capability_equal", lambda _: False)
 
 
-@pytest.fixture
-def as_cudnn(monkeypatch):
-  """XLA in cuDNN's place."""
-  plain = jax.nn.dot_product_attention
-  monkeypatch.setattr(
-    cudnn.jax.nn, "dot_product_attention", lambda *a, implementation="", **k: plain(*a, **k, implementation="xla")
-  )
-
-
 def calls(fn, *args, **jit) -> set[str]:
   """Names of the cuDNN calls in the program."""
   return set(CUDNN.findall(jax.jit(fn, **jit).trace(*args).lower(lowering_platforms=("cuda",)).as_text()))

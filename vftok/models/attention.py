@@ -206,10 +206,10 @@ def _attend_steps(q_BxnxNxd, k_BxnxNxd, v_BxnxNxd, layout: Layout, scale: float,
   steps, block, own = layout.steps, layout.block, layout.mode == "time_block_causal_last"
   rows = layout.patches if own else block
   split = lambda x: x.reshape(b, -1, steps, block, d).swapaxes(1, 2)[:, :, :, :rows].reshape(b * steps, -1, rows, d)
-  spread = lambda x: jnp.broadcast_to(x[:, None], (b, steps, *x.shape[1:])).reshape(b * steps, *x.shape[1:])
+  keys, values = (cudnn.for_each_step(x, steps) for x in (k_BxnxNxd, v_BxnxNxd))
   visible = jnp.tile(jnp.arange(steps, dtype=jnp.int32) * block + rows, b)
   attend_all = functools.partial(cudnn.attend, scale=scale, bias_M=bias_N)
-  out = attend_all(split(q_BxnxNxd), spread(k_BxnxNxd), spread(v_BxnxNxd), first_B=visible)
+  out = attend_all(split(q_BxnxNxd), keys, values, first_B=visible)
   out = out.reshape(b, steps, rows, n, d)
   if own:
     causal = attend_all(q_BxnxNxd, k_BxnxNxd, v_BxnxNxd, causal=True).reshape(b, steps, block, n, d)

@@ -34,6 +34,11 @@ def folded(q_BxnxQxd, k_BxnxMxd, bias_M: np.ndarray, *, scale: float) -> tuple[j
   return add(q_BxnxQxd, 1.0), add(k_BxnxMxd, b_M[None, None, :, None])
 
 
+def for_each_step(x_Bx: jax.Array, steps: int) -> jax.Array:
+  """[B, ...] -> [B * T, ...]: every step of a sample as a sample of its own, that has all of x."""
+  return jnp.repeat(x_Bx, steps, axis=0)
+
+
 def attend(
   q_BxnxQxd,
   k_BxnxMxd,

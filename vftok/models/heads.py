@@ -122,9 +122,8 @@ class CrossBlock(Weights):
     q, k, v = (x.swapaxes(1, 2) for x in (q_BxQxnxe, k_BxMxnxe, v_BxMxnxe))
     if self.cfg.causal:
       step_M = (jnp.arange(seen_BxM.shape[1]) - 1) // max(self.registers, 1)
-      spread = lambda x: jnp.broadcast_to(x[:, None], (b, steps, *x.shape[1:])).reshape(b * steps, *x.shape[1:])
       q = q_BxQxnxe.reshape(b * steps, rows // steps, n, e).swapaxes(1, 2)
-      k, v = spread(k), spread(v)
+      k, v = (cudnn.for_each_step(x, steps) for x in (k, v))
       seen_BxM = (seen_BxM[:, None] & (step_M <= jnp.arange(steps)[:, None])).reshape(b * steps, -1)
     return cudnn.attend(q, k, v, scale=8.0 / e, seen_BxM=seen_BxM).reshape(b, rows, n, e)
 
