@@ -25,7 +25,7 @@ def start(workdir, cache, processes=1, *more, index=None, devices=1):
     free.bind(("localhost", 0))
     address = f"localhost:{free.getsockname()[1]}"
   config = ["--config=configs/tokenizer.py:smoke", f"--config.steps={STEPS}", "--config.save_every=4", *more]
-  flags = f"--xla_force_host_platform_device_count={devices}"
+  flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
   jobs = []
   for i in range(processes) if index is None else [index]:
     environment = {**os.environ, "VFTOK_CACHE": str(cache), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
@@ -81,6 +81,24 @@ def test_two_processes_equal_one(mesh, alone, cache, tmp_path):
 
   tok, params = Tokenizer.load(tmp_path / "model")  # gathered from both
   assert tok.registers == 4 and params["decoder"]
+
+
+def test_scores_and_videos_while_training(cache, tmp_path):
+  """The first process makes them by itself on its two devices; the second waits and goes on in step."""
+  more = ["--config.steps=4", "--config.eval_every=2", "--config.media_every=2", "--config.eval.clips=8"]
+  more += ["--config.eval.rfvd=False", "--config.eval.steps=2", "--config.eval.keeps=(1,4)", "--config.eval.probe=False"]
+  for name, processes in (("one", 1), ("two", 2)):
+    finished(start(tmp_path / name, cache, processes, *more, "--config.mesh.fsdp=2", devices=2))
+  scores = {}
+  for name in ("one", "two"):
+    rows = read_metrics(tmp_path / name / "metrics.jsonl")
+    rows = {row["step"]: row for row in rows if any(key.startswith("eval/") for key in row)}
+    scores[name] = {(step, key): v for step, row in rows.items() for key, v in row.items() if key.startswith("eval/")}
+  assert {step for step, _ in scores["one"]} == {2, 4} and len(scores["one"]) > 10
+  numbers = {key: v for key, v in scores["one"].items() if isinstance(v, float) and "seconds" not in key[1]}
+  assert {key: scores["two"][key] for key in numbers} == pytest.approx(numbers, rel=1e-3, nan_ok=True)
+  names = [sorted(p.name for p in (tmp_path / name / "media").iterdir()) for name in ("one", "two")]
+  assert names[0] == names[1] != []
 
 
 def test_a_killed_worker_ends_the_job_and_one_process_goes_on(alone, cache, tmp_path):

@@ -139,7 +139,7 @@ def to_devices(host_batch: Mapping[str, np.ndarray | jax.Array], mesh: Mesh) -> 
   sharding = NamedSharding(mesh, P(RULES["batch"]))
 
   def place(v):
-    if isinstance(v, jax.Array) and jax.process_count() == 1:  # made on an accelerator: it stays there
+    if sharding.is_fully_addressable:  # what was made on an accelerator stays there
       return jax.device_put(v, sharding)
     return jax.make_array_from_process_local_data(sharding, np.asarray(v))
 

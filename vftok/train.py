@@ -15,7 +15,6 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +22,7 @@ import optax
 from ml_collections import ConfigDict
 
 from vftok import optim, sharding, target
+from vftok.alone import alone
 from vftok.checkpoint import Checkpoints
 from vftok.data import bad_clips
 from vftok.data.configured import BAD_CLIPS, train_loader
@@ -223,10 +223,11 @@ class _Loop:
     self.checkpoints.save(step, state, {"examples": self.examples}, self.cfg.to_dict())
 
   def _show(self, step: int, state: TrainState, frozen, host) -> None:
-    """Videos of what the model does. Only with one process: the others would have to join every program."""
-    if jax.process_count() > 1:
-      return
-    shown = self.task.media(nn.unbox(state.model), frozen, host)
+    """Videos of what the model does."""
+    shown = {}
+    with alone(self.task, state.model, frozen) as here:
+      if here:
+        shown = self.task.media(*here, host)
     for name in [name for name, value in shown.items() if np.ndim(value)]:
       self.writer.video(step, name, shown.pop(name), self.cfg.data.fps)
     if shown:
@@ -235,7 +236,10 @@ class _Loop:
     self.meter.pause()
 
   def _evaluate(self, step: int, state: TrainState, frozen) -> None:
-    values = evaluate_sets(self.cfg, self.workdir, self.task, state.model, frozen)
+    values = {}
+    with alone(self.task, state.model, frozen) as here:
+      if here:
+        values = evaluate_sets(self.cfg, self.workdir, self.task, *here)
     self.writer.scalars(step, {f"eval/{k}": v for k, v in values.items()})
     self.meter.pause()
 
@@ -282,8 +286,6 @@ def _check(cfg, mesh) -> None:
     raise ValueError("optim.schedule is 'clock', expected one in steps where a job has many processes: clocks differ.")
   if cfg.steps < 1:
     raise ValueError(f"steps is {cfg.steps}, expected 1 or more.")
-  if cfg.eval_every and jax.process_count() > 1:
-    raise ValueError("eval_every is set, expected 0 in a job of many processes: evaluate with --mode=eval in one.")
 
 
 class _Stop(threading.Event):

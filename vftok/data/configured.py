@@ -34,5 +34,6 @@ def _spec(cfg, train: bool) -> ClipSpec:
 
 
 def eval_loader(cfg: ConfigDict, sources: dict, *, log=None) -> Loader | MemoryLoader:
-  """One pass over a set of `cfg.eval.sets`."""
-  return make_loader(sources, _spec(cfg, train=False), cfg.eval.batch_size, seed=cfg.seed, train=False, bad_clips=log)
+  """One pass over a set of `cfg.eval.sets`, all of it in the process that asks."""
+  whole = dict(train=False, process_index=0, process_count=1)
+  return make_loader(sources, _spec(cfg, train=False), cfg.eval.batch_size, seed=cfg.seed, bad_clips=log, **whole)
