@@ -78,8 +78,9 @@ def start(cfg: ARConfig, params, plan: Plan, cond: Condition, keys_B, *, guided:
   return memo, DecodeState(ids, cache, jnp.int32(prefill), keys_B)
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("guided", "top_k", "nucleus"), donate_argnums=4)
-def advance(cfg: ARConfig, params, memo: Memo, plan: Plan, state: DecodeState, stop, *, guided, top_k=0, nucleus=False):
+def _advance(
+  cfg: ARConfig, params, memo: Memo, plan: Plan, state: DecodeState, stop, *, guided, top_k=0, nucleus=False
+):
   """The state after tokens up to position `stop` (data) are made; `nucleus` turns plan.top_p on."""
 
   def step(state: DecodeState) -> DecodeState:
@@ -97,6 +98,21 @@ def advance(cfg: ARConfig, params, memo: Memo, plan: Plan, state: DecodeState, s
     several = lambda state: jax.lax.fori_loop(0, TURN, lambda _, state: step(state), state)
     state = jax.lax.while_loop(lambda state: state.position + TURN <= stop, several, state)
   return jax.lax.while_loop(lambda state: state.position < stop, step, state)
+
+
+_JIT = dict(static_argnums=0, static_argnames=("guided", "top_k", "nucleus"), donate_argnums=4)
+advance = jax.jit(_advance, **_JIT)
+
+
+def advancing(state):
+  """`advance` as it is compiled for the rows of this state."""
+  options = target.row_options(state.cache[0][0].shape[0])
+  return _advance_with(tuple(options.items())) if options else advance
+
+
+@functools.cache
+def _advance_with(options):
+  return jax.jit(_advance, compiler_options=dict(options), **_JIT)
 
 
 def sample(logits_BxV, keys_B, temperature, *, top_k: int = 0, top_p=None) -> jax.Array:

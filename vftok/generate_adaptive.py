@@ -14,7 +14,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from vftok import lengths, order
+from vftok import lengths, order, target
 from vftok.generate import Memo, forward, guide, prepare, sample
 from vftok.models.ar import ARConfig
 from vftok.models.ar_inputs import Condition, Places
@@ -101,8 +101,7 @@ def start(cfg: ARConfig, params, plan: Plan, prefix: Prefix, cond: Condition, ke
   return memo, state
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("guided", "aimed", "top_k", "nucleus"), donate_argnums=4)
-def advance(
+def _advance(
   cfg: ARConfig, params, memo: Memo, plan: Plan, state: State, stop, *, guided, aimed=False, top_k=0, nucleus=False
 ):
   """The state when all rows are done or `stop` tokens (data) are made; `aimed` turns plan.mean_length on."""
@@ -133,6 +132,21 @@ def advance(
     return State(ids=ids, keep=keep, made=made, cache=cache, position=s.position + 1, keys=s.keys, **after)
 
   return jax.lax.while_loop(lambda s: (s.position < stop) & ~s.done.all(), step, state)
+
+
+_JIT = dict(static_argnums=0, static_argnames=("guided", "aimed", "top_k", "nucleus"), donate_argnums=4)
+advance = jax.jit(_advance, **_JIT)
+
+
+def advancing(state):
+  """`advance` as it is compiled for the rows of this state."""
+  options = target.row_options(state.cache[0][0].shape[0])
+  return _advance_with(tuple(options.items())) if options else advance
+
+
+@functools.cache
+def _advance_with(options):
+  return jax.jit(_advance, compiler_options=dict(options), **_JIT)
 
 
 def _ranks(cfg: ARConfig, plan: Plan):

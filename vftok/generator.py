@@ -176,7 +176,7 @@ class Generator:
     """
     asked = request(self.cfg, cond, **options)
     loop, memo, state, length = self._start(params, key, asked)
-    state = loop.advance(self.cfg.ar, params, memo, asked.plan, state, length, **asked.static["advance"])
+    state = loop.advancing(state)(self.cfg.ar, params, memo, asked.plan, state, length, **asked.static["advance"])
     return self._tokens(asked, state)
 
   def stream(self, params: Params, key: jax.Array, cond=None, *, every: int = 0, **options) -> Iterator[VideoTokens]:
@@ -191,7 +191,7 @@ class Generator:
     stop, every = int(state.position), every or asked.steps
     while stop < length and not (isinstance(asked, Adaptive) and state.done.all()):
       stop = min(stop + every, length)
-      state = loop.advance(self.cfg.ar, params, memo, asked.plan, state, stop, **asked.static["advance"])
+      state = loop.advancing(state)(self.cfg.ar, params, memo, asked.plan, state, stop, **asked.static["advance"])
       yield self._tokens(asked, state)
 
   def calibrate(self, params: Params, key: jax.Array, cond=None, *, mean_length: float, **options) -> float:

@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from vftok import lengths
 from vftok.models.ar_inputs import Condition, Context, Places, of_segment, shifted
 from vftok.models.attention import attend_causal, attend_filled, attend_seen
-from vftok.models.layers import repeated, trunc_normal, xavier
+from vftok.models.layers import parts, repeated, trunc_normal, xavier
 from vftok.order import ORDERS
 from vftok.sharding import constrain
 
@@ -227,7 +227,7 @@ class Block(nn.Module):
     (x, cache), cast = carry, lambda a: a.astype(self.cfg.dtype)
     # Axes of a result stay where the matmul puts them: what is cut is the small result, never a weight made over.
     qkv = jnp.einsum("BLD,DxnE->BLxnE", cast(self.n1(x)), cast(self.qkv))
-    q, k, v = (qkv[:, :, i].swapaxes(1, 2) for i in range(3))
+    q, k, v = (part.swapaxes(1, 2) for part in parts(qkv, 2))
     if cache is None:
       y = attend_causal(q, k, v, segment_BxL)
     else:
@@ -243,7 +243,8 @@ class Block(nn.Module):
       y = attend_seen(q, k, v, context.seen_BxLxM)
       x = x + jnp.tensordot(y.swapaxes(1, 2), cast(self.text_proj), axes=2).astype(jnp.float32)
     up = jnp.einsum("BLD,DxH->BLxH", cast(self.n2(x)), cast(self.up))
-    hidden = checkpoint_name(nn.silu(up[:, :, 0]) * up[:, :, 1], "mlp_up")
+    hidden, gate = parts(up, 2)
+    hidden = checkpoint_name(nn.silu(hidden) * gate, "mlp_up")
     x = x + (hidden @ cast(self.down)).astype(jnp.float32)
     return (constrain(x, "batch", "length", None), cache), None
 
@@ -251,4 +252,5 @@ class Block(nn.Module):
     """(k, v) [B, n, M, d] of the text, the same for every position: made once per generated sequence."""
     dtype = self.cfg.dtype
     kv = jnp.einsum("BMD,DxnE->BMxnE", context.vectors_BxMxD.astype(dtype), self.text_kv.astype(dtype))
-    return kv[:, :, 0].swapaxes(1, 2), kv[:, :, 1].swapaxes(1, 2)
+    k, v = (part.swapaxes(1, 2) for part in parts(kv, 2))
+    return k, v

@@ -16,7 +16,17 @@ import jax.numpy as jnp
 
 from vftok import target
 from vftok.models import cudnn
-from vftok.models.layers import Linear, PositionConfig, Positions, Weights, layer_norm, repeated, trunc_normal, xavier
+from vftok.models.layers import (
+  Linear,
+  PositionConfig,
+  Positions,
+  Weights,
+  layer_norm,
+  parts,
+  repeated,
+  trunc_normal,
+  xavier,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +111,8 @@ class CrossBlock(Weights):
     kv_kernel = self._param("kv_kernel", (d, 2, n, e), ("embed", None, "heads", "head_dim"), xavier(d, d))
     q_BxTxPxnxe = layer_norm(jnp.einsum("BTPD,DnE->BTPnE", x_BxTxPxD.astype(cfg.dtype), q_kernel)).astype(cfg.dtype)
     kv_BxMx2xnxe = jnp.einsum("BMD,DxnE->BMxnE", keys_BxMxD.astype(cfg.dtype), kv_kernel)
-    k_BxMxnxe, v_BxMxnxe = layer_norm(kv_BxMx2xnxe[:, :, 0]).astype(cfg.dtype), kv_BxMx2xnxe[:, :, 1]
+    k_BxMxnxe, v_BxMxnxe = parts(kv_BxMx2xnxe, 2)
+    k_BxMxnxe = layer_norm(k_BxMxnxe).astype(cfg.dtype)
     steps, positions = x_BxTxPxD.shape[1:3]
     q = q_BxTxPxnxe.reshape(-1, steps * positions, n, e)
     if target.attention(cfg.dtype) == "cudnn" and cudnn.fits(e):

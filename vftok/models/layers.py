@@ -75,6 +75,11 @@ def repeated(block, depth: int, *, scan: bool = True, remat: str = "none"):
   )
 
 
+def parts(x: jax.Array, axis: int) -> list[jax.Array]:
+  """The slices along an axis. The backward pass joins their gradients; indexing would pad each and add them up."""
+  return [part.squeeze(axis) for part in jnp.split(x, x.shape[axis], axis)]
+
+
 class Weights(nn.Module):
   """Base of blocks whose `cfg` names a compute dtype; it makes their parameters and their MLP."""
 
@@ -89,8 +94,8 @@ class Weights(nn.Module):
     up_x2xH = jnp.einsum("...D,DxH->...xH", x_xD.astype(self.cfg.dtype), kernel)
     if bias:
       up_x2xH += self._param("up_bias", (branches, h), (None, "mlp"), nn.initializers.zeros)
-    hidden_xH = nn.silu(up_x2xH[..., 0, :])
-    hidden_xH = checkpoint_name(hidden_xH * up_x2xH[..., 1, :] if gated else hidden_xH, "mlp_up")
+    hidden_xH, *gate_xH = parts(up_x2xH, -2)
+    hidden_xH = checkpoint_name(nn.silu(hidden_xH) * gate_xH[0] if gated else nn.silu(hidden_xH), "mlp_up")
     y = hidden_xH @ self._param("down_kernel", (h, d), ("mlp", "embed"), xavier(h, d))
     return y + self._param("down_bias", (d,), ("embed",), nn.initializers.zeros) if bias else y
 

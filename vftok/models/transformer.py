@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from vftok.models.attention import Layout, attend
-from vftok.models.layers import Weights, layer_norm, repeated, xavier
+from vftok.models.layers import Weights, layer_norm, parts, repeated, xavier
 from vftok.sharding import constrain
 
 
@@ -113,7 +113,7 @@ class Block(Weights):
     )
     bias = self._param("adaln_bias", (cfg.adaln, 6, d), (None, None, None), nn.initializers.zeros)
     m_BxEx6xD = jnp.einsum("BD,DExF->BExF", nn.silu(cond_BxD).astype(cfg.dtype), kernel) + bias
-    return [by_kind(m_BxEx6xD[:, :, i], self.layout) for i in range(6)]
+    return [by_kind(part, self.layout) for part in parts(m_BxEx6xD, 2)]
 
   def _per_step(self, fn, *xs_BxNxD):
     """Applies fn to the sequences seen as [B, T, S, D], where the modulation of a slot repeats in every step."""
@@ -128,7 +128,7 @@ class Block(Weights):
     qkv_BxNx3xnxe = jnp.einsum("BND,DxnE->BNxnE", x_BxNxD.astype(cfg.dtype), kernel)
     if cfg.qkv_bias:
       qkv_BxNx3xnxe += self._param("qkv_bias", (3, n, e), (None, "heads", "head_dim"), nn.initializers.zeros)
-    q, k, v = (qkv_BxNx3xnxe[:, :, i].swapaxes(1, 2) for i in range(3))
+    q, k, v = (part.swapaxes(1, 2) for part in parts(qkv_BxNx3xnxe, 2))
     if cfg.qk_norm:
       q, k = layer_norm(q).astype(cfg.dtype), layer_norm(k).astype(cfg.dtype)
     out_BxNxnxe = checkpoint_name(attend(q, k, v, self.layout, bounded=cfg.qk_norm), "attn_out")

@@ -71,7 +71,8 @@ def _cached(gen: Generator, params, batch: int, guidance: float) -> list[float]:
     rates, length = [], gen.cfg.ar.length
     for quarter in range(1, 5):
       begin = time.perf_counter()
-      state = generate.advance(gen.cfg.ar, params, memo, plan, state, quarter * length // 4, **static["advance"])
+      advance = generate.advancing(state)
+      state = advance(gen.cfg.ar, params, memo, plan, state, quarter * length // 4, **static["advance"])
       jax.block_until_ready(state)
       rates.append(batch * length / 4 / (time.perf_counter() - begin))
   return rates
