@@ -135,7 +135,11 @@ def main() -> None:
   stage(
     str(out / "train"), args.steps, None, ["vftok.main", *where, *mesh, f"--config.media_every={args.steps // 2}"], 2
   )
-  scores = ["--config.eval.generation.clips=16", "--config.eval.generation.fvd=False", f"--config.tokenize.splits=prepared:directory={out / 'set'}"]
+  scores = [
+    "--config.eval.generation.clips=16",
+    "--config.eval.generation.fvd=False",
+    f"--config.tokenize.splits=prepared:directory={out / 'set'}",
+  ]
   stage(str(out / "eval"), args.clips // 10, None, ["vftok.main", *where, *scores, "--mode=eval"])
   rows = {Path(name).name: row for name, row in rows.items()}
   (out / "walk.json").write_text(json.dumps(rows, indent=1))

@@ -86,7 +86,12 @@ def test_two_processes_equal_one(mesh, alone, cache, tmp_path):
 def test_scores_and_videos_while_training(cache, tmp_path):
   """The first process makes them by itself on its two devices; the second waits and goes on in step."""
   more = ["--config.steps=4", "--config.eval_every=2", "--config.media_every=2", "--config.eval.clips=8"]
-  more += ["--config.eval.rfvd=False", "--config.eval.steps=2", "--config.eval.keeps=(1,4)", "--config.eval.probe=False"]
+  more += [
+    "--config.eval.rfvd=False",
+    "--config.eval.steps=2",
+    "--config.eval.keeps=(1,4)",
+    "--config.eval.probe=False",
+  ]
   for name, processes in (("one", 1), ("two", 2)):
     finished(start(tmp_path / name, cache, processes, *more, "--config.mesh.fsdp=2", devices=2))
   scores = {}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vftok.data import shards
+from vftok.data.record_files import RecordFiles
 from vftok.optional import required
 
 
@@ -27,16 +28,14 @@ class TfdsSource:
       raise ValueError(
         f"split is {split!r}, expected one of {', '.join(builder.info.splits)} of {builder.name}: choose one."
       )
-    try:
-      self._records = builder.as_data_source(split=split)
-    except NotImplementedError as error:
-      raise ValueError(
-        f"{builder.data_dir} is not stored as ArrayRecord: prepare it with file_format='array_record'."
-      ) from error
-    instructions = builder.info.splits[split].file_instructions
-    self._files = [os.fspath(part.filename) for part in instructions]
-    self._ends = np.cumsum([part.take if part.take >= 0 else part.examples_in_shard for part in instructions])
-    shards.check(self._files)
+    if builder.info.file_format is None or builder.info.file_format.value != "array_record":
+      raise ValueError(f"{builder.data_dir} is not stored as ArrayRecord: prepare it with file_format='array_record'.")
+    parts = [
+      (os.fspath(part.filename), part.skip, part.take if part.take >= 0 else part.examples_in_shard - part.skip)
+      for part in builder.info.splits[split].file_instructions
+    ]
+    self._records, self._features = RecordFiles(parts), features
+    shards.check([path for path, _, _ in parts])
     self._fields, self._fps, self._set = fields, fps, f"{builder.name}/{split}"
     self.label_names = tuple(getattr(features[label], "names", None) or ()) if label in features else ()
 
@@ -46,10 +45,10 @@ class TfdsSource:
   def example(self, index: int) -> dict[str, Any]:
     """The stored example. Raises ValueError naming the shard where it cannot be read."""
     try:
-      record = self._records.data_source[index]
+      record = self._records[index]
       if not record:  # what is left of a file that was cut short
         raise ValueError("an empty record")
-      return self._records.dataset_info.features.deserialize_example_np(record)
+      return self._features.deserialize_example_np(record)
     except Exception as error:  # readers and decoders of bytes raise many kinds
       reason = " ".join(str(error).split())[:100] or type(error).__name__
       raise ValueError(
@@ -67,8 +66,7 @@ class TfdsSource:
     return value
 
   def _file(self, index: int) -> str:
-    place = min(int(np.searchsorted(self._ends, index, side="right")), len(self._files) - 1)
-    return f"record {index} of {self._files[place]}"
+    return f"record {index} of {self._records.path(index)}"
 
   def __getitem__(self, index):
     return self.record(self.example(index), index)
