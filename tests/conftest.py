@@ -75,6 +75,8 @@ def compile_cache(cache_dir):
 LONGEST = tuple(
   f"test_{name}.py"
   for name in (
+    "bare",
+    "generation_eval",
     "train",
     "multidevice",
     "reconstruction",

@@ -1,5 +1,7 @@
 """The analytic FLOPs are the denominator of every speed we print."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -121,3 +123,29 @@ def test_one_arena_where_the_cpu_computes(monkeypatch):
       assert set_to.count((-8, 1)) == arenas
   finally:
     jax.config.update("jax_platforms", before)
+
+
+@pytest.mark.slow
+def test_the_step_that_is_timed_is_the_one_that_trains(tmp_path):
+  from configs import vae
+  from vftok import train
+  from vftok.tools import bench_step
+  from vftok.writer import read_metrics
+
+  cfg = vae.get_config("smoke")
+  cfg.steps = 1
+  found = bench_step.measured(cfg, steps=1)
+  assert found["step_s"] > 0 and found["batch"] == cfg.batch_size
+  train.run(cfg, tmp_path)
+  assert read_metrics(tmp_path / "metrics.jsonl")[0]["loss"] != pytest.approx(found["loss"], rel=1e-6), "three steps on"
+  again = bench_step.measured(cfg, steps=1)
+  assert again["loss"] == found["loss"] and again["parameters"] == found["parameters"]
+
+
+@pytest.mark.slow
+def test_rows_of_the_bench_by_name(capsys):
+  from vftok.tools import bench
+
+  assert bench.main(["tokenizer", "--skip-vae", "--repeats", "1", "--only", "router"]) == 0
+  found = json.loads(capsys.readouterr().out)
+  assert list(found["rows"]) == ["router, 4 x 384"] and found["cost"] == {}

@@ -99,7 +99,7 @@ def median(fn, repeats: int) -> float:
   return round(statistics.median(times), 4)
 
 
-def rows(form: str, repeats: int) -> dict[str, float]:
+def rows(form: str, repeats: int, only: str) -> dict[str, float]:
   torch.manual_seed(0)
   halves = [Half(False), Half(True)]
   encoder, decoder = [torch.compile(half, dynamic=False) if form == "compiled" else half for half in halves]
@@ -108,6 +108,8 @@ def rows(form: str, repeats: int) -> dict[str, float]:
   out = {}
 
   def add(name, fn, repeats=repeats):
+    if only not in name:
+      return
     out[name] = median(fn, repeats)
     print(f"{form:10s} {name:44s} {out[name]:8.4f} s", file=sys.stderr, flush=True)
 
@@ -133,9 +135,10 @@ def rows(form: str, repeats: int) -> dict[str, float]:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
   parser.add_argument("--repeats", type=int, default=7)
+  parser.add_argument("--only", default="", help="rows whose name holds this")
   parser.add_argument("--forms", default="eager,compiled")
   args = parser.parse_args()
-  found = {form: rows(form, args.repeats) for form in args.forms.split(",")}
+  found = {form: rows(form, args.repeats, args.only) for form in args.forms.split(",")}
   print(json.dumps({"torch": torch.__version__, "threads": torch.get_num_threads(), "seconds": found}))
 
 

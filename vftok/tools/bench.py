@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -72,10 +73,13 @@ def matmul_rate(repeats: int = 9) -> float:
 class Report:
   """Rows of seconds, nominal GFLOP/s and ratio to a matmul timed right before and after each row."""
 
-  def __init__(self, repeats: int):
-    self.repeats, self.rows = repeats, {}
+  def __init__(self, repeats: int, only: str = ""):
+    self.repeats, self.only, self.rows = repeats, only, {}
 
   def add(self, name: str, fn: Callable[[], Any], flops: float, repeats: int | None = None) -> float:
+    """Seconds; NaN where the row was not asked for."""
+    if self.only not in name:
+      return math.nan
     rate = matmul_rate()
     took = seconds(fn, repeats or self.repeats)
     rate = statistics.mean([rate, matmul_rate()])
@@ -172,9 +176,10 @@ def main(argv: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(prog="python -m vftok.tools.bench", description=__doc__.split("\n\n")[0])
   parser.add_argument("what", choices=["tokenizer"])
   parser.add_argument("--repeats", type=int, default=7, help="timed calls per row; the median counts")
+  parser.add_argument("--only", default="", help="rows whose name holds this, such as 'keep 256 guided'")
   parser.add_argument("--skip-vae", action="store_true", help="leave out the true-width VAE (about two minutes)")
   args = parser.parse_args(argv)
-  report, ratios = Report(args.repeats), {}
+  report, ratios = Report(args.repeats, args.only), {}
   for mask in ("time_block_causal", "full"):
     ratios |= bench_transformers(report, mask)
   if not args.skip_vae:
@@ -183,7 +188,7 @@ def main(argv: list[str] | None = None) -> int:
     "machine": {"backend": jax.default_backend(), "cpu_count": os.cpu_count(), "arch": platform.machine()},
     "jax": jax.__version__,
     "rows": report.rows,
-    "cost": {name: round(value, 3) for name, value in ratios.items()},
+    "cost": {name: round(value, 3) for name, value in ratios.items() if not math.isnan(value)},
   }
   print(json.dumps(out, indent=2))
   return 0
