@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Rows of the tokenizer's bench beside PyTorch's, in turns: `TORCH=/venv/bin/python bash launch/peers/tokenizer.sh encode`
-# TORCH is a Python with torch, PYTHON one with vftok. Arguments: rows by a part of their name; FORMS of the peer.
+# TORCH is a Python with torch, PYTHON one with vftok. Arguments: how the names of rows begin; FORMS of the peer.
 set -eu
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"

@@ -108,7 +108,7 @@ def rows(form: str, repeats: int, only: str) -> dict[str, float]:
   out = {}
 
   def add(name, fn, repeats=repeats):
-    if only not in name:
+    if not name.startswith(only):
       return
     out[name] = median(fn, repeats)
     print(f"{form:10s} {name:44s} {out[name]:8.4f} s", file=sys.stderr, flush=True)
@@ -135,7 +135,7 @@ def rows(form: str, repeats: int, only: str) -> dict[str, float]:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
   parser.add_argument("--repeats", type=int, default=7)
-  parser.add_argument("--only", default="", help="rows whose name holds this")
+  parser.add_argument("--only", default="", help="rows whose name begins so")
   parser.add_argument("--forms", default="eager,compiled")
   args = parser.parse_args()
   found = {form: rows(form, args.repeats, args.only) for form in args.forms.split(",")}

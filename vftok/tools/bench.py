@@ -78,7 +78,7 @@ class Report:
 
   def add(self, name: str, fn: Callable[[], Any], flops: float, repeats: int | None = None) -> float:
     """Seconds; NaN where the row was not asked for."""
-    if self.only not in name:
+    if not name.startswith(self.only):
       return math.nan
     rate = matmul_rate()
     took = seconds(fn, repeats or self.repeats)
@@ -176,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(prog="python -m vftok.tools.bench", description=__doc__.split("\n\n")[0])
   parser.add_argument("what", choices=["tokenizer"])
   parser.add_argument("--repeats", type=int, default=7, help="timed calls per row; the median counts")
-  parser.add_argument("--only", default="", help="rows whose name holds this, such as 'keep 256 guided'")
+  parser.add_argument("--only", default="", help="rows whose name begins so, such as 'decode keep 256'")
   parser.add_argument("--skip-vae", action="store_true", help="leave out the true-width VAE (about two minutes)")
   args = parser.parse_args(argv)
   report, ratios = Report(args.repeats, args.only), {}
