@@ -100,19 +100,19 @@ def _advance(
   return jax.lax.while_loop(lambda state: state.position < stop, step, state)
 
 
-_JIT = dict(static_argnums=0, static_argnames=("guided", "top_k", "nucleus"), donate_argnums=4)
-advance = jax.jit(_advance, **_JIT)
+def by_rows(advance, static: tuple[str, ...]):
+  """(advance jitted, state -> it as it is compiled for the rows of that state); `static` names arguments."""
+  compiled = functools.partial(jax.jit, advance, static_argnums=0, static_argnames=static, donate_argnums=4)
+  usual, with_options = compiled(), functools.cache(lambda options: compiled(compiler_options=dict(options)))
+
+  def advancing(state):
+    options = target.row_options(state.cache[0][0].shape[0])
+    return with_options(tuple(options.items())) if options else usual
+
+  return usual, advancing
 
 
-def advancing(state):
-  """`advance` as it is compiled for the rows of this state."""
-  options = target.row_options(state.cache[0][0].shape[0])
-  return _advance_with(tuple(options.items())) if options else advance
-
-
-@functools.cache
-def _advance_with(options):
-  return jax.jit(_advance, compiler_options=dict(options), **_JIT)
+advance, advancing = by_rows(_advance, ("guided", "top_k", "nucleus"))
 
 
 def sample(logits_BxV, keys_B, temperature, *, top_k: int = 0, top_p=None) -> jax.Array:

@@ -14,8 +14,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from vftok import lengths, order, target
-from vftok.generate import Memo, forward, guide, prepare, sample
+from vftok import lengths, order
+from vftok.generate import Memo, by_rows, forward, guide, prepare, sample
 from vftok.models.ar import ARConfig
 from vftok.models.ar_inputs import Condition, Places
 
@@ -134,19 +134,7 @@ def _advance(
   return jax.lax.while_loop(lambda s: (s.position < stop) & ~s.done.all(), step, state)
 
 
-_JIT = dict(static_argnums=0, static_argnames=("guided", "aimed", "top_k", "nucleus"), donate_argnums=4)
-advance = jax.jit(_advance, **_JIT)
-
-
-def advancing(state):
-  """`advance` as it is compiled for the rows of this state."""
-  options = target.row_options(state.cache[0][0].shape[0])
-  return _advance_with(tuple(options.items())) if options else advance
-
-
-@functools.cache
-def _advance_with(options):
-  return jax.jit(_advance, compiler_options=dict(options), **_JIT)
+advance, advancing = by_rows(_advance, ("guided", "aimed", "top_k", "nucleus"))
 
 
 def _ranks(cfg: ARConfig, plan: Plan):

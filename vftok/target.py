@@ -40,7 +40,7 @@ def step_options() -> dict[str, str | int] | None:
   return {"xla_gpu_enable_command_buffer": "", "xla_gpu_graph_min_graph_size": 1 << 30} if platform() == "gpu" else None
 
 
-FEW_ROWS = 3  # of a product that one matrix after the other takes part in, up to which YNNPACK is the faster one
+FEW_ROWS = 3  # of what weights are multiplied with: up to here YNNPACK is faster than Eigen
 
 
 def row_options(rows: int) -> dict[str, str] | None:

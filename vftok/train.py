@@ -129,15 +129,26 @@ def _accumulated(grad, params, batch, keys_B, parts: int):
   return value / parts, metrics, jax.tree.map(lambda g: g / parts, grads)
 
 
+def compiled_step(cfg: ConfigDict, mesh, task, tx, places: TrainState):
+  """(state, frozen, arrays of a batch) -> (state, metrics) on the mesh; the state that goes in is given up."""
+  step = functools.partial(train_step, task=task, tx=tx, cfg=cfg)
+  out = (places, sharding.replicated(mesh))
+  return jax.jit(step, donate_argnums=0, out_shardings=out, compiler_options=target.step_options())
+
+
+def step_arrays(host, mesh) -> dict[str, jax.Array]:
+  """What a step takes of this process's part of a batch."""
+  left = ("source", "index")  # whose clips these are is for people
+  return sharding.to_devices({k: v for k, v in host.items() if v.dtype != object and k not in left}, mesh)
+
+
 class _Loop:
   """The steps of one run. Its arrays live in the state that travels through `run`."""
 
   def __init__(self, cfg, workdir, mesh, task, tx, rate, places, checkpoints, loader, writer, examples):
     self.cfg, self.workdir, self.mesh, self.task, self.rate = cfg, workdir, mesh, task, rate
     self.checkpoints, self.loader, self.writer = checkpoints, loader, writer
-    step = functools.partial(train_step, task=task, tx=tx, cfg=cfg)
-    out = (places, sharding.replicated(mesh))
-    self.step = jax.jit(step, donate_argnums=0, out_shardings=out, compiler_options=target.step_options())
+    self.step = compiled_step(cfg, mesh, task, tx, places)
     self.meter = Meter(cfg.steps, task.flops() * cfg.batch_size, task.dtype, 60 * cfg.minutes)
     self.examples = examples  # seen so far: carried from batch to batch and from run to run, whatever their sizes
     self.left_out = bad_clips.Tally(workdir / BAD_CLIPS)
@@ -154,7 +165,7 @@ class _Loop:
         shown = None if not cfg.media_every or step % cfg.media_every else host
         slower = self._slower()
         with self._profiled(step):
-          state, metrics = self.step(state, frozen, self._arrays(host) | slower)
+          state, metrics = self.step(state, frozen, step_arrays(host, self.mesh) | slower)
           if step + 1 == cfg.profile[1]:
             jax.block_until_ready(metrics)  # or the trace ends before its last step
         step, self.examples = step + 1, self.examples + cfg.batch_size
@@ -184,10 +195,6 @@ class _Loop:
     if stopping.interrupted:
       raise KeyboardInterrupt
     return state
-
-  def _arrays(self, host) -> dict[str, jax.Array]:
-    left = ("source", "index")  # whose clips these are is for people
-    return sharding.to_devices({k: v for k, v in host.items() if v.dtype != object and k not in left}, self.mesh)
 
   def _slower(self) -> dict[str, np.float32]:
     """The clock's factor on the learning rate, or nothing."""

@@ -9,6 +9,7 @@ from vftok.data.loader import Loader, make_loader
 from vftok.data.memory_loader import MemoryLoader
 
 BAD_CLIPS = "bad_clips.jsonl"  # in a workdir
+_ONE_PROCESS = dict(process_index=0, process_count=1)  # every clip of a batch in the process that asks
 
 
 def train_loader(
@@ -23,7 +24,7 @@ def train_loader(
     start=examples,
     workers=workers,
     bad_clips=log,
-    **(dict(process_index=0, process_count=1) if whole else {}),
+    **(_ONE_PROCESS if whole else {}),
   )
 
 
@@ -35,5 +36,5 @@ def _spec(cfg, train: bool) -> ClipSpec:
 
 def eval_loader(cfg: ConfigDict, sources: dict, *, log=None) -> Loader | MemoryLoader:
   """One pass over a set of `cfg.eval.sets`, all of it in the process that asks."""
-  whole = dict(train=False, process_index=0, process_count=1)
-  return make_loader(sources, _spec(cfg, train=False), cfg.eval.batch_size, seed=cfg.seed, bad_clips=log, **whole)
+  options = dict(seed=cfg.seed, train=False, bad_clips=log, **_ONE_PROCESS)
+  return make_loader(sources, _spec(cfg, train=False), cfg.eval.batch_size, **options)

@@ -48,10 +48,12 @@ class RecordFiles:
       if path in self._open:
         self._open.move_to_end(path)
         return self._open[path]
-      while len(self._open) >= self._most_open:
+    reader = ArrayRecordReader(path, "readahead_buffer_size:0")  # may wait for a bucket: others read on meanwhile
+    with self._lock:
+      self._open[path] = reader
+      while len(self._open) > self._most_open:
         self._open.popitem(last=False)  # closed when no thread reads it any more
-      self._open[path] = reader = ArrayRecordReader(path, "readahead_buffer_size:0")
-      return reader
+    return reader
 
   def __getstate__(self):
     return {**self.__dict__, "_open": None, "_lock": None}  # other processes open their own

@@ -8,7 +8,6 @@ launch/peers/torch_train.py is the generator's peer in PyTorch.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import platform
@@ -18,7 +17,7 @@ import time
 import jax
 from absl import flags
 
-from vftok import optim, sharding, target
+from vftok import optim, sharding
 from vftok.data.configured import train_loader
 from vftok.experiment import define_config
 from vftok.experiment import run as run_main
@@ -27,7 +26,7 @@ from vftok.state import init_state, logical_axes
 from vftok.tasks import make_task
 from vftok.tools.bench import matmul_rate
 from vftok.tools.command import or_exit
-from vftok.train import train_step
+from vftok.train import compiled_step, step_arrays
 
 
 def main(argv: list[str]) -> None:
@@ -45,15 +44,8 @@ def measured(cfg, steps: int) -> dict:
     frozen = task.frozen()
     frozen = jax.device_put(frozen, sharding.frozen_shardings(frozen, mesh))
     with contextlib.closing(train_loader(cfg, 0)) as loader:
-      host = next(iter(loader))
-    left = ("source", "index")
-    batch = sharding.to_devices({k: v for k, v in host.items() if v.dtype != object and k not in left}, mesh)
-    step = jax.jit(
-      functools.partial(train_step, task=task, tx=tx, cfg=cfg),
-      donate_argnums=0,
-      out_shardings=(places, sharding.replicated(mesh)),
-      compiler_options=target.step_options(),
-    )
+      batch = step_arrays(next(iter(loader)), mesh)
+    step = compiled_step(cfg, mesh, task, tx, places)
     compiling = time.perf_counter()
     for _ in range(2):
       state, metrics = jax.block_until_ready(step(state, frozen, batch))
