@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from configs import common
-from vftok.generator import GeneratorConfig
+from vftok.config import GeneratorConfig
 from vftok.models.ar import ARConfig
 from vftok.packaged import cache_dir
 

@@ -262,7 +262,7 @@ def test_from_clips_to_samples(tokenizer, router, tmp_path):
 @pytest.mark.slow
 def test_the_command_line_prints_what_was_made(tokenizer, router, stored, tmp_path, capsys):
   from vftok import cli
-  from vftok.generator import GeneratorConfig
+  from vftok.config import GeneratorConfig
   from vftok.models.ar import ARConfig
 
   tok, params, path = tokenizer

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vftok import config as model_config
+from vftok import config_json
 from vftok.models.decoder import Decoder, draft_of
 from vftok.models.draft import draft_velocity
 from vftok.models.encoder import Encoder
@@ -18,7 +18,7 @@ from vftok.tasks.linear_codes import step_code
 from vftok.tokenizer import Tokenizer
 from vftok.tools import linear_limit
 
-CFG = model_config.from_dict(importlib.import_module("configs.tokenizer").get_config("smoke").model.to_dict())
+CFG = config_json.from_dict(importlib.import_module("configs.tokenizer").get_config("smoke").model.to_dict())
 T, K, C = 3, CFG.decoder.registers, CFG.decoder.code_dim
 
 
@@ -150,7 +150,7 @@ def test_impossible_drafts_are_named():
       changed["encoder"]["linear"] = False
       message = r"encoder\.net = False, expected True, or encoder\.linear"
     with pytest.raises(ValueError, match=message):
-      model_config.from_dict(changed)
+      config_json.from_dict(changed)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from vftok import generate, target
-from vftok.generator import Generator, GeneratorConfig
+from vftok.config import GeneratorConfig
+from vftok.generator import Generator
 from vftok.models.ar import ARConfig
 from vftok.models.attention import attend_filled, attend_seen
 from vftok.request import request

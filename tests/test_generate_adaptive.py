@@ -11,7 +11,8 @@ import pytest
 
 from vftok import generate_adaptive, lengths, order
 from vftok.conditions import condition
-from vftok.generator import Generator, GeneratorConfig, _logits
+from vftok.config import GeneratorConfig
+from vftok.generator import Generator, _logits
 from vftok.models.ar import ARConfig
 from vftok.models.ar_inputs import Places
 from vftok.request import request

@@ -11,7 +11,8 @@ from safetensors.numpy import save_file
 
 import vftok
 from vftok import generate, order
-from vftok.generator import Generator, GeneratorConfig
+from vftok.config import GeneratorConfig
+from vftok.generator import Generator
 from vftok.models.ar import AR, ARConfig
 from vftok.models.ar_inputs import Condition, Places
 from vftok.types import VideoTokens

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from vftok import lengths, order
-from vftok.config import generator_from_json, generator_to_json
-from vftok.generator import Generator, GeneratorConfig
+from vftok.config import GeneratorConfig
+from vftok.config_json import generator_from_json, generator_to_json
+from vftok.generator import Generator
 from vftok.models.ar import ARConfig
 
 T, K, V, LEVELS = 5, 4, 29, (1, 2, 4)

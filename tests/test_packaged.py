@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vftok import packaged
+from vftok import packaged, whole
 
 DATA = bytes(range(256)) * 5000
 SHA = hashlib.sha256(DATA).hexdigest()
@@ -54,18 +54,18 @@ def index(tmp_path, monkeypatch) -> Path:
 
 
 def cached() -> list[Path]:
-  return [path for path in packaged.cache_dir().rglob("*") if path.is_file()]
+  return [path for path in whole.cache_dir().rglob("*") if path.is_file()]
 
 
 def test_cache_dir(monkeypatch, tmp_path):
   monkeypatch.delenv("VFTOK_CACHE", raising=False)
   monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
   monkeypatch.setenv("HOME", str(tmp_path))
-  assert packaged.cache_dir() == tmp_path / ".cache" / "vftok"
+  assert whole.cache_dir() == tmp_path / ".cache" / "vftok"
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-  assert packaged.cache_dir() == tmp_path / "xdg" / "vftok"
+  assert whole.cache_dir() == tmp_path / "xdg" / "vftok"
   monkeypatch.setenv("VFTOK_CACHE", str(tmp_path / "own"))
-  assert packaged.cache_dir() == tmp_path / "own"
+  assert whole.cache_dir() == tmp_path / "own"
 
 
 def test_wheel_then_cache(index, monkeypatch):
@@ -176,7 +176,7 @@ def test_interrupted_write(index, monkeypatch):
         raise KeyboardInterrupt
       return super().read(1000)
 
-  target = packaged.cache_dir() / "clip.bin"
+  target = whole.cache_dir() / "clip.bin"
   target.parent.mkdir(parents=True)
   with pytest.raises(KeyboardInterrupt):
     packaged.keep_file(Cut(DATA), target, SHA, "clip.bin")

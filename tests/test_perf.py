@@ -7,15 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vftok import perf, target
+from vftok import memory, meter, target
 from vftok.features.dinov2 import DINOv2
 from vftok.features.vit import Blocks, ViTConfig
+from vftok.models import flops
 from vftok.models.ar import AR, ARConfig
 from vftok.models.ar_inputs import Condition, Places
 from vftok.models.attention import Layout
+from vftok.models.flops import stack_flops, vae_flops
 from vftok.models.transformer import Stack, StackConfig
 from vftok.models.vae import VAE, VAEConfig
-from vftok.perf import stack_flops, vae_flops
 
 
 def test_vae_flops_of_the_released_size():
@@ -49,7 +50,7 @@ def test_generator_flops_agree_with_the_compiler_on_one_block():
   cond = Condition(text_BxSxC=jnp.zeros((1, text - 1, 64)), text_mask_BxS=jnp.ones((1, text - 1), bool), null_BxG=null)
   params = jax.eval_shape(lambda: AR(cfg).init(jax.random.key(0), ids, places, cond))
   found = counted(lambda p, i: AR(cfg).apply(p, i, places, cond), params, ids)
-  formula = perf.ar_flops(cfg.dim, 1, cfg.hidden, cfg.vocab, length, text)
+  formula = flops.ar_flops(cfg.dim, 1, cfg.hidden, cfg.vocab, length, text)
   assert formula + 2 * length**2 * cfg.dim == pytest.approx(found, rel=0.03)
 
 
@@ -80,8 +81,8 @@ def test_feature_net_flops_agree_with_the_compiler():
   net, x = DINOv2(cfg, min_patches=8), jax.ShapeDtypeStruct((1, length, cfg.dim), jnp.float32)
   params = jax.eval_shape(lambda: Blocks(cfg).init(jax.random.key(0), jnp.zeros(x.shape)))
   found = counted(lambda p, x: Blocks(cfg).apply(p, x), params, x)
-  assert perf.vit_flops(cfg.dim, cfg.depth, cfg.hidden, length) == pytest.approx(found, rel=0.03)
-  one = perf.vit_flops(cfg.dim, cfg.depth, cfg.hidden, 8 * 8 + 1)
+  assert flops.vit_flops(cfg.dim, cfg.depth, cfg.hidden, length) == pytest.approx(found, rel=0.03)
+  one = flops.vit_flops(cfg.dim, cfg.depth, cfg.hidden, 8 * 8 + 1)
   assert (net.flops((2, 4, 4), "mean"), net.flops((2, 4, 4), "first")) == (5 * one, 2 * one)
 
 
@@ -101,25 +102,25 @@ class Card:
   ],
 )
 def test_peak_of_known_devices(kind, half, full, monkeypatch):
-  monkeypatch.setattr(perf.jax, "devices", lambda: [Card(kind)])
-  assert (perf.machine_flops(), perf.machine_flops("float32")) == (half, full)
+  monkeypatch.setattr(meter.jax, "devices", lambda: [Card(kind)])
+  assert (meter.machine_flops(), meter.machine_flops("float32")) == (half, full)
 
 
 def test_peak_of_an_unknown_card_is_measured(monkeypatch):
-  monkeypatch.setattr(perf.jax, "devices", lambda: [Card("NVIDIA L40S")])
-  assert perf.machine_flops() not in perf.PEAKS.values()
+  monkeypatch.setattr(meter.jax, "devices", lambda: [Card("NVIDIA L40S")])
+  assert meter.machine_flops() not in meter.PEAKS.values()
 
 
 def test_one_arena_where_the_cpu_computes(monkeypatch):
   set_to = []
-  monkeypatch.setattr(perf.ctypes, "CDLL", lambda _: type("C", (), {"mallopt": lambda *a: set_to.append(a[-2:])})())
-  monkeypatch.setattr(perf.sys, "platform", "linux")
+  monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: type("C", (), {"mallopt": lambda *a: set_to.append(a[-2:])})())
+  monkeypatch.setattr(memory.sys, "platform", "linux")
   before = jax.config.jax_platforms
   try:
     for platforms, arenas in (("cpu", 1), ("cuda,cpu", 0)):
       jax.config.update("jax_platforms", platforms)
       set_to.clear()
-      perf.keep_memory()
+      memory.keep_memory()
       assert set_to.count((-8, 1)) == arenas
   finally:
     jax.config.update("jax_platforms", before)

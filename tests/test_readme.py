@@ -15,8 +15,9 @@ import pytest
 
 import vftok
 from vftok import conditions
+from vftok.config import GeneratorConfig
 from vftok.data.video_writer import write_video
-from vftok.generator import Generator, GeneratorConfig
+from vftok.generator import Generator
 from vftok.models.ar import ARConfig
 from vftok.types import VideoTokens
 

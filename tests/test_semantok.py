@@ -9,8 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from configs import tokenizer as experiment
-from vftok import Tokenizer, evaluate, train
-from vftok import config as model_config
+from vftok import Tokenizer, config_json, evaluate, train
 from vftok.features.dino_inputs import dino_features, dino_inputs
 from vftok.tasks import frozen_nets, make_task
 
@@ -102,7 +101,7 @@ def test_what_cannot_be_trained_is_said(weights):
     make_task(cfg)
   cfg = experiment.smoke()
   cfg.loss.prefix_class, cfg.loss.features = 0.5, "vgg16"
-  net, plain = object(), model_config.from_dict(cfg.model.to_dict())
+  net, plain = object(), config_json.from_dict(cfg.model.to_dict())
   with pytest.raises(ValueError, match="prefix_class is set and vgg16 has no class feature"):
     frozen_nets.FrozenNets(cfg, plain, load_features=lambda *_: (net, {}))
   task = make_task(config(weights))

@@ -7,11 +7,11 @@ import pytest
 
 import vftok
 from vftok import hub, shipped
+from vftok.config import GeneratorConfig
 from vftok.convert.load import load_vae, save_vae
 from vftok.data.clip import ClipSpec
 from vftok.data.sim import SimSource
 from vftok.data.world import WorldSource
-from vftok.generator import GeneratorConfig
 from vftok.int8 import SCALES
 from vftok.models.ar import ARConfig
 from vftok.models.vae import VAE

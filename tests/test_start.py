@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vftok import Tokenizer, identity, perf, programs
+from vftok import Tokenizer, identity, memory, programs
 from vftok.convert import leaves, load
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -112,7 +112,7 @@ def test_small_programs_are_kept_too(tmp_path, monkeypatch):
   before = [getattr(jax.config, name) for name in names]
   try:
     jax.config.update(names[0], None)
-    perf.use_compile_cache()
+    memory.use_compile_cache()
     assert Path(jax.config.jax_compilation_cache_dir) == tmp_path / "jax"
     assert jax.config.jax_persistent_cache_min_compile_time_secs == 0
   finally:

@@ -12,8 +12,9 @@ from model_files import sentence
 
 import vftok
 from vftok import request
+from vftok.config import GeneratorConfig
 from vftok.convert import leaves
-from vftok.generator import Generator, GeneratorConfig
+from vftok.generator import Generator
 from vftok.models.ar import ARConfig
 from vftok.sample import sample
 from vftok.types import VideoTokens

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -11,11 +11,10 @@ import jax
 
 from vftok import sharding
 from vftok.process import together, whole
-from vftok.tasks import Task
 
 
 @contextlib.contextmanager
-def alone(task: Task, model: Any, frozen: Any) -> Iterator[tuple[Any, Any] | None]:
+def alone(init: Callable, model: Any, frozen: Any) -> Iterator[tuple[Any, Any] | None]:
   """(model, frozen) for code of one process: in the first on a mesh of its own devices, None in the others.
 
   So what needs every array at hand, videos and scores during a run, works as it does on one machine. All processes
@@ -30,7 +29,7 @@ def alone(task: Task, model: Any, frozen: Any) -> Iterator[tuple[Any, Any] | Non
     yield None
   else:
     mesh = sharding.make_mesh({"fsdp": -1}, jax.local_devices())
-    boxed = jax.eval_shape(task.init, jax.random.key(0))
+    boxed = jax.eval_shape(init, jax.random.key(0))
     places = sharding.param_shardings(sharding.logical_axes(boxed), nn.unbox(boxed), mesh)
     with jax.set_mesh(mesh):
       yield jax.device_put(model, places), jax.device_put(frozen, sharding.frozen_shardings(frozen, mesh))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator
 
+from vftok import spread
 from vftok.reward import check_weight
+from vftok.types import VideoTokens
 from vftok.words import brief, is_number, is_whole
 
 
@@ -47,6 +50,14 @@ class Auto:
       raise ValueError(
         f"budget.tries is {brief(self.tries)}, expected 0 or at least 2: of one there is nothing to choose."
       )
+
+  def encode_video(self, tok, params, video, fit: str) -> VideoTokens:
+    """What `Tokenizer.encode` gives under this budget."""
+    return next(spread.encode(tok, params, [video], fit, self, whole=True))
+
+  def encode_stream(self, tok, params, pieces, fit: str) -> Iterator[VideoTokens]:
+    """What `Tokenizer.encode_stream` gives under this budget."""
+    return spread.encode(tok, params, pieces, fit, self, whole=False)
 
   @classmethod
   def parse(cls, text: str, router: str | None = None, tries: int = 0) -> Auto:

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vftok.config import DTYPES, TokenizerConfig
+from vftok.config import TokenizerConfig
+from vftok.config_checks import DTYPES
 from vftok.geometry import TIME_FACTOR
 from vftok.models.flow import APG, CFG, GUIDANCES, SOLVERS, Guidance, Sampling
 from vftok.types import VideoTokens, check_counts, is_concrete

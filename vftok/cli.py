@@ -40,7 +40,7 @@ def main(argv=None) -> int:
 def load_tokenizer(path, dino=None):
   """(tokenizer, params) of a folder, a safetensors file or a Hub id; `dino`: weights of the net its encoder reads."""
   from vftok import Tokenizer
-  from vftok.perf import keep_memory, use_compile_cache
+  from vftok.memory import keep_memory, use_compile_cache
 
   keep_memory()
   use_compile_cache()

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
 
 from vftok.checks import is_finite
+from vftok.config import GeneratorConfig
 from vftok.models.ar_inputs import Condition
 from vftok.types import is_concrete
 from vftok.words import brief, cut, is_whole
-
-if TYPE_CHECKING:
-  from vftok.generator import GeneratorConfig
 
 KINDS = "None, {'label': ...}, {'text': [...]} or {'text_emb': ..., 'text_mask': ...}"
 MAX_CHARACTERS = 2_000

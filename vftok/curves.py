@@ -17,10 +17,9 @@ import numpy as np
 
 from vftok import programs
 from vftok.config import TokenizerConfig
+from vftok.data.curves import MEASURES
 from vftok.geometry import TIME_FACTOR
 from vftok.models.flow import gaussian
-
-MEASURES = ("flow", "lpips", "features")
 
 
 def assignments(levels: Sequence[int], steps: int, random: int = 0, seed: int = 0) -> np.ndarray:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -16,6 +15,7 @@ from vftok import sharding
 from vftok.checkpoint import Checkpoints
 from vftok.data.configured import BAD_CLIPS, eval_loader
 from vftok.data.folder import opened_once
+from vftok.data.loader import first_clips
 from vftok.lock import locked
 from vftok.process import local
 from vftok.resume import say_differences, starting_point
@@ -90,13 +90,3 @@ def evaluate_sets(cfg, workdir: Path, task, model, frozen) -> dict[str, float]:
       numbers = task.evaluate(model, frozen, batches, total, name, workdir / "eval" / name)
     values |= {f"{name}/{k}": v for k, v in numbers.items()}
   return values
-
-
-def first_clips(batches, clips: int):
-  """Batches up to a number of clips; what is over in the last one is masked."""
-  left = clips
-  for batch in batches:
-    if left <= 0:
-      return
-    yield {**batch, "_mask": batch["_mask"] & (np.cumsum(batch["_mask"]) <= left)}
-    left -= int(batch["_mask"].sum())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import math
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -18,43 +17,15 @@ import numpy as np
 from vftok import generate, generate_adaptive, lengths, order
 from vftok.checks import check_dtype, check_key
 from vftok.conditions import condition
+from vftok.config import GeneratorConfig
 from vftok.models.ar import AR, ARConfig
 from vftok.models.ar_inputs import Places
+from vftok.models.init import init_generator
 from vftok.request import Adaptive, Fixed, check_ids, check_mean, request
 from vftok.types import VideoTokens, is_concrete
 from vftok.words import brief, cut, is_whole
 
 Params = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class GeneratorConfig:
-  """Attributes:
-  ar: the model.
-  tokenizer: name or path of the tokenizer whose tokens it makes; fingerprint: of that tokenizer's encoder, "" unknown.
-  text: name of the text encoder ("minilm", "t5"), "" for none. text_path: where its weights are, "" for its own.
-  text_tokens: the most features of a prompt.
-  classes: names of the classes, or () where they are numbers only.
-  guidance: (largest budget, scale) pairs: what `generate` uses by itself.
-  length_odds: how often each time step has each of `ar.levels` in what it was trained on; () where that is not known.
-    A mean length is spread over time by it.
-  """
-
-  ar: ARConfig
-  tokenizer: str = ""
-  fingerprint: str = ""
-  text: str = ""
-  text_path: str = ""
-  text_tokens: int = 32
-  classes: tuple[str, ...] = ()
-  guidance: tuple[tuple[int, float], ...] = ((4, 3.0), (32, 2.0), (65536, 1.0))  # VideoFlexTok on K600, by SemanTok
-  length_odds: tuple[tuple[float, ...], ...] = ()
-
-  def __post_init__(self):
-    odds, steps, levels = self.length_odds, self.ar.steps, len(self.ar.levels)
-    whole = len(odds) == steps and all(len(row) == levels and all(0 < odd < math.inf for odd in row) for row in odds)
-    if odds and not whole:
-      raise ValueError(f"length_odds are {str(odds)[:60]}, expected {steps} rows of {levels} numbers above 0.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +71,7 @@ class Generator:
 
   def init(self, key: jax.Array, *, boxed: bool = False) -> Params:
     """Fresh parameters. boxed=True leaves them in boxes that carry their logical axis names, for sharding."""
-    ids = jnp.zeros((1, 1), jnp.int32)
-    cond = condition(self.cfg, None, 1)
-    params = AR(self.cfg.ar).init(key, ids, Places.of(ids, ids), cond)["params"]
+    params = init_generator(self.cfg, key)
     return params if boxed else nn.unbox(params)
 
   # ---- likelihood

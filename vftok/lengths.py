@@ -11,17 +11,31 @@ LEN come first, in "depth_first" each before its step's content.
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
-
-if TYPE_CHECKING:
-  from vftok.models.ar import ARConfig
 
 FORMATS = ("none", "length_first", "end_of_step")
 
 
-def check_format(cfg: ARConfig) -> None:
+class LengthFormat(Protocol):
+  """What a model's config says about lengths (`ARConfig` does): one of FORMATS, the levels it knows, and its sizes."""
+
+  @property
+  def lengths(self) -> str: ...
+  @property
+  def levels(self) -> tuple[int, ...]: ...
+  @property
+  def positions(self) -> str: ...
+  @property
+  def vocab(self) -> int: ...
+  @property
+  def slots(self) -> int: ...
+  @property
+  def total_vocab(self) -> int: ...
+
+
+def check_format(cfg: LengthFormat) -> None:
   """Raises ValueError where a model's format, levels and positions do not fit together."""
   if cfg.lengths not in FORMATS:
     raise ValueError(f"lengths are {cfg.lengths!r}, expected one of {', '.join(FORMATS)}.")
@@ -36,17 +50,17 @@ def check_format(cfg: ARConfig) -> None:
     raise ValueError(f"levels are {cfg.levels}, expected counts that rise from 1 or more to all {cfg.slots} slots.")
 
 
-def extra_ids(cfg: ARConfig) -> int:
+def extra_ids(cfg: LengthFormat) -> int:
   """Ids beside the tokenizer's."""
   return {"none": 0, "length_first": len(cfg.levels), "end_of_step": 1}[cfg.lengths]
 
 
-def first_slot(cfg: ARConfig) -> int:
+def first_slot(cfg: LengthFormat) -> int:
   """Where the content of a step begins."""
   return int(cfg.lengths == "length_first")
 
 
-def check_counts(cfg: ARConfig, keep_BxT) -> None:
+def check_counts(cfg: LengthFormat, keep_BxT) -> None:
   """Raises ValueError where counts [B, T] are none that the format can say."""
   keep = np.asarray(keep_BxT)
   known = cfg.levels if cfg.lengths == "length_first" else range(1, cfg.slots + 1)
@@ -56,14 +70,14 @@ def check_counts(cfg: ARConfig, keep_BxT) -> None:
     raise ValueError(f"keep is {unknown[0]}, expected {what}: this model says every step's length itself.")
 
 
-def extended_counts(cfg: ARConfig, keep_BxT, xp: Any = np):
+def extended_counts(cfg: LengthFormat, keep_BxT, xp: Any = np):
   """Tokens of each step with those that say its length, [B, T]."""
   if cfg.lengths == "none":
     return keep_BxT
   return keep_BxT + 1 if cfg.lengths == "length_first" else xp.minimum(keep_BxT + 1, cfg.slots)
 
 
-def extend(cfg: ARConfig, ids_BxTxK, keep_BxT, xp: Any = np):
+def extend(cfg: LengthFormat, ids_BxTxK, keep_BxT, xp: Any = np):
   """(ids int32 [B, T, K'], keep int32 [B, T]) with lengths said, K' = cfg.total_slots; ids that do not count are 0.
 
   Args:
@@ -81,7 +95,7 @@ def extend(cfg: ARConfig, ids_BxTxK, keep_BxT, xp: Any = np):
   return ids_BxTxK.astype(np.int32), extended_counts(cfg, keep_BxT, xp).astype(np.int32)
 
 
-def strip(cfg: ARConfig, ids_BxTxK, keep_BxT, xp: Any = np):
+def strip(cfg: LengthFormat, ids_BxTxK, keep_BxT, xp: Any = np):
   """Inverse of `extend`: (ids int32 [B, T, K], keep int32 [B, T]) of content alone."""
   if cfg.lengths == "length_first":
     ids_BxTxK, keep_BxT = ids_BxTxK[:, :, 1:], xp.maximum(keep_BxT - 1, 0)
@@ -92,12 +106,12 @@ def strip(cfg: ARConfig, ids_BxTxK, keep_BxT, xp: Any = np):
   return xp.where(kept, ids_BxTxK, 0).astype(np.int32), keep_BxT.astype(np.int32)
 
 
-def says_length(cfg: ARConfig, ids):
+def says_length(cfg: LengthFormat, ids):
   """bool: which ids say a length."""
   return ids >= cfg.vocab
 
 
-def allowed(cfg: ARConfig, slot, xp: Any = np):
+def allowed(cfg: LengthFormat, slot, xp: Any = np):
   """bool [..., V']: which ids can stand in slots int [...]; the rest get no probability, in training as in sampling."""
   content, first = xp.arange(cfg.total_vocab) < cfg.vocab, (slot == 0)[..., None]
   if cfg.lengths == "length_first":

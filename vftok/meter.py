@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
 import jax
-
-from vftok.perf import machine_flops
+import jax.numpy as jnp
 
 
 class Meter:
@@ -69,3 +69,48 @@ def clock(seconds: float) -> str:
   if seconds >= 3600:
     return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
   return f"{seconds // 60}m{seconds % 60:02d}s" if seconds >= 60 else f"{seconds}s"
+
+
+# Dense bfloat16 FLOP/s of one device, from the vendors' data sheets.
+PEAKS = {
+  "TPU v4": 275e12,
+  "TPU v5 lite": 197e12,
+  "TPU v5": 459e12,
+  "TPU v5p": 459e12,
+  "TPU v6 lite": 918e12,
+  "NVIDIA A100": 312e12,
+  "NVIDIA H100": 989e12,
+  "NVIDIA H200": 989e12,
+  "NVIDIA B200": 2250e12,
+  "NVIDIA L4": 121e12,
+}
+# What is left of it for float32, which is TF32 on NVIDIA cards; TPUs make float32 products of bfloat16 ones.
+FLOAT32_PEAKS = {
+  "NVIDIA A100": 156e12,
+  "NVIDIA H100": 494e12,
+  "NVIDIA H200": 494e12,
+  "NVIDIA B200": 1125e12,
+  "NVIDIA L4": 60e12,
+}
+
+
+def machine_flops(dtype: str = "bfloat16") -> float:
+  """FLOP/s that all devices together could do in `dtype`: the data sheet's where known, else a matmul, timed now."""
+  kind = jax.devices()[0].device_kind
+  fits = lambda name: (
+    re.match(rf"{name}\b", kind) if name.startswith("NVIDIA") else kind == name
+  )  # "NVIDIA L40S" is none
+  peaks = PEAKS if dtype in ("bfloat16", "float16") else {**PEAKS, **FLOAT32_PEAKS}
+  known = [rate for name, rate in peaks.items() if fits(name)]
+  if known:
+    return known[0] * jax.device_count()
+  size = 1024
+  a = jnp.ones((size, size), jnp.float32)
+  matmul = jax.jit(lambda x: x @ x)
+  jax.block_until_ready(matmul(a))
+  took = []
+  for _ in range(5):
+    start = time.perf_counter()
+    jax.block_until_ready(matmul(a))
+    took.append(time.perf_counter() - start)
+  return 2 * size**3 / min(took)  # simulated CPU devices share one machine

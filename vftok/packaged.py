@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import importlib.metadata
 import logging
-import os
 import re
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from vftok.whole import whole_file
+from vftok.whole import cache_dir, whole_file
 from vftok.words import brief, cut
 
 # pip asks an sdist for its metadata, which runs its build code: only archives of these hashes get so far.
@@ -30,13 +29,6 @@ SOURCE_ARCHIVES = {
   "moviepy==2.2.1": "c80cb56815ece94e5e3e2d361aa40070eeb30a09d23a24c4e684d03e16deacb1",
   "opencv-python-headless==4.11.0.86": "996eb282ca4b43ec6a3972414de0e2331f5d9cda2b41091a49739c19fb843798",
 }
-
-
-def cache_dir() -> Path:
-  """Where vftok keeps what it can make again: $VFTOK_CACHE, else $XDG_CACHE_HOME/vftok, else ~/.cache/vftok."""
-  if directory := os.environ.get("VFTOK_CACHE"):
-    return Path(directory).expanduser()
-  return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vftok"
 
 
 def fetch(requirement: str, member: str, sha256: str, *, sdist: bool = False) -> Path:

@@ -29,12 +29,12 @@ def begin(argv: list[str], *, distributed: bool) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected argument {argv[1]!r}: options start with --, config values with --config.")
   logging.set_verbosity(logging.WARNING)  # every save of Orbax is twenty lines otherwise
-  from vftok import perf
+  from vftok import memory
 
   if distributed:
     _join()
-  perf.keep_memory()
-  perf.use_compile_cache()
+  memory.keep_memory()
+  memory.use_compile_cache()
 
 
 def local(path: str | os.PathLike, name: str) -> Path:

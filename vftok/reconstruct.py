@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from vftok import perf, target
+from vftok import target
 from vftok.data.video_writer import to_uint8, video_writer
 from vftok.evals.pixels import PixelScores
+from vftok.models.flops import stack_flops
 from vftok.picture import labelled_grid, si
 from vftok.progress import COMPILING, progress
 
@@ -72,7 +73,7 @@ def shared_slots(tok, keeps: list[int], steps: int, evaluations: int) -> int | N
     return None
   cfg, most = tok.cfg.decoder, max(own)
   patches = tok.cfg.latent_size[0] * tok.cfg.latent_size[1] // (cfg.patch[1] * cfg.patch[2])
-  flops = lambda slots: perf.stack_flops(cfg.stack, tok.chunk_steps * (patches + slots))
+  flops = lambda slots: stack_flops(cfg.stack, tok.chunk_steps * (patches + slots))
   chunks = max(1, steps // tok.chunk_steps)
   more = chunks * evaluations * sum(flops(most) - flops(slots) for slots in own)
   programs = len(set(own)) - 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,13 +12,11 @@ import numpy as np
 from vftok import generate, generate_adaptive, lengths, order
 from vftok.checks import check_options
 from vftok.conditions import condition
+from vftok.config import GeneratorConfig
 from vftok.models.ar import ARConfig
 from vftok.models.ar_inputs import Condition, Places
 from vftok.types import VideoTokens, check_counts, is_concrete
 from vftok.words import brief, is_number, is_whole
-
-if TYPE_CHECKING:
-  from vftok.generator import GeneratorConfig
 
 
 class Fixed(NamedTuple):

@@ -10,21 +10,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vftok import allocate, hub, programs, shipped, stream, trial
-from vftok.budget import Auto
-from vftok.checks import check_made
-from vftok.config import FORMAT_ROUTER, router_from_json, router_to_json
+from vftok import allocate, hub, programs, shipped
+from vftok.config_json import FORMAT_ROUTER, router_from_json, router_to_json
 from vftok.models.router import RouterConfig, net
 from vftok.reward import Reward
 from vftok.search import all_assignments
-from vftok.types import VideoTokens
 
 Params = dict[str, Any]
 
@@ -43,7 +39,7 @@ class Router:
       FileNotFoundError, ValueError: one sentence that names the file and what is wrong with it.
     """
     from vftok.convert.leaves import leaves_of
-    from vftok.convert.load import read_leaves
+    from vftok.layout import read_leaves
 
     checkpoint = hub.open_checkpoint(name)
     kind = checkpoint.config.get("format")
@@ -54,7 +50,7 @@ class Router:
 
   def save(self, params: Params, directory: str | os.PathLike) -> None:
     """Writes config.json and model.safetensors, whole or not at all."""
-    from vftok.convert.load import save_leaves
+    from vftok.layout import save_leaves
 
     save_leaves(params, router_to_json(self.cfg), directory)
 
@@ -73,8 +69,8 @@ class Router:
       raise ValueError(f"latents have shape {shape}, expected [B, {least}..{most}, *{self.cfg.latents[1:]}].")
     return _predict(self.cfg, params, latents_BxTxhxwxC)
 
-  def keep(self, predicted, budget: Auto) -> np.ndarray:
-    """int32 [B, T]: tokens of each step under a budget, from what `predict` gave.
+  def keep(self, predicted, budget) -> np.ndarray:
+    """int32 [B, T]: tokens of each step under a budget (`vftok.Auto`), from what `predict` gave.
 
     Raises:
       ValueError: a budget below one token per step, above all of them, or one that this router does not know.
@@ -84,7 +80,7 @@ class Router:
       return self._likeliest(predicted, budget)
     return np.stack([self._allocated(curve, budget) for curve in predicted])
 
-  def _allocated(self, curve_Txm, budget: Auto) -> np.ndarray:
+  def _allocated(self, curve_Txm, budget) -> np.ndarray:
     losses, first = allocate.at_every_count(curve_Txm, self.cfg.levels), np.array(budget.first, np.int32)
     steps, most = losses.shape
     if len(first) > steps or (first > most).any():
@@ -105,7 +101,7 @@ class Router:
     size = np.interp(np.log2(mean), np.log2(self.cfg.levels), self.cfg.size)
     return allocate.for_preference(losses_TxK, self.reward(), weight, size)
 
-  def _likeliest(self, logits_BxA, budget: Auto) -> np.ndarray:
+  def _likeliest(self, logits_BxA, budget) -> np.ndarray:
     if budget.preference is None or abs(budget.preference - self.cfg.preference) > 1e-6:
       raise ValueError(
         f"the budget is {budget}, this router of classes knows preference={self.cfg.preference:g} only: pass that, or "
@@ -128,83 +124,6 @@ def _predict(cfg: RouterConfig, params, latents):
   with programs.exact("float32"):
     out = net(cfg).apply({"params": params}, latents)
   return out if cfg.head == "classes" else out * cfg.drop_scale
-
-
-def encode(tok, params, pieces, fit: str, budget: Auto, *, whole: bool) -> Iterator[VideoTokens]:
-  """One VideoTokens per chunk, with the budget's counts; `whole` spreads it over all chunks, and waits for them."""
-  if budget.total is not None and not whole:
-    raise ValueError("budget.total is of a whole video, expected mean or preference where frames come as a stream.")
-  router, weights = find(budget.router, tok.fingerprint(params))
-  if budget.tries and router.cfg.head == "classes":
-    raise ValueError(f"budget.tries is {budget.tries}, expected 0 with a router of classes: take one of curves.")
-  routed = _predicted(tok, params, pieces, fit, router, weights)
-  overlap, later = tok.overlap_steps, dataclasses.replace(budget, first=())
-
-  def kept(i: int, predicted) -> np.ndarray:
-    """Counts of chunk i by itself, without the steps that it shares with the one before."""
-    shared, asked = (overlap, later) if i else (0, budget)
-    if router.cfg.head == "classes":
-      return router.keep(predicted, asked)[:, shared:]
-    return router.keep(predicted[:, shared:], asked)
-
-  def tried(i: int, chunk: Chunk, keep, before) -> np.ndarray:
-    """The same, spread by trial; a later chunk is decoded with the counts `before` of the steps that it shares."""
-    first = overlap if i else len(budget.first)
-    if not budget.tries or first == tok.chunk_steps:
-      return keep
-    fixed = np.concatenate([before[:, -overlap:], keep], 1) if i and overlap else keep
-    how = (chunk.video, chunk.ids, chunk.predicted, router.cfg.levels, fixed, first, budget.tries)
-    return trial.best(tok, params, *how)[:, overlap if i else 0 :]
-
-  if not whole:
-    before = None
-    for i, chunk in enumerate(routed):
-      before = tried(i, chunk, kept(i, chunk.predicted), before)
-      yield chunk.tokens.truncate(before)
-    return
-  chunks = [chunk if budget.tries else chunk._replace(video=None) for chunk in routed]
-  if router.cfg.head == "classes" or budget.preference is not None:  # weighed chunk by chunk, as a stream is
-    keep = [kept(i, chunk.predicted) for i, chunk in enumerate(chunks)]
-  else:
-    new = [chunk.predicted[:, overlap if i else 0 :] for i, chunk in enumerate(chunks)]
-    ends = np.cumsum([part.shape[1] for part in new])[:-1]
-    keep = np.split(router.keep(np.concatenate(new, axis=1), budget), ends, axis=1)
-  for i, chunk in enumerate(chunks):
-    keep[i] = tried(i, chunk, keep[i], keep[i - 1])
-  yield VideoTokens.concat([chunk.tokens for chunk in chunks]).truncate(np.concatenate(keep, axis=1))
-
-
-def encode_with_curves(
-  tok, params, pieces, fit: str, router: Router, weights
-) -> Iterator[tuple[VideoTokens, np.ndarray]]:
-  """(all tokens, curves [B, T, m] of their steps) of each chunk. Raises ValueError for a router of classes."""
-  if router.cfg.head != "curves":
-    raise ValueError(f"the router's head is {router.cfg.head!r}, expected 'curves': classes fit one preference only.")
-  for i, chunk in enumerate(_predicted(tok, params, pieces, fit, router, weights)):
-    yield chunk.tokens, chunk.predicted[:, tok.overlap_steps if i else 0 :]
-
-
-class Chunk(NamedTuple):
-  """What is known of a chunk: its new tokens, all of them; its frames, ids and what a router says, shared steps too."""
-
-  tokens: VideoTokens
-  video: Any
-  ids: Any
-  predicted: np.ndarray
-
-
-def _predicted(tok, params, pieces, fit, router, weights) -> Iterator[Chunk]:
-  known = ()
-
-  def run(video):
-    nonlocal known
-    latents = programs.vae_encode(tok.cfg, params, video)[0]
-    ids = programs.encode_latents(tok.cfg, params, latents, video, tok.dino)
-    known = video, ids, np.asarray(router.predict(weights, latents))
-    return ids
-
-  for tokens in stream.encode_chunks(tok, run, pieces, fit):
-    yield Chunk(check_made(tokens, "the encoder's features of this video"), *known)
 
 
 def find(name: str | os.PathLike | None, fingerprint: str) -> tuple[Router, Params]:

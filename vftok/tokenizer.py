@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from vftok import identity, programs, stream
-from vftok.budget import Auto
 from vftok.checks import (
   check_array,
   check_dtype,
@@ -31,11 +30,9 @@ from vftok.config import TokenizerConfig
 from vftok.features.dino_inputs import check_dino, load_dino, reads_dino
 from vftok.features.dinov2 import DINOv2
 from vftok.geometry import Geometry, check_whole_latents
-from vftok.models.decoder import Decoder
-from vftok.models.encoder import Encoder
 from vftok.models.flow import gaussian
-from vftok.models.vae import VAE
-from vftok.types import VideoTokens, is_concrete
+from vftok.models.init import init_tokenizer
+from vftok.types import Budget, VideoTokens, is_concrete
 from vftok.words import brief
 
 Params = dict[str, Any]
@@ -96,18 +93,7 @@ class Tokenizer(Geometry):
 
   def init(self, key: jax.Array, *, boxed: bool = False) -> Params:
     """Fresh parameters. boxed=True leaves them in boxes that carry their logical axis names, for sharding."""
-    h, w = self.cfg.latent_size
-    steps, enc, dec = self.chunk_steps, self.cfg.encoder, self.cfg.decoder
-    video = jnp.zeros((1, 1, self.spatial_factor, self.spatial_factor, 3))
-    latents = jnp.zeros((1, steps * enc.patch[0], h, w, enc.channels))
-    codes, keep = jnp.zeros((1, steps, self.registers, dec.code_dim)), jnp.zeros((1, steps), jnp.int32)
-    noisy = jnp.zeros(self.latent_shape(1, steps))
-    keys = jax.random.split(key, 3)
-    params = {
-      "vae": VAE(self.cfg.vae).init(keys[0], video)["params"],
-      "encoder": Encoder(enc).init(keys[1], latents)["params"],
-      "decoder": Decoder(dec).init(keys[2], codes, keep, noisy, jnp.zeros((1,)))["params"],
-    }
+    params = init_tokenizer(self.cfg, key)
     return params if boxed else nn.unbox(params)
 
   # ---- encoding
@@ -119,16 +105,15 @@ class Tokenizer(Geometry):
       video: [B, F, H, W, 3], uint8 or float in [-1, 1], of the model's frame size.
       fit: "error", or "pad": fill up by the last frame and remember the true count in `tokens.frames`.
       budget: tokens kept per time step: None for all, counts as `VideoTokens.truncate` takes them, or
-        `vftok.Auto(mean=8)`, which gives every moment what it needs. Ids are the same whatever it is.
+        `vftok.Auto(mean=8)`, which gives every moment what it needs, or a
+        `vftok.types.Budget` of your own. Ids are the same whatever it is.
     """
     video = check_video(video, self.frame_size)
     if fit == "error":
       self.steps_for(video.shape[1])
-    if isinstance(budget, Auto):
-      from vftok.router import encode
-
+    if isinstance(budget, Budget):
       check_dino(self.cfg, self.dino)
-      return next(encode(self, params, [video], fit, budget, whole=True))
+      return budget.encode_video(self, params, video, fit)
     tokens = VideoTokens.concat(list(self.encode_stream(params, [video], fit=fit)))
     check_made(tokens, "the encoder's features of this video")
     return tokens if budget is None else tokens.truncate(budget)
@@ -146,10 +131,8 @@ class Tokenizer(Geometry):
     if fit not in ("error", "pad"):
       raise ValueError(f"fit is {brief(fit)}, expected 'error' or 'pad'.")
     check_dino(self.cfg, self.dino)
-    if isinstance(budget, Auto):
-      from vftok.router import encode
-
-      return encode(self, params, pieces, fit, budget, whole=False)
+    if isinstance(budget, Budget):
+      return budget.encode_stream(self, params, pieces, fit)
     run = lambda chunk: programs.encode_chunk(self.cfg, params, chunk, self.dino)
     chunks = stream.encode_chunks(self, run, pieces, fit)
     return chunks if budget is None else (tokens.truncate(budget) for tokens in chunks)

@@ -232,7 +232,7 @@ class _Loop:
   def _show(self, step: int, state: TrainState, frozen, host) -> None:
     """Videos of what the model does."""
     shown = {}
-    with alone(self.task, state.model, frozen) as here:
+    with alone(self.task.init, state.model, frozen) as here:
       if here:
         shown = self.task.media(*here, host)
     for name in [name for name, value in shown.items() if np.ndim(value)]:
@@ -244,7 +244,7 @@ class _Loop:
 
   def _evaluate(self, step: int, state: TrainState, frozen) -> None:
     values = {}
-    with alone(self.task, state.model, frozen) as here:
+    with alone(self.task.init, state.model, frozen) as here:
       if here:
         values = evaluate_sets(self.cfg, self.workdir, self.task, *here)
     self.writer.scalars(step, {f"eval/{k}": v for k, v in values.items()})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
 import jax
@@ -97,3 +98,19 @@ def check_counts(counts, k: int) -> None:
   low, high = int(np.min(counts)), int(np.max(counts))
   if low < 0 or high > k:
     raise ValueError(f"keep is {low if low < 0 else high}, expected 0..{k} tokens per time step.")
+
+
+@runtime_checkable
+class Budget(Protocol):
+  """Who says how many tokens each time step of a video gets; `vftok.Auto` does, and anything with these two methods.
+
+  Ids must not depend on it: encode with `budget=None`, then `truncate` to counts [B, T].
+  """
+
+  def encode_video(self, tok: Any, params: Any, video: Any, fit: str) -> VideoTokens:
+    """Tokens of a whole video [B, F, H, W, 3]; `fit` as `Tokenizer.encode` has it."""
+    ...
+
+  def encode_stream(self, tok: Any, params: Any, pieces: Any, fit: str) -> Iterator[VideoTokens]:
+    """One VideoTokens per chunk, as the frames come."""
+    ...

@@ -18,6 +18,13 @@ _PART = re.compile(r"\..+\.(?P<host>[0-9a-f]{6})-(?P<pid>\d+)-[0-9a-f]{8}\.part"
 _cleared: set[str] = set()  # folders that this process has looked through
 
 
+def cache_dir() -> Path:
+  """Where vftok keeps what it can make again: $VFTOK_CACHE, else $XDG_CACHE_HOME/vftok, else ~/.cache/vftok."""
+  if directory := os.environ.get("VFTOK_CACHE"):
+    return Path(directory).expanduser()
+  return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vftok"
+
+
 def check_target(path) -> None:
   """Raises FileNotFoundError or ValueError where no file can be written at `path`."""
   path = Path(path)

@@ -23,7 +23,6 @@ from vftok.data.dataset_writer import whole_directory
 from vftok.models import attention, splash
 from vftok.state import init_state, logical_axes
 from vftok.tasks import make_task
-from vftok.tasks.ar import ar_task
 
 MESHES = {
   "data": dict(data=8),
@@ -42,7 +41,7 @@ SHIFT = 0.05
 
 
 def make(cfg):
-  task = ar_task(cfg, [META]) if cfg.task == "ar" else make_task(cfg)
+  task = make_task(cfg, metas=[META]) if cfg.task == "ar" else make_task(cfg)
   tx, _ = optim.make_optimizer(cfg.optim, cfg.steps, *logical_axes(task.init, cfg.freeze))
   return task, tx
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any
 
@@ -11,16 +12,17 @@ import jax
 import numpy as np
 
 from vftok import hub
-from vftok.config import FORMAT_GENERATOR, generator_from_json, generator_to_json
+from vftok.config import GeneratorConfig
+from vftok.config_json import FORMAT_GENERATOR, generator_from_json, generator_to_json
 from vftok.convert import semantok_ar
 from vftok.convert.leaves import leaves_of
-from vftok.convert.load import converted, read_leaves, save_leaves
-from vftok.generator import Generator, GeneratorConfig
+from vftok.layout import converted, read_leaves, save_leaves
+from vftok.models.init import init_generator
 
 
 def abstract_params(cfg: GeneratorConfig) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
   """Path -> shape of every parameter, without making one."""
-  return leaves_of(cfg, Generator(cfg).init)
+  return leaves_of(cfg, functools.partial(init_generator, cfg))
 
 
 def load(name: str | os.PathLike) -> tuple[GeneratorConfig, dict[str, Any]]:

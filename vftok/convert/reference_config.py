@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from vftok.config import TokenizerConfig, check
+from vftok.config import TokenizerConfig
+from vftok.config_checks import check
 from vftok.convert.wiring import (
   ARGUMENTS,
   MODELS,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
-
-import numpy as np
+from collections.abc import Mapping
 
 from vftok.config import TokenizerConfig
 from vftok.convert import vidtok
 from vftok.convert.reference_config import Names
+from vftok.layout import LINEAR, LINEAR_2IN, SAME, VECTOR, Rule
 from vftok.models.decoder import readout_stack
 from vftok.models.transformer import StackConfig
 
@@ -17,39 +15,6 @@ PREFIX = "video_tokenizer."
 VAE_PREFIX = "vae.vidtok."
 
 
-@dataclasses.dataclass(frozen=True)
-class Rule:
-  """Where one torch tensor goes: our leaf, the part of it (layer, branch), and the two transposes."""
-
-  path: tuple[str, ...]
-  index: tuple[int | slice, ...]
-  to_ours: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
-  to_theirs: Callable[[np.ndarray], np.ndarray]
-
-
-def _linear_to_ours(a, shape):
-  return a.T.reshape(shape)
-
-
-def _vector_to_ours(a, shape):
-  return a.reshape(shape)
-
-
-def _linear_to_theirs(inputs: int):
-  def convert(a):
-    return a.reshape(int(np.prod(a.shape[:inputs])), -1).T
-
-  return convert
-
-
-def _flatten(a):
-  return a.reshape(-1)
-
-
-LINEAR = (_linear_to_ours, _linear_to_theirs(1))
-LINEAR_2IN = (_linear_to_ours, _linear_to_theirs(2))
-VECTOR = (_vector_to_ours, _flatten)
-SAME = (lambda a, shape: a, lambda a: a)
 # learnable [n, 1, D, m] <-> [n, m, D]; fixed [1, D, h, w] <-> [h, w, D]
 LEARNED_TABLE = (lambda a, shape: a[:, 0].swapaxes(1, 2), lambda a: a.swapaxes(1, 2)[:, None])
 FIXED_TABLE = (lambda a, shape: a[0].transpose(1, 2, 0), lambda a: a.transpose(2, 0, 1)[None])

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from vftok.curves import MEASURES
 from vftok.data import shards
 from vftok.data.recipe import read_recipe, shape, text
 from vftok.data.tfds_source import TfdsSource, open_tfds
 
+MEASURES = ("flow", "lpips", "features")
 NAME, VERSION = "vftok_curves", "2.1.0"
 
 
@@ -37,7 +37,7 @@ def write_curves(directory: Path, splits: Mapping[str, Callable[[], Iterable[Map
   Args:
     splits: {name: function that gives its examples}: "latents" float16 [T, h, w, C], "losses" float32 [N, T, times],
       "caption", "label", "name", and "drawn" int32 [M, T], assignments of its own, with "sampled" float32
-      [M, T, measures] (`vftok.curves.MEASURES`), nan beside the flow loss where the clip was not sampled.
+      [M, T, measures] (`MEASURES`), nan beside the flow loss where the clip was not sampled.
     meta: has "latents_shape", "losses_shape", "drawn_shape", and "levels", "steps", "random", "seed" of
       `curves.assignments`.
   """

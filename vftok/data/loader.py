@@ -210,3 +210,13 @@ def _start_worker(index, count):
 def _end_with_parent():
   multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
   os._exit(1)
+
+
+def first_clips(batches, clips: int):
+  """Batches up to a number of clips; what is over in the last one is masked."""
+  left = clips
+  for batch in batches:
+    if left <= 0:
+      return
+    yield {**batch, "_mask": batch["_mask"] & (np.cumsum(batch["_mask"]) <= left)}
+    left -= int(batch["_mask"].sum())

@@ -10,11 +10,10 @@ import jax
 import numpy as np
 
 from vftok.data.clip import ClipSpec
-from vftok.data.loader import make_loader
+from vftok.data.loader import first_clips, make_loader
 from vftok.data.video_writer import to_uint8
 from vftok.evals import alignment, generation, generation_report
 from vftok.evals.nets.clip import CLIPScore
-from vftok.evaluate import first_clips
 from vftok.generator import Generator
 from vftok.models.flow import gaussian
 from vftok.sample import check_pair

@@ -11,12 +11,12 @@ from ml_collections import ConfigDict
 
 from vftok import programs
 from vftok.data.configured import eval_loader
+from vftok.data.loader import first_clips
 from vftok.data.sources import source_of
 from vftok.data.video_writer import to_uint8
 from vftok.evals.alignment import ATTRIBUTES
 from vftok.evals.alignment import labels as captioned
 from vftok.evals.probe import MIN_CLIPS, ProbeTable, probe
-from vftok.evaluate import first_clips
 from vftok.models import fsq
 from vftok.models.nested import powers_of_two
 from vftok.progress import progress

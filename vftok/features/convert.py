@@ -21,11 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from vftok import hub
-from vftok.convert.reference_weights import LINEAR, LINEAR_2IN, VECTOR, Rule
 from vftok.features.dinov2 import DINOv2, DINOv2Module
 from vftok.features.frames import FeatureNet
 from vftok.features.vit import ViTConfig
 from vftok.features.vjepa2 import VJEPA2, VJEPA2Module
+from vftok.layout import LINEAR, LINEAR_2IN, VECTOR, Rule
 
 MAX_DEPTH = 1_024
 HEADS = {1280: 16}  # V-JEPA 2 ViT-H has heads of 80; all others have heads of 64

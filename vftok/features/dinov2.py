@@ -22,8 +22,8 @@ import numpy as np
 
 from vftok.features.frames import GROUP, per_frame
 from vftok.features.vit import Blocks, ViTConfig, ViTNet, partitioned
+from vftok.models.flops import vit_flops
 from vftok.models.layers import Linear, patchify, trunc_normal
-from vftok.perf import vit_flops
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,8 +21,8 @@ import numpy as np
 
 from vftok.features.frames import GROUP, group_mean
 from vftok.features.vit import Blocks, ViTConfig, ViTNet
+from vftok.models.flops import vit_flops
 from vftok.models.layers import Linear, patchify
-from vftok.perf import vit_flops
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 TASKS = {
   "vae": "vftok.tasks.vae:VAETask",
   "tokenizer": "vftok.tasks.tokenizer:TokenizerTask",
-  "ar": "vftok.tasks.ar:ar_task",
+  "ar": "vftok.tasks.ar:ARTask",
   "router": "vftok.tasks.router:RouterTask",
 }
+ADAPTIVE_AR = "vftok.tasks.ar_adaptive:AdaptiveARTask"  # task "ar" whose model says lengths itself
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight): exact means over any set of batches
 
@@ -38,7 +39,7 @@ class Task(Protocol):
     """Mean loss over the batch (`_mask` is all True in training); all noise of an example comes from its own key."""
 
   def flops(self) -> float:
-    """Forward + backward FLOPs of one example, by the formulas of vftok/perf.py."""
+    """Forward + backward FLOPs of one example, by the formulas of vftok/models/flops.py."""
 
   def media(self, params, frozen, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray | float]:
     """Videos uint8 [F, H, W, 3] that show what the model does, and numbers too dear for every step, by name."""
@@ -50,12 +51,13 @@ class Task(Protocol):
     """Writes a model that the library loads."""
 
 
-def make_task(cfg: ConfigDict) -> Task:
-  """Raises ValueError where `config.task` is not one of TASKS."""
+def make_task(cfg: ConfigDict, **given: Any) -> Task:
+  """The task of a config; `given` goes to it. Raises ValueError where `config.task` is not one of TASKS."""
   if cfg.task not in TASKS:
     raise ValueError(f"config.task is {cfg.task!r}, expected one of {', '.join(TASKS)}.")
-  module, name = TASKS[cfg.task].split(":")
-  return getattr(importlib.import_module(module), name)(cfg)
+  adaptive = cfg.task == "ar" and cfg.model.ar.get("lengths", "none") != "none"
+  module, name = (ADAPTIVE_AR if adaptive else TASKS[cfg.task]).split(":")
+  return getattr(importlib.import_module(module), name)(cfg, **given)
 
 
 def mean(value_B: jax.Array, where_B: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:

@@ -11,26 +11,18 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from vftok import order, perf
+from vftok import order
 from vftok.checks import guidance_of
-from vftok.config import generator_from_dict
+from vftok.config_json import generator_from_dict
 from vftok.data.tokens import read_meta
 from vftok.data.video_writer import to_uint8
 from vftok.generator import Generator
 from vftok.models.ar import AR
 from vftok.models.ar_inputs import Condition, Places
+from vftok.models.flops import ar_flops
 from vftok.models.layers import as_trained
 from vftok.models.nested import powers_of_two, sample_keep
 from vftok.tasks import Metrics, mean
-
-
-def ar_task(cfg: ConfigDict, metas: list[dict] | None = None) -> ARTask:
-  """The task of a config: its model makes as many tokens as it is told, or says lengths itself."""
-  if cfg.model.ar.get("lengths", "none") == "none":
-    return ARTask(cfg, metas)
-  from vftok.tasks.ar_adaptive import AdaptiveARTask
-
-  return AdaptiveARTask(cfg, metas)
 
 
 class ARTask:
@@ -125,7 +117,7 @@ class ARTask:
   def flops(self) -> float:
     cfg = self.gen.cfg.ar
     text = self.gen.cfg.text_tokens if cfg.ctx_dim else 0
-    return 3 * perf.ar_flops(cfg.dim, cfg.depth, cfg.hidden, cfg.total_vocab, cfg.length, text)
+    return 3 * ar_flops(cfg.dim, cfg.depth, cfg.hidden, cfg.total_vocab, cfg.length, text)
 
   # ---- looking
 

@@ -19,12 +19,12 @@ from ml_collections import ConfigDict
 
 from vftok import allocate, search
 from vftok.budget import Auto
-from vftok.config import router_from_dict
+from vftok.config_json import router_from_dict
 from vftok.curves import MEASURES, assignments, curve_table
 from vftok.data.curves import read_meta
+from vftok.models.flops import stack_flops
 from vftok.models.flow import gaussian
 from vftok.models.router import net
-from vftok.perf import stack_flops
 from vftok.reward import check_weight, percentile
 from vftok.router import Router
 from vftok.tasks import Metrics, mean

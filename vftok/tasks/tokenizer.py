@@ -17,12 +17,11 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
-from vftok import config as model_config
-from vftok import perf, programs
+from vftok import config_checks, config_json, programs
 from vftok.checks import guidance_of
 from vftok.convert.load import load_vae
 from vftok.data.video_writer import to_uint8
-from vftok.models import flow, fsq
+from vftok.models import flops, flow, fsq
 from vftok.models.decoder import Decoder, draft_of
 from vftok.models.encoder import Encoder
 from vftok.models.heads import PrefixHead, PrefixHeadConfig, cosine_similarity
@@ -49,12 +48,12 @@ class TokenizerTask:
 
   def __init__(self, cfg: ConfigDict):
     self.cfg, self.law = cfg, cfg.loss
-    model = model_config.from_dict(cfg.model.to_dict())
+    model = config_json.from_dict(cfg.model.to_dict())
     self.vae_params = None
     if cfg.vae:  # the VAE's config travels with its weights
       vae, self.vae_params = load_vae(cfg.vae)
       model = dataclasses.replace(model, vae=vae)
-      model_config.check(model)
+      config_checks.check(model)
     self.nets = self._nets(model)
     self.tok = Tokenizer(model, self.nets.dino)
     if self.law.draft and model.decoder.draft is None:
@@ -237,12 +236,12 @@ class TokenizerTask:
   def flops(self) -> float:
     cfg, (t, h, w) = self.tok.cfg, self._grid()
     block = h * w + self.tok.registers
-    pairs = perf.attended_pairs(t, block)  # both masks see about the same: own and earlier steps
-    stacks = perf.stack_flops(cfg.encoder.stack, t * block, pairs) if cfg.encoder.net else 0.0
+    pairs = flops.attended_pairs(t, block)  # both masks see about the same: own and earlier steps
+    stacks = flops.stack_flops(cfg.encoder.stack, t * block, pairs) if cfg.encoder.net else 0.0
     if self.law.flow:
       every = cfg.decoder.mask == "full"
-      stacks += perf.stack_flops(cfg.decoder.stack, t * block, None if every else pairs)
-    encode, _ = perf.vae_flops(cfg.vae, self.tok.chunk_frames, *self.tok.frame_size)
+      stacks += flops.stack_flops(cfg.decoder.stack, t * block, None if every else pairs)
+    encode, _ = flops.vae_flops(cfg.vae, self.tok.chunk_frames, *self.tok.frame_size)
     return 3 * stacks + encode + self.nets.flops(self._grid(), cfg.latent_size)
 
   # ---- looking

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from vftok import config as model_config
-from vftok import perf, programs
+from vftok import config_json, programs
 from vftok.convert.load import load_vae, save_vae
 from vftok.data.video_writer import to_uint8
 from vftok.models import flow
 from vftok.models.discriminator import Discriminator
+from vftok.models.flops import vae_flops
 from vftok.models.vae import VAE
 from vftok.tasks import Metrics, mean
 from vftok.tasks.linear_codes import patch_code
@@ -27,7 +27,7 @@ class VAETask:
 
   def __init__(self, cfg: ConfigDict):
     self.cfg, self.law = cfg, cfg.loss
-    self.model = model_config.vae_from_json(cfg.model.to_dict())
+    self.model = config_json.vae_from_json(cfg.model.to_dict())
     self.vae, self.critic = VAE(self.model), Discriminator(width=cfg.loss.critic_width)
     n = self.model.space_stride
     self.size = (cfg.data.size, cfg.data.size)
@@ -114,7 +114,7 @@ class VAETask:
     return self.model.dtype
 
   def flops(self) -> float:
-    return 3 * sum(perf.vae_flops(self.model, self.cfg.data.frames, *self.size))
+    return 3 * sum(vae_flops(self.model, self.cfg.data.frames, *self.size))
 
   # ---- looking
 

@@ -11,8 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from vftok import hub
-from vftok.convert.load import converted
-from vftok.convert.reference_weights import LINEAR, SAME, VECTOR, Rule
+from vftok.layout import LINEAR, SAME, VECTOR, Rule, converted
 from vftok.text.encoder import Net, abstract_params
 
 MAX_DEPTH, MAX_SIZE = 1_024, 10_000_000

@@ -26,9 +26,9 @@ from vftok import allocate
 from vftok.budget import Auto
 from vftok.checks import guidance_of
 from vftok.data.configured import eval_loader
+from vftok.data.loader import first_clips
 from vftok.evals import budget_pictures, page
 from vftok.evals.reconstruction import noise_of, score_rows
-from vftok.evaluate import first_clips
 from vftok.experiment import define_config
 from vftok.experiment import run as run_main
 from vftok.process import begin

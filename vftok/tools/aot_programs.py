@@ -13,10 +13,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from vftok import generate, optim, order, perf, programs, sharding
+from vftok import generate, optim, order, programs, sharding
 from vftok.checks import guidance_of
 from vftok.conditions import Condition
 from vftok.models.ar_inputs import Places
+from vftok.models.flops import ar_flops, attended_pairs, stack_flops, vae_flops
 from vftok.state import logical_axes, planned_state
 from vftok.tools.aot_tasks import placed, planned_batch, planned_task
 from vftok.train import train_step
@@ -25,7 +26,7 @@ from vftok.train import train_step
 class Planned(NamedTuple):
   """Attributes:
   lowered: what the compiler gets.
-  flops: of one run, over all chips, by vftok/perf.py.
+  flops: of one run, over all chips, by vftok/models/flops.py.
   batch, parameters: examples of a run; parameters of the model that runs.
   rounds: of a loop whose length is data, 0 where there is none; each reads all parameters again.
   """
@@ -86,8 +87,8 @@ def _encode(cfg, task, mesh) -> Planned:
   video = _of_batch(mesh, b, tok.chunk_frames, *tok.frame_size, 3, dtype=np.uint8)
   run = lambda params, video: programs.encode_chunk(tok.cfg, params, video)
   t, block = _sequence(tok)
-  flops = perf.stack_flops(tok.cfg.encoder.stack, t * block, perf.attended_pairs(t, block))
-  flops += perf.vae_flops(tok.cfg.vae, tok.chunk_frames, *tok.frame_size)[0]
+  flops = stack_flops(tok.cfg.encoder.stack, t * block, attended_pairs(t, block))
+  flops += vae_flops(tok.cfg.vae, tok.chunk_frames, *tok.frame_size)[0]
   return Planned(jax.jit(run).lower(params, video), b * flops, b, _size(params))
 
 
@@ -104,11 +105,11 @@ def _decode(cfg, task, mesh) -> Planned:
     tok.cfg, params, ids, keep, noise, None, guidance, **options
   )
   t, block = _sequence(tok)
-  pairs = (t * block) ** 2 if tok.cfg.decoder.mask == "full" else perf.attended_pairs(t, block)
-  flops = steps * perf.stack_flops(tok.cfg.decoder.stack, t * block, pairs)
+  pairs = (t * block) ** 2 if tok.cfg.decoder.mask == "full" else attended_pairs(t, block)
+  flops = steps * stack_flops(tok.cfg.decoder.stack, t * block, pairs)
   patches = block - tok.registers + 1
-  flops += steps * perf.stack_flops(tok.cfg.decoder.stack, t * patches, perf.attended_pairs(t, patches))
-  flops += perf.vae_flops(tok.cfg.vae, tok.chunk_frames, *tok.frame_size)[1]
+  flops += steps * stack_flops(tok.cfg.decoder.stack, t * patches, attended_pairs(t, patches))
+  flops += vae_flops(tok.cfg.vae, tok.chunk_frames, *tok.frame_size)[1]
   return Planned(jax.jit(run).lower(params, ids, keep, noise), b * flops, b, _size(params))
 
 
@@ -142,7 +143,7 @@ def _sample(cfg, task, mesh) -> Planned:
   width = cfg.tokenize.text_tokens
   text = _of_batch(mesh, b, width, max(1, ar.ctx_dim)), _of_batch(mesh, b, width, dtype=np.bool_)
   lowered = jax.jit(run).lower(params, _of_batch(mesh, b, 2, dtype=np.uint32), *text)
-  forward = perf.ar_flops(ar.dim, ar.depth, ar.hidden, ar.vocab, ar.length, width if ar.ctx_dim else 0)
+  forward = ar_flops(ar.dim, ar.depth, ar.hidden, ar.vocab, ar.length, width if ar.ctx_dim else 0)
   return Planned(lowered, 2 * b * forward, b, _size(params), ar.length)
 
 

@@ -18,7 +18,6 @@ from vftok.features.dinov2 import DINOv2
 from vftok.features.vjepa2 import VJEPA2
 from vftok.sharding import RULES
 from vftok.tasks import Task, make_task
-from vftok.tasks.ar import ar_task
 from vftok.tasks.frozen_nets import FrozenNets
 from vftok.tasks.tokenizer import TokenizerTask
 
@@ -57,7 +56,7 @@ def planned_task(cfg: ConfigDict) -> Task:
   meta = dict(shape=[(law.frames - 1) // 4 + 1, REGISTERS], codebook_size=CODEBOOK, tokenizer="", fingerprint="")
   meta |= dict(label_names=[], text=law.text, text_path="")
   meta["text_shape"] = [law.text_tokens, TEXT_DIM[law.text]] if law.text else None
-  return ar_task(cfg, [meta])
+  return make_task(cfg, metas=[meta])
 
 
 def planned_batch(cfg: ConfigDict, task: Task, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

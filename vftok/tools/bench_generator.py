@@ -17,8 +17,9 @@ import time
 import jax
 import jax.numpy as jnp
 
-from vftok import generate, perf
-from vftok.generator import Generator, GeneratorConfig
+from vftok import generate, memory, target
+from vftok.config import GeneratorConfig
+from vftok.generator import Generator
 from vftok.models.ar import ARConfig
 from vftok.request import request
 
@@ -32,10 +33,10 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--guidance", type=float, default=2.0, help="1 for none (default 2)")
   parser.add_argument("--cached-only", action="store_true", help="leave out whole forward passes")
   args = parser.parse_args(argv)
-  perf.keep_memory()
+  memory.keep_memory()
   ar = ARConfig(vocab=args.vocab, steps=5, slots=args.slots, depth=args.depth, n_classes=10)
   gen = Generator(GeneratorConfig(ar))
-  params = jax.jit(gen.init)(jax.random.key(0))
+  params = jax.jit(gen.init, compiler_options=target.once_options())(jax.random.key(0))
   quarters = _cached(gen, params, args.batch, args.guidance)
   length = ar.length
   out = {

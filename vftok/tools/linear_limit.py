@@ -19,9 +19,9 @@ import numpy as np
 from absl import flags
 
 from vftok.data.configured import eval_loader
+from vftok.data.loader import first_clips
 from vftok.evals import page
 from vftok.evals.reconstruction import VAE, score_rows
-from vftok.evaluate import first_clips
 from vftok.experiment import define_config
 from vftok.experiment import run as run_main
 from vftok.models import fsq

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from vftok import hub
-from vftok.config import FORMAT_GENERATOR, FORMAT_ROUTER, FORMAT_VAE
+from vftok.config_json import FORMAT_GENERATOR, FORMAT_ROUTER, FORMAT_VAE
 from vftok.convert.load import load_vae, save_vae
 from vftok.generator import Generator
 from vftok.identity import fingerprint

@@ -191,7 +191,7 @@ def _encode(batch, names, tok, params, encoder, router) -> dict[str, Any]:
   """Arrays of the batch's clips; those of a device may still be in the making."""
   video = shared(batch["video"])
   if router:
-    from vftok.router import encode_with_curves
+    from vftok.spread import encode_with_curves
 
     chunks = list(encode_with_curves(tok, params, [video], "error", *router))
     ids, curves = (np.concatenate(parts, axis=1) for parts in ([c.ids for c, _ in chunks], [x for _, x in chunks]))

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vftok.convert.reference_weights import Rule
+from vftok.layout import Rule
 from vftok.models.layers import Linear, patchify, repeated, trunc_normal
 from vftok.text import tokenizer, weights
 from vftok.text.layers import Attention

@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from vftok.evals.nets import i3d, vgg
-from vftok.packaged import cache_dir, fetch
-from vftok.whole import whole_file
+from vftok.packaged import fetch
+from vftok.whole import cache_dir, whole_file
 
 _LAYOUT = "1"  # of the converted files: count up when a conversion changes, and caches are made again
 

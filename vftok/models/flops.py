@@ -1,19 +1,10 @@
-"""The compile cache, memory kept between steps, and FLOPs written out (XLA's counter sees a scanned layer only once).
+"""FLOPs written out: XLA's counter sees a scanned layer only once.
 
 One multiply-add is 2 FLOPs. Norms, activations, position tables, adaLN vectors (per sample, not per token) and the
 embedding and head projections are left out: under 1 % at the sizes of the released models.
 """
 
 from __future__ import annotations
-
-import ctypes
-import importlib.util
-import re
-import sys
-import time
-
-import jax
-import jax.numpy as jnp
 
 from vftok.models.transformer import StackConfig
 from vftok.models.vae import VAEConfig
@@ -97,94 +88,3 @@ def vae_flops(cfg: VAEConfig, frames: int, height: int, width: int) -> tuple[flo
   decode += time * area * 2 * 27 * c * pixels
   code = padded * height * width * 2 * cfg.in_channels * cfg.z_channels if cfg.linear else 0.0
   return (encode if cfg.encoder_net else 0.0) + code, decode + code
-
-
-def use_compile_cache() -> None:
-  """Keeps compiled programs on disk for the next process, small ones too: a command has dozens of them.
-
-  In the folder `jax` of `vftok.packaged.cache_dir()`; JAX's own setting goes before.
-  """
-  if jax.config.jax_compilation_cache_dir:
-    return
-  from vftok.packaged import cache_dir  # brings PyAV, which who only imports the networks does without
-
-  directory = cache_dir() / "jax"
-  try:
-    directory.mkdir(parents=True, exist_ok=True)
-  except OSError:  # a read-only home costs time, not the command
-    return
-  jax.config.update("jax_compilation_cache_dir", str(directory))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-  jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
-
-
-def keep_memory() -> None:
-  """Lets this process keep freed memory for its next step, where the backend is CPU and the C library glibc.
-
-  Elsewhere nothing is set: with one arena, a GPU host's threads that decode video would wait for each other.
-
-  XLA's CPU buffers are large, and large blocks go back to the system by default: each step then waits for the kernel
-  to clear pages again (a fifth of all time in the training of configs/tokenizer.py:mini). Call it before JAX computes.
-  """
-  if sys.platform != "linux" or not _computes_on_cpu():
-    return
-  try:
-    mallopt = ctypes.CDLL(None).mallopt
-  except AttributeError:  # musl
-    return
-  trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8  # numbers of <malloc.h>
-  for option, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**28), (arena_max, 1)):
-    mallopt(option, value)
-
-
-def _computes_on_cpu() -> bool:
-  """Asks JAX itself only where it may be otherwise: its CPU threads keep the arenas that they begin with."""
-  if jax.config.jax_platforms:
-    return jax.config.jax_platforms.split(",")[0] == "cpu"
-  others = any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
-  return not others or jax.default_backend() == "cpu"
-
-
-# Dense bfloat16 FLOP/s of one device, from the vendors' data sheets.
-PEAKS = {
-  "TPU v4": 275e12,
-  "TPU v5 lite": 197e12,
-  "TPU v5": 459e12,
-  "TPU v5p": 459e12,
-  "TPU v6 lite": 918e12,
-  "NVIDIA A100": 312e12,
-  "NVIDIA H100": 989e12,
-  "NVIDIA H200": 989e12,
-  "NVIDIA B200": 2250e12,
-  "NVIDIA L4": 121e12,
-}
-# What is left of it for float32, which is TF32 on NVIDIA cards; TPUs make float32 products of bfloat16 ones.
-FLOAT32_PEAKS = {
-  "NVIDIA A100": 156e12,
-  "NVIDIA H100": 494e12,
-  "NVIDIA H200": 494e12,
-  "NVIDIA B200": 1125e12,
-  "NVIDIA L4": 60e12,
-}
-
-
-def machine_flops(dtype: str = "bfloat16") -> float:
-  """FLOP/s that all devices together could do in `dtype`: the data sheet's where known, else a matmul, timed now."""
-  kind = jax.devices()[0].device_kind
-  fits = lambda name: (
-    re.match(rf"{name}\b", kind) if name.startswith("NVIDIA") else kind == name
-  )  # "NVIDIA L40S" is none
-  peaks = PEAKS if dtype in ("bfloat16", "float16") else {**PEAKS, **FLOAT32_PEAKS}
-  known = [rate for name, rate in peaks.items() if fits(name)]
-  if known:
-    return known[0] * jax.device_count()
-  size = 1024
-  a = jnp.ones((size, size), jnp.float32)
-  matmul = jax.jit(lambda x: x @ x)
-  jax.block_until_ready(matmul(a))
-  took = []
-  for _ in range(5):
-    start = time.perf_counter()
-    jax.block_until_ready(matmul(a))
-    took.append(time.perf_counter() - start)
-  return 2 * size**3 / min(took)  # simulated CPU devices share one machine

@@ -1,0 +1,40 @@
+"""Fresh parameters of whole models, in boxes that carry their logical axis names, for sharding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vftok.config import GeneratorConfig, TokenizerConfig
+from vftok.models.ar import AR
+from vftok.models.ar_inputs import Condition, Places
+from vftok.models.decoder import Decoder
+from vftok.models.encoder import Encoder
+from vftok.models.vae import VAE
+
+Params = dict[str, Any]
+
+
+def init_tokenizer(cfg: TokenizerConfig, key: jax.Array) -> Params:
+  """{"vae", "encoder", "decoder"}: parameters of each."""
+  (h, w), enc, dec = cfg.latent_size, cfg.encoder, cfg.decoder
+  steps = cfg.chunk_latents // enc.patch[0]
+  video = jnp.zeros((1, 1, cfg.vae.space_stride, cfg.vae.space_stride, 3))
+  latents = jnp.zeros((1, steps * enc.patch[0], h, w, enc.channels))
+  codes, keep = jnp.zeros((1, steps, enc.registers, dec.code_dim)), jnp.zeros((1, steps), jnp.int32)
+  noisy = jnp.zeros((1, steps * dec.patch[0], h, w, dec.channels))
+  keys = jax.random.split(key, 3)
+  return {
+    "vae": VAE(cfg.vae).init(keys[0], video)["params"],
+    "encoder": Encoder(enc).init(keys[1], latents)["params"],
+    "decoder": Decoder(dec).init(keys[2], codes, keep, noisy, jnp.zeros((1,)))["params"],
+  }
+
+
+def init_generator(cfg: GeneratorConfig, key: jax.Array) -> Params:
+  """Parameters of its transformer."""
+  ids = jnp.zeros((1, 1), jnp.int32)
+  cond = Condition(null_BxG=jnp.ones((1, 1), bool))
+  return AR(cfg.ar).init(key, ids, Places.of(ids, ids), cond)["params"]
