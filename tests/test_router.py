@@ -78,7 +78,8 @@ def test_preferences_weigh_what_the_total_decides():
     RouterConfig(levels=(1, 2), size=(1.0,))
 
 
-@pytest.mark.parametrize("measure", ["lpips", pytest.param("features", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("measure", ["lpips", "features"])
 def test_a_router_of_sampled_losses(measure, trained, tmp_path):
   """Clips that were not decoded do not count, and nothing becomes nan."""
   cfg = trained[0].copy_and_resolve_references()
