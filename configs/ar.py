@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from configs import common
-from vftok.config import GeneratorConfig
+from vftok.io.packaged import cache_dir
 from vftok.models.ar import ARConfig
-from vftok.packaged import cache_dir
+from vftok.models.config import GeneratorConfig
 
 # Depth by published size: width is 64 * depth (VideoFlexTok section 6.2). Text models are named by theirs.
 CLASS_SIZES = {"49m": 10, "85m": 12, "201m": 16, "287m": 18, "393m": 20, "679m": 24, "864m": 26, "1.3b": 30, "2.2b": 36}
@@ -33,7 +33,7 @@ def model(
 ) -> dict:
   """A generator's config as a plain dict; what stored tokens say (vocabulary, steps, slots, levels) is filled in later.
 
-  lengths: "length_first" or "end_of_step" for a model that says its own (vftok/lengths.py).
+  lengths: "length_first" or "end_of_step" for a model that says its own (vftok/models/lengths.py).
   """
   names = dict(ctx_dim=384, n_ctx_null=16) if text else {}
   ar = ARConfig(vocab=1, steps=1, slots=slots or 1, depth=depth, width=width, head_dim=head_dim, **names, **own)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from vftok.packaged import cache_dir
+from vftok.io.packaged import cache_dir
 
 # The two public tokenizers and the pixels they are made for: of Kinetics-600 and of Panda-70M.
 RELEASED = {

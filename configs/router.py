@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 
 from configs import common
+from vftok.io.packaged import cache_dir
 from vftok.models.router import RouterConfig
-from vftok.packaged import cache_dir
 
 TOKENIZERS = {
   "d12": dict(tokenizer="runs/d12_d12/model", size=128),  # none is public: yours, of configs/tokenizer.py:d12_d12
@@ -32,7 +32,7 @@ def _model(**fields) -> dict:
 
 
 def _loss(measure: str, noise: float = 0.0) -> dict:
-  """`measure`: one of vftok.curves.MEASURES; a router of classes (model.head) takes "flow"."""
+  """`measure`: one of vftok.budget.curves.MEASURES; a router of classes (model.head) takes "flow"."""
   return dict(
     measure=measure,
     size=False,  # keep apart what the total alone decides: fits measured losses better, and chose worse on vftok-mini

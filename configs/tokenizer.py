@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 
 from configs import common
-from vftok.config import TokenizerConfig
+from vftok.models.config import TokenizerConfig
 from vftok.models.decoder import DecoderConfig
 from vftok.models.draft import DraftConfig
 from vftok.models.encoder import EncoderConfig

@@ -27,7 +27,7 @@ WORDS = ("red", "green", "blue"), ("right", "down"), (1, 2, 3)
 
 def make_clip(job: tuple[str, int]) -> None:
   """20 frames of 48x64 at 8 per second: a square of one colour that goes one way at one speed over noise."""
-  from vftok.data.video_writer import write_video
+  from vftok.io.video_writer import write_video
 
   path, number = job
   colour, way, speed = number % 3, number // 3 % 2, WORDS[2][number // 6 % 3]

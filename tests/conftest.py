@@ -103,7 +103,7 @@ def pytest_collection_modifyitems(items):
 def _smoke_tokenizer():
   from configs import tokenizer as experiment
   from vftok import Tokenizer
-  from vftok.config_json import from_dict
+  from vftok.models.config_json import from_dict
 
   return Tokenizer(from_dict(experiment.get_config("smoke").model.to_dict()))
 

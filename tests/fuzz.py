@@ -109,7 +109,7 @@ def vfts(folder: Path):
 def read_vft(path: Path, rng):
   import zlib
 
-  from vftok.vft import read_vft
+  from vftok.io.vft import read_vft
 
   if rng.random() < 0.5 and path.stat().st_size > 4:  # with a checksum that is right
     data = path.read_bytes()
@@ -133,7 +133,7 @@ def videos(folder: Path):
 
 def read_video(path: Path, rng):
   from vftok.data.clip import ClipSpec, load_clip
-  from vftok.data.video import iter_frames, video_info
+  from vftok.io.video import iter_frames, video_info
 
   video_info(path)
   for _ in iter_frames(path, (16, 16), 8.0):
@@ -264,7 +264,7 @@ def tries(kind: str, good: Path, out: Path, seeds, say) -> None:
   warnings.simplefilter("ignore")
   logs = os.open(os.devnull, os.O_WRONLY)
   os.dup2(logs, 2)  # FFmpeg talks
-  from vftok.process import FAULTS
+  from vftok.runtime.process import FAULTS
 
   read, watch = KINDS[kind][1], Watch()
   with tempfile.TemporaryDirectory(prefix="vftok-fuzz-") as name:  # what is imported on the way is imported now

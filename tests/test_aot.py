@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from vftok import sharding
+from vftok.runtime import sharding
 from vftok.tools import hlo
 from vftok.tools.aot_tasks import planned_batch, planned_task
 

@@ -11,17 +11,20 @@ import pytest
 
 import vftok
 from configs import t2v
-from vftok import Router, allocate, evaluate, sample, train
+from vftok import Router
+from vftok.budget import allocate
+from vftok.budget.reward import Reward
 from vftok.data.dataset_writer import whole_directory
 from vftok.data.tokens import read_meta, tokens, write_tokens
-from vftok.generator import Generator
+from vftok.generator import sample
+from vftok.generator.api import Generator
+from vftok.models.pack import pack
 from vftok.models.router import RouterConfig
-from vftok.pack import pack
-from vftok.reward import Reward
 from vftok.tasks import make_task
 from vftok.tasks.ar_adaptive import ASKED, mirrored
 from vftok.tools import tokenize_dataset
-from vftok.writer import read_metrics
+from vftok.train import evaluate, loop
+from vftok.train.writer import read_metrics
 
 S, C, T, K = 6, 12, 5, 4
 LEVELS = [1, 2, 4]
@@ -203,11 +206,11 @@ def test_from_clips_to_samples(tokenizer, router, tmp_path):
   )
 
   cfg.steps = 2
-  train.run(cfg, tmp_path / "whole")
+  loop.run(cfg, tmp_path / "whole")
   cfg.minutes = 1e-9
-  train.run(cfg, tmp_path / "run")
+  loop.run(cfg, tmp_path / "run")
   cfg.minutes = 0.0
-  train.run(cfg, tmp_path / "run")
+  loop.run(cfg, tmp_path / "run")
   rows = [
     [
       {k: v for k, v in row.items() if not k.startswith("time/")}
@@ -248,22 +251,22 @@ def test_from_clips_to_samples(tokenizer, router, tmp_path):
   assert (given.tokens.keep[:, :2] == K).all() and given.made == given.tokens.keep[:, 2:].sum()
 
   # The command line and the evaluation of generated clips.
-  from vftok import cli
+  from vftok.cli import commands
 
   clip = tmp_path / "first.gif"
-  from vftok.data.video_writer import write_video
+  from vftok.io.video_writer import write_video
 
   write_video(clip, first[0], 8)
   words = ["sample", str(tmp_path / "run" / "model"), "--first-frames", str(clip), "--steps", "1"]
-  assert cli.main([*words, str(tmp_path / "a.mp4"), "--mean-length", "1.5", "-n", "2"]) == 0
+  assert commands.main([*words, str(tmp_path / "a.mp4"), "--mean-length", "1.5", "-n", "2"]) == 0
   assert (tmp_path / "a.mp4").stat().st_size
 
 
 @pytest.mark.slow
 def test_the_command_line_prints_what_was_made(tokenizer, router, stored, tmp_path, capsys):
-  from vftok import cli
-  from vftok.config import GeneratorConfig
+  from vftok.cli import commands
   from vftok.models.ar import ARConfig
+  from vftok.models.config import GeneratorConfig
 
   tok, params, path = tokenizer
   for form in ("length_first", "end_of_step", "none"):
@@ -282,9 +285,9 @@ def test_the_command_line_prints_what_was_made(tokenizer, router, stored, tmp_pa
     *more,
   ]
   for form in ("length_first", "end_of_step"):
-    assert cli.main(words(form, "--mean-length", "1.5", "-n", "2")) == 0
+    assert commands.main(words(form, "--mean-length", "1.5", "-n", "2")) == 0
     assert "tokens made per clip" in capsys.readouterr().out
-    assert cli.main(words(form)) == 0 and cli.main(words(form, "--keep", "1,4")) == 0
+    assert commands.main(words(form)) == 0 and commands.main(words(form, "--keep", "1,4")) == 0
     capsys.readouterr()
   for form, more, message in (
     ("none", ["--mean-length", "2"], "this model makes as many tokens as `keep` says"),
@@ -293,7 +296,7 @@ def test_the_command_line_prints_what_was_made(tokenizer, router, stored, tmp_pa
     ("length_first", ["--keep", "3"], "keep is 3, expected one of the levels"),
     ("end_of_step", ["--mean-length", "0.5"], "mean_length is 0.5"),
   ):
-    assert cli.main(words(form, *more)) == 2
+    assert commands.main(words(form, *more)) == 2
     assert message in capsys.readouterr().err
 
 

@@ -10,14 +10,16 @@ import pytest
 
 from configs import c2v, t2v
 from configs import tokenizer as tokenizer_configs
-from vftok import evaluate, sample, sample_run, target, train
 from vftok.data.dataset_writer import whole_directory
 from vftok.data.shapes import SHAPES
 from vftok.data.tokens import write_tokens
-from vftok.generator import Generator
+from vftok.generator import sample
+from vftok.generator.api import Generator
+from vftok.runtime import target
 from vftok.tasks import make_task
 from vftok.tools import tokenize_dataset
-from vftok.writer import read_metrics
+from vftok.train import evaluate, loop, sample_run
+from vftok.train.writer import read_metrics
 
 S, C = 6, 12
 
@@ -115,15 +117,15 @@ def test_an_interrupted_tokenization_goes_on_and_a_whole_one_stays(tokenizer, to
 @pytest.fixture(scope="module")
 def whole_run(tokens, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("run") / "c2v"
-  train.run(class_config(tokens), workdir)
+  loop.run(class_config(tokens), workdir)
   return workdir
 
 
 @pytest.mark.slow
 def test_stop_and_resume_leave_the_trace_of_one_run(tokens, whole_run, tmp_path):
-  train.run(class_config(tokens, minutes=1e-9), tmp_path)
+  loop.run(class_config(tokens, minutes=1e-9), tmp_path)
   assert [row["step"] for row in trace(tmp_path)] == [1]
-  train.run(class_config(tokens), tmp_path)
+  loop.run(class_config(tokens), tmp_path)
   assert trace(tmp_path) == trace(whole_run)
   for part in ("model.safetensors", "config.json"):
     assert (tmp_path / "model" / part).read_bytes() == (whole_run / "model" / part).read_bytes()
@@ -163,7 +165,7 @@ def test_a_text_model_learns_what_the_text_says(text_tokens, tmp_path):
   cfg.data.sources.tokens.directory = cfg.eval.sets.val.tokens.directory = str(text_tokens)
   cfg.steps, cfg.batch_size, cfg.log_every, cfg.save_every, cfg.optim.lr = 60, 16, 60, 0, 1e-2
   cfg.loss.slot_weights = (1.0, 0.0)
-  train.run(cfg, tmp_path)
+  loop.run(cfg, tmp_path)
   gen, _ = Generator.load(tmp_path / "model")
   assert gen.cfg.text == "minilm" and gen.cfg.text_tokens == S
   values = evaluate.run(cfg, tmp_path)
@@ -194,7 +196,7 @@ def test_errors_are_one_sentence(tokens, text_tokens, tokenizer, whole_run, tmp_
   cfg = class_config(tokens)
   cfg.data.sources.tokens.fingerprint = "0" * 16
   with pytest.raises(ValueError, match="was made by the tokenizer"):
-    train.run(cfg, tmp_path / "run")
+    loop.run(cfg, tmp_path / "run")
   with pytest.raises(ValueError, match="only names 'nothing'"):
     evaluate.run(class_config(tokens, **{"eval.only": ("nothing",)}), whole_run)
   gen, gen_params = Generator.load(whole_run / "model")
@@ -208,11 +210,11 @@ def test_errors_are_one_sentence(tokens, text_tokens, tokenizer, whole_run, tmp_
 
 
 def test_the_command_line_samples(whole_run, tmp_path, capsys, monkeypatch):
-  from vftok import cli
+  from vftok.cli import commands
 
   model = str(whole_run / "model")
   out = str(tmp_path / "out.mp4")
-  assert cli.main(["sample", model, "--class", "square", "--keep", "1,4", "--steps", "1", "-n", "2", out]) == 0
+  assert commands.main(["sample", model, "--class", "square", "--keep", "1,4", "--steps", "1", "-n", "2", out]) == 0
   assert Path(out).stat().st_size and "tokens/s" in capsys.readouterr().out
   for words, message in (
     (["", out], "the prompt is empty"),
@@ -222,13 +224,14 @@ def test_the_command_line_samples(whole_run, tmp_path, capsys, monkeypatch):
     ([out, "--class", "0", "--keep", "5"], "--keep is"),
     ([out, "--class", "0", "--frames", "18"], "frames is 18"),
   ):
-    assert cli.main(["sample", model, *words]) == 2
+    assert commands.main(["sample", model, *words]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_a_video_without_end_is_whole_when_stopped(whole_run, tmp_path, capsys, monkeypatch):
-  from vftok import cli, sample_cli
-  from vftok.data.video import read_video
+  from vftok.cli import commands
+  from vftok.cli import sample as sample_cli
+  from vftok.io.video import read_video
 
   def stopped(*args, pieces=2, **options):
     for number, piece in enumerate(sample.sample(*args, **options)):
@@ -238,12 +241,14 @@ def test_a_video_without_end_is_whole_when_stopped(whole_run, tmp_path, capsys, 
 
   monkeypatch.setattr(sample_cli, "sample", stopped)
   out, words = tmp_path / "out.mp4", ["sample", str(whole_run / "model"), "--class", "1", "--long", "0", "--steps", "1"]
-  assert cli.main([*words, "--keep", "1", str(out)]) == 0
+  assert commands.main([*words, "--keep", "1", str(out)]) == 0
   assert "29 frames" in capsys.readouterr().out and len(read_video(out, (64, 64))[0]) == 29
   monkeypatch.setattr(sample_cli, "sample", lambda *args, **options: stopped(*args, pieces=0, **options))
-  assert cli.main([*words, "--keep", "1", str(tmp_path / "none.mp4")]) == 130 and not (tmp_path / "none.mp4").exists()
+  assert (
+    commands.main([*words, "--keep", "1", str(tmp_path / "none.mp4")]) == 130 and not (tmp_path / "none.mp4").exists()
+  )
   capsys.readouterr()
-  assert cli.main([*words, "--keep", "1,2", str(out)]) == 2
+  assert commands.main([*words, "--keep", "1,2", str(out)]) == 2
   assert "expected one budget" in capsys.readouterr().err
 
 

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vftok import target
 from vftok.models import attention, splash
 from vftok.models.ar import ARConfig
 from vftok.models.attention import Layout, attend, attend_dense
 from vftok.models.layers import layer_norm
+from vftok.runtime import target
 
 MODES = ("full", "causal", "time_block_causal", "time_block_causal_last")
 

@@ -189,7 +189,7 @@ def test_no_such_model(monkeypatch, tmp_path, small_dir):
     vftok.Tokenizer.load(small_dir / "model.safetensors")
   sentence(caught.value)
   with pytest.raises(ValueError, match="is a file") as caught:
-    vftok.hub.save_files(small_dir / "config.json", {}, {})
+    vftok.io.hub.save_files(small_dir / "config.json", {}, {})
   sentence(caught.value)
 
 

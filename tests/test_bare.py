@@ -7,7 +7,7 @@ import pytest
 from bare import run_bare
 from PIL import Image
 
-from vftok.data import video_writer
+from vftok.io import video_writer
 
 TRAIN = """
 import jax

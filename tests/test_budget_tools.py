@@ -8,9 +8,9 @@ import pytest
 from router_files import LEVELS, config
 
 from configs import tokenizer as tokenizer_experiment
-from vftok import allocate, search
-from vftok.evals import page
-from vftok.reward import Reward, lengths
+from vftok.budget import allocate, search
+from vftok.budget.reward import Reward, lengths
+from vftok.show import page
 from vftok.tools import adaptive, oracle_budgets, search_budgets
 
 

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from vftok import allocate, search
-from vftok.reward import Reward, lengths, percentile
+from vftok.budget import allocate, search
+from vftok.budget.reward import Reward, lengths, percentile
 
 LEVELS = (1, 2, 4, 8)
 

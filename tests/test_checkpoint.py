@@ -16,9 +16,9 @@ import numpy as np
 import optax
 import pytest
 
-from vftok.checkpoint import Checkpoints, NotSaved
-from vftok.checksums import _host, _sums, checksums
-from vftok.state import TrainState
+from vftok.runtime.checksums import _host, _sums, checksums
+from vftok.train.checkpoint import Checkpoints, NotSaved
+from vftok.train.state import TrainState
 
 SHAPES = {"encoder": {"kernel": (40, 30), "bias": (30,)}}
 
@@ -254,9 +254,9 @@ import jax, jax.numpy as jnp, numpy as np
 address, count, index, workdir, what = sys.argv[1:]
 jax.distributed.initialize(address, num_processes=int(count), process_id=int(index), initialization_timeout=120)
 from jax.sharding import NamedSharding, PartitionSpec as P
-from vftok.checkpoint import Checkpoints
-from vftok.sharding import make_mesh
-from vftok.state import TrainState
+from vftok.train.checkpoint import Checkpoints
+from vftok.runtime.sharding import make_mesh
+from vftok.train.state import TrainState
 
 mesh = make_mesh({"data": 1, "fsdp": -1})
 cut, whole = NamedSharding(mesh, P("fsdp")), NamedSharding(mesh, P())

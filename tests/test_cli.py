@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vftok import cli
-from vftok.data.video import read_video
-from vftok.data.video_writer import write_video
+from vftok.cli import commands
+from vftok.cli.reconstruct import shared_slots
+from vftok.io.vft import read_vft, write_vft
+from vftok.io.video import read_video
+from vftok.io.video_writer import write_video
 from vftok.models.transformer import StackConfig
-from vftok.reconstruct import shared_slots
-from vftok.types import VideoTokens
-from vftok.vft import read_vft, write_vft
+from vftok.tokens import VideoTokens
 
 
 class Fake:
@@ -87,7 +87,7 @@ class Fake:
 @pytest.fixture
 def tok(monkeypatch):
   fake = Fake()
-  monkeypatch.setattr(cli, "load_tokenizer", lambda path, dino=None: (fake, int(str(path).removeprefix("model"))))
+  monkeypatch.setattr(commands, "load_tokenizer", lambda path, dino=None: (fake, int(str(path).removeprefix("model"))))
   return fake
 
 
@@ -106,7 +106,7 @@ def run(tok, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
 
   def run(*words):
-    code = cli.main([str(w) for w in words])
+    code = commands.main([str(w) for w in words])
     captured = capsys.readouterr()
     assert code == 0, captured.err
     assert captured.err == ""  # no progress bar where there is no terminal
@@ -117,8 +117,8 @@ def run(tok, tmp_path, monkeypatch, capsys):
 
 def test_help_does_not_wait_for_jax():
   code = (
-    "import sys, vftok.cli\n"
-    "try: vftok.cli.main(['--help'])\n"
+    "import sys, vftok.cli.commands\n"
+    "try: vftok.cli.commands.main(['--help'])\n"
     "except SystemExit as e: assert e.code == 0\n"
     "slow = {'jax', 'numpy', 'av', 'rich', 'matplotlib'} & set(sys.modules)\n"
     "assert not slow, slow"
@@ -305,7 +305,7 @@ def test_bad_input_is_one_sentence(run, clip, capsys, words, sentence):
   data = Path(clip).read_bytes()
   (tmp_path / "cut.mp4").write_bytes(data[: len(data) * 7 // 10])
   before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-  assert cli.main([clip if word == "CLIP" else word for word in words.split()]) == 2
+  assert commands.main([clip if word == "CLIP" else word for word in words.split()]) == 2
   captured = capsys.readouterr()
   assert captured.out == ""
   assert captured.err.startswith("vftok: error: ") and captured.err.count("\n") == 1
@@ -317,15 +317,15 @@ def test_a_missing_extra_is_one_sentence(monkeypatch, capsys):
   def info(args):
     raise ModuleNotFoundError("reading it needs more: pip install 'vftok[text]'.")
 
-  monkeypatch.setattr(cli, "info", info)
-  assert cli.main(["info", "model"]) == 2
+  monkeypatch.setattr(commands, "info", info)
+  assert commands.main(["info", "model"]) == 2
   assert capsys.readouterr().err == "vftok: error: reading it needs more: pip install 'vftok[text]'.\n"
 
 
 @pytest.mark.parametrize("words", ["", "encode model7", "truncate a.vft b.vft --keep x", "decode a b c --solver rk4"])
 def test_wrong_words_show_the_usage(words, capsys):
   with pytest.raises(SystemExit) as caught:
-    cli.main(words.split())
+    commands.main(words.split())
   assert caught.value.code == 2 and "usage: vftok" in capsys.readouterr().err
 
 
@@ -350,13 +350,13 @@ def test_stopped_by_hand(run, clip, tok, monkeypatch, capsys):
     yield
 
   monkeypatch.setattr(tok, "decode_stream", stop)
-  assert cli.main(["decode", "model7", "a.vft", "a.mp4"]) == 130
+  assert commands.main(["decode", "model7", "a.vft", "a.mp4"]) == 130
   assert capsys.readouterr().err == "vftok: stopped.\n"
   assert os.listdir() == ["a.vft"]
 
 
 def test_progress_in_a_log_is_a_line_now_and_then(monkeypatch, capsys):
-  from vftok import progress
+  from vftok.show import progress
 
   clock = iter([0.0, 30.0, 90.0, 100.0, 160.0])
   monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))

@@ -10,9 +10,9 @@ from video_files import encode, scene
 
 from vftok.data import window
 from vftok.data.clip import ClipSpec, load_clip, moments
-from vftok.data.container import VideoBytes
-from vftok.data.display import MIDDLE
-from vftok.data.video import iter_frames, read_video
+from vftok.io.container import VideoBytes
+from vftok.io.display import MIDDLE
+from vftok.io.video import iter_frames, read_video
 
 NATIVE = ClipSpec(frames=5, size=(48, 64), fps=None)
 

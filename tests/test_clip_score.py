@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 from safetensors.numpy import load_file, save_file
 
-from vftok.evals.nets import clip
+from vftok.frozen.metrics import clip
 
 WORDS = ("a", "red", "ball", "jumps", "blue", "cube")
 TEXT, VISION = dict(dim=12, heads=2, hidden=20), dict(dim=16, heads=4, hidden=24)

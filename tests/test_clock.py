@@ -7,8 +7,8 @@ import types
 import pytest
 
 from configs import vae
-from vftok import optim, train
 from vftok.tasks import TASKS
+from vftok.train import loop, optim
 
 
 def _config():
@@ -22,9 +22,9 @@ def test_the_rate_falls_and_the_run_is_done_when_time_is_over(tmp_path, monkeypa
   """On a clock that moves by a fifth of a second each time it is read, after 100 seconds of a compiler."""
   ticks = itertools.chain([0], itertools.count(500))
   monkeypatch.setitem(TASKS, "vae", "pixel_task:PixelTask")
-  monkeypatch.setattr(train, "time", types.SimpleNamespace(monotonic=lambda: next(ticks) / 5))
+  monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=lambda: next(ticks) / 5))
   cfg = _config()
-  state = train.run(cfg, tmp_path)
+  state = loop.run(cfg, tmp_path)
   rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   rates = [row["lr"] for row in rows]
   assert 5 < int(state.step) < 10 and len(rates) == int(state.step)
@@ -37,7 +37,7 @@ def test_a_clock_without_minutes_is_told(tmp_path):
   cfg = _config()
   cfg.minutes = 0.0
   with pytest.raises(ValueError, match="set config"):
-    train.run(cfg, tmp_path)
+    loop.run(cfg, tmp_path)
 
 
 def test_the_factor():

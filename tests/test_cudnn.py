@@ -15,16 +15,17 @@ from jax._src.cudnn import fused_attention_stablehlo
 
 from configs import c2v, router, t2v
 from configs import tokenizer as configs
-from vftok import optim, sharding, target
 from vftok.models import attention, cudnn
 from vftok.models.attention import Layout
 from vftok.models.heads import PrefixHead, PrefixHeadConfig
 from vftok.models.layers import layer_norm
 from vftok.models.vae_blocks import Attention
-from vftok.state import init_state, logical_axes
+from vftok.runtime import sharding, target
 from vftok.tasks import make_task
 from vftok.tools.aot_tasks import planned_task
-from vftok.train import train_step
+from vftok.train import optim
+from vftok.train.loop import train_step
+from vftok.train.state import init_state, logical_axes
 
 CUDNN = re.compile(r"__cudnn\$(\w+)")
 COLLAPSED = {"last_stands_for": 240}

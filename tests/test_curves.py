@@ -11,12 +11,12 @@ from router_files import clip, config
 
 from configs import router as experiment
 from configs import tokenizer as tokenizer_experiment
-from vftok import train
-from vftok.curves import assignments, curve_table, drawn, flow_losses, sampled_losses, spearman
-from vftok.evals.nets.weights import load_lpips
+from vftok.budget.curves import assignments, curve_table, drawn, flow_losses, sampled_losses, spearman
 from vftok.evals.scores import clip_scores
+from vftok.frozen.metrics.weights import load_lpips
 from vftok.tasks.curve_fits import expected, explained, one_for_all
 from vftok.tools import label_budgets
+from vftok.train import loop
 
 
 def test_assignments_and_tables():
@@ -42,7 +42,7 @@ def test_flow_losses_are_the_velocity_error_under_the_same_noise(random_model):
   losses = flow_losses(tok.cfg, params, latents, ids, keep, (0.3, 0.7), jax.random.key(0))
   assert losses.shape == (2, 3, 5, 2)
   noise = jax.random.normal(jax.random.key(0), latents.shape[1:])[None]
-  from vftok.types import VideoTokens
+  from vftok.tokens import VideoTokens
 
   tokens = VideoTokens.full(ids).truncate(keep[2])
   v = tok.velocity(params, tokens, 0.7 * noise + 0.3 * latents, 0.7, collapse=False)
@@ -59,7 +59,7 @@ def test_sampled_losses_are_the_evaluations_own(random_model):
   losses = sampled_losses(tok, params, net, video, tokens, keep, noise, steps=2)
   assert losses.shape == (2, 1, 5, 2)
   decoded = tok.decode(params, tokens.truncate(keep[:, 0]), noise=[np.repeat(noise, 2, 0)], steps=2)
-  from vftok.data.video_writer import to_uint8
+  from vftok.io.video_writer import to_uint8
 
   expected = clip_scores(net, video, to_uint8(decoded)[None])[2][0]
   np.testing.assert_allclose(losses[:, 0, :, 0].mean(1), expected, rtol=1e-3)
@@ -137,7 +137,7 @@ def test_what_is_labelled_is_what_a_router_learns(size, measured):
 
 def test_nothing_labelled_yet(random_model, tmp_path):
   with pytest.raises(FileNotFoundError, match=r"holds no curves .*: run `python -m vftok.tools.label_budgets` first"):
-    train.run(config(random_model, tmp_path / "nothing"), tmp_path / "run")
+    loop.run(config(random_model, tmp_path / "nothing"), tmp_path / "run")
 
 
 def test_command_line_refuses_with_a_sentence(monkeypatch, capsys):

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from vftok import Tokenizer, programs
-from vftok.features.dino_inputs import load_dino
+from vftok import Tokenizer
+from vftok.frozen.features.dino_inputs import load_dino
+from vftok.tokenizer import programs
 
 DIM = 64  # one head: what the converter takes where nobody says how many
 STARTS = (0, 1, 5, 9, 13)

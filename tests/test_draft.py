@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vftok import config_json
+from vftok.models import config_json
 from vftok.models.decoder import Decoder, draft_of
 from vftok.models.draft import draft_velocity
 from vftok.models.encoder import Encoder
 from vftok.tasks import make_task
 from vftok.tasks.linear_codes import step_code
-from vftok.tokenizer import Tokenizer
+from vftok.tokenizer.api import Tokenizer
 from vftok.tools import linear_limit
 
 CFG = config_json.from_dict(importlib.import_module("configs.tokenizer").get_config("smoke").model.to_dict())

@@ -10,7 +10,7 @@ from model_files import sentence, write
 from safetensors.numpy import load_file
 
 import vftok
-from vftok.types import VideoTokens
+from vftok.tokens import VideoTokens
 
 KEY = jax.random.key(0)
 VIDEO = np.zeros((1, 17, 32, 32, 3), np.uint8)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from vftok import experiment
+from vftok.train import experiment
 
 ROOT = Path(__file__).parents[1]
 

@@ -9,8 +9,8 @@ import pytest
 from feature_files import DIM, HEADS, HIDDEN, REGISTERS, dinov2_tensors, hub_layout, vjepa2_tensors, write
 from safetensors.numpy import load_file
 
-from vftok import features
-from vftok.features import convert
+from vftok.frozen import features
+from vftok.frozen.features import convert
 
 
 def test_hub_layout_gives_the_same_parameters(weights, tmp_path):

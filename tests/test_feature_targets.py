@@ -8,12 +8,12 @@ import pytest
 from feature_files import DIM, HEADS, PATCH, apply, fast_jit, targets
 from PIL import Image
 
-from vftok import features
-from vftok.evals.nets import vgg
-from vftok.evals.nets import weights as weights_of_nets
-from vftok.features import frames
-from vftok.features.dinov2 import DINOv2
-from vftok.features.vjepa2 import VJEPA2
+from vftok.frozen import features
+from vftok.frozen.features import frames
+from vftok.frozen.features.dinov2 import DINOv2
+from vftok.frozen.features.vjepa2 import VJEPA2
+from vftok.frozen.metrics import vgg
+from vftok.frozen.metrics import weights as weights_of_nets
 
 
 def normalised(video):

@@ -22,11 +22,11 @@ from feature_files import (
 )
 from safetensors.numpy import load_file
 
-from vftok import features
-from vftok.features import convert
-from vftok.features.dinov2 import DINOv2, cubic_matrix
-from vftok.features.vit import ViTConfig
-from vftok.features.vjepa2 import VJEPA2
+from vftok.frozen import features
+from vftok.frozen.features import convert
+from vftok.frozen.features.dinov2 import DINOv2, cubic_matrix
+from vftok.frozen.features.vit import ViTConfig
+from vftok.frozen.features.vjepa2 import VJEPA2
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The compiled loop of `vftok/generate.py`, as a GPU gets it: several tokens a turn, matrices cast once."""
+"""The compiled loop of `vftok/generator/generate.py`, as a GPU gets it: several tokens a turn, matrices cast once."""
 
 import math
 import re
@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vftok import generate, target
-from vftok.config import GeneratorConfig
-from vftok.generator import Generator
+from vftok.generator import generate
+from vftok.generator.api import Generator
+from vftok.generator.request import request
 from vftok.models.ar import ARConfig
 from vftok.models.attention import attend_filled, attend_seen
-from vftok.request import request
+from vftok.models.config import GeneratorConfig
+from vftok.runtime import target
 
 
 @pytest.fixture(scope="module")

@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vftok import generate_adaptive, lengths, order
-from vftok.conditions import condition
-from vftok.config import GeneratorConfig
-from vftok.generator import Generator, _logits
+from vftok.generator import generate_adaptive
+from vftok.generator.api import Generator, _logits
+from vftok.generator.conditions import condition
+from vftok.generator.request import request
+from vftok.models import lengths, order
 from vftok.models.ar import ARConfig
 from vftok.models.ar_inputs import Places
-from vftok.request import request
-from vftok.types import VideoTokens
+from vftok.models.config import GeneratorConfig
+from vftok.tokens import VideoTokens
 
 T, K, V, LEVELS = 5, 4, 29, (1, 2, 4)
 B = 150  # the same in all tests, so that they share programs

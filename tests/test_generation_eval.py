@@ -9,12 +9,12 @@ import pytest
 
 import vftok
 from configs import tokenizer as tokenizer_configs
-from vftok import config_json
-from vftok.config import GeneratorConfig
 from vftok.data.sim import SimSource
 from vftok.evals import alignment, generation, generation_report
-from vftok.generator import Generator
+from vftok.generator.api import Generator
+from vftok.models import config_json
 from vftok.models.ar import ARConfig
+from vftok.models.config import GeneratorConfig
 
 
 def test_captions_are_read_back_exactly():

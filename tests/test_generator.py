@@ -10,12 +10,13 @@ import pytest
 from safetensors.numpy import save_file
 
 import vftok
-from vftok import generate, order
-from vftok.config import GeneratorConfig
-from vftok.generator import Generator
+from vftok.generator import generate
+from vftok.generator.api import Generator
+from vftok.models import order
 from vftok.models.ar import AR, ARConfig
 from vftok.models.ar_inputs import Condition, Places
-from vftok.types import VideoTokens
+from vftok.models.config import GeneratorConfig
+from vftok.tokens import VideoTokens
 
 T, K, V = 5, 4, 29
 TEXT = {
@@ -176,7 +177,7 @@ CONDITIONS = {"class": {"label": np.array([0, 2])}, "text": TEXT, "null": None}
 
 def uncached(gen, params, cond, keep, given=None, given_steps=0, guidance=2.0):
   """Greedy ids [B, T, K] one whole forward per token: the slow and obvious way."""
-  from vftok.conditions import condition
+  from vftok.generator.conditions import condition
 
   keep = np.array(keep)
   seq = order.sequence(keep, given_steps, order=gen.cfg.ar.order)

@@ -8,8 +8,9 @@ from hub_server import serving
 from model_files import sentence
 from safetensors.numpy import load_file, save, save_file
 
-from vftok import Tokenizer, hub, remote
-from vftok.weight_index import INDEX
+from vftok import Tokenizer
+from vftok.io import hub, remote
+from vftok.io.weight_index import INDEX
 
 CONFIG = {"format": "nothing", "a": 1}
 TENSORS = {f"part{i}/kernel": np.full((3, i + 1), i, np.float32) for i in range(4)}

@@ -5,9 +5,9 @@ import jax
 import numpy as np
 import pytest
 
-from vftok import hub
 from vftok.convert.load import load_vae, save_vae
-from vftok.int8 import BLOCK, SCALES, SMALL, narrowed, widened
+from vftok.io import hub
+from vftok.io.int8 import BLOCK, SCALES, SMALL, narrowed, widened
 from vftok.models.vae import VAE, VAEConfig
 from vftok.tools import ship
 

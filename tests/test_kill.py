@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vftok.writer import read_metrics
+from vftok.train.writer import read_metrics
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ from textwrap import dedent
 import numpy as np
 import pytest
 
-from vftok.data.video_writer import write_video
+from vftok.io.video_writer import write_video
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow

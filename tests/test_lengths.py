@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vftok import lengths, order
-from vftok.config import GeneratorConfig
-from vftok.config_json import generator_from_json, generator_to_json
-from vftok.generator import Generator
+from vftok.generator.api import Generator
+from vftok.models import lengths, order
 from vftok.models.ar import ARConfig
+from vftok.models.config import GeneratorConfig
+from vftok.models.config_json import generator_from_json, generator_to_json
 
 T, K, V, LEVELS = 5, 4, 29, (1, 2, 4)
 

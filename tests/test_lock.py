@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from vftok import lock, whole
-from vftok.process import ended_by_signals, local
+from vftok.runtime import files, lock
+from vftok.runtime.process import ended_by_signals, local
+from vftok.runtime.words import sentence
 from vftok.tools.command import exit_code
-from vftok.words import sentence
 
 HOLD = """
 import sys, time
-from vftok.lock import locked
+from vftok.runtime.lock import locked
 with locked(sys.argv[1]):
   print("held", flush=True)
   time.sleep(600)
@@ -28,7 +28,7 @@ WRITE = """
 import sys, time
 from pathlib import Path
 from vftok.tools.command import exit_code
-from vftok.whole import whole_file
+from vftok.runtime.files import whole_file
 
 def run(_):
   with whole_file(sys.argv[1]) as path:
@@ -117,27 +117,27 @@ def test_parts_of_the_killed_are_cleared(tmp_path):
   others = left.with_name(".x.000000-1-00000000.part")
   for path in (living, others, tmp_path / ".mine.part"):
     path.write_text("")
-  whole._cleared.clear()
-  with whole.whole_file(tmp_path / "other") as path:
+  files._cleared.clear()
+  with files.whole_file(tmp_path / "other") as path:
     path.write_text("")
   assert {path.name for path in tmp_path.iterdir()} == {living.name, others.name, ".mine.part", "other"}
   os.utime(others, (0, 0))
-  whole._cleared.clear()
-  whole.clear_parts(tmp_path)
+  files._cleared.clear()
+  files.clear_parts(tmp_path)
   assert not others.exists()
 
 
 def test_umask_is_kept(tmp_path):
   import numpy as np
 
-  from vftok import hub
   from vftok.data import bad_clips
+  from vftok.io import hub
 
   before = os.umask(0o027)
   try:
     hub.save_files(tmp_path / "model", {"a": np.zeros(3, np.float32)}, {"format": "x"})
     bad_clips.report(str(tmp_path / "bad.jsonl"), "s", "n", "r")
-    with whole.whole_file(tmp_path / "file") as path:
+    with files.whole_file(tmp_path / "file") as path:
       path.touch(0o600)
   finally:
     os.umask(before)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vftok import sharding
 from vftok.data import ClipSpec, make_loader
 from vftok.data.clip import load_clip
 from vftok.data.memory_loader import LISTED, Mix, seeds_of, shuffled
 from vftok.data.shapes import ShapesSource
 from vftok.data.sources import DATASETS
+from vftok.runtime import sharding
 
 SPEC = ClipSpec(frames=3, size=(4, 6), flip=True)
 ONE = dict(process_index=0, process_count=1)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from vftok import meter
-from vftok.meter import Meter
+from vftok.train import meter
+from vftok.train.meter import Meter
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ import tokenizers
 from safetensors.numpy import load_file, save_file
 from text_files import DEPTH, DIM, HIDDEN, VOCAB, padded, softmax
 
-from vftok import packaged, text
-from vftok.text import minilm
+from vftok.frozen import text
+from vftok.frozen.text import minilm
+from vftok.io import packaged
 
 
 def bert_tensors(seed=0):

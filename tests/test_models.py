@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vftok.config import TokenizerConfig
 from vftok.models import fsq, masks
 from vftok.models.attention import Layout, attend, attend_dense
+from vftok.models.config import TokenizerConfig
 from vftok.models.decoder import Decoder, DecoderConfig
 from vftok.models.encoder import Encoder, EncoderConfig
 from vftok.models.layers import PositionConfig, layer_norm
 from vftok.models.transformer import Stack, StackConfig
 from vftok.models.vae import VAEConfig
-from vftok.tokenizer import Tokenizer
+from vftok.tokenizer.api import Tokenizer
 
 LEVELS = (8, 8, 8, 5, 5, 5)
 
@@ -220,8 +220,8 @@ def test_full_size_parameter_counts(cfg, total):
 
 def test_full_size_programs_trace():
   """The released sizes go through encode and a guided decode, shapes only."""
-  from vftok import programs
   from vftok.models.flow import APG
+  from vftok.tokenizer import programs
 
   tok = Tokenizer(full_size(28, (1, 2, 2), 32))
   params = jax.eval_shape(tok.init, jax.random.key(0))

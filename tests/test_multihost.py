@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from vftok.process import VARIABLES
-from vftok.writer import read_metrics
+from vftok.runtime.process import VARIABLES
+from vftok.train.writer import read_metrics
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow

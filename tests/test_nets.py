@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vftok.evals.nets import i3d, vgg, weights
+from vftok.frozen.metrics import i3d, vgg, weights
 
 
 @pytest.fixture(scope="module")

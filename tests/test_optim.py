@@ -7,10 +7,11 @@ import pytest
 from flax import traverse_util
 
 from configs import c2v, t2v, tokenizer, vae
-from vftok import optim, sharding
 from vftok.models.router import HEADS, RouterConfig, net
-from vftok.state import logical_axes
+from vftok.runtime import sharding
 from vftok.tools.aot_tasks import planned_task
+from vftok.train import optim
+from vftok.train.state import logical_axes
 
 # Last names of parameters (the module before it where that decides): what multiplies activations decays.
 DECAY = """

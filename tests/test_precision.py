@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from vftok import programs, target
+from vftok.runtime import target
+from vftok.tokenizer import programs
 
 PRODUCT = re.compile(r"stablehlo\.(?:dot_general|convolution)\b.*")
 

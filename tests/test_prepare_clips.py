@@ -6,14 +6,15 @@ import json
 import numpy as np
 import pytest
 
-from vftok import packaged, whole
 from vftok.data import packaged_clips
 from vftok.data.clip_windows import GAP, hard_cuts, windows
 from vftok.data.packaged_clip import LABELS, Clip, Shot
 from vftok.data.packaged_clips import CLIPS, DEBIAN_CLIPS
-from vftok.data.video import VideoBytes, read_video
-from vftok.data.video_writer import write_video
 from vftok.evals.pixels import PixelScores
+from vftok.io import packaged
+from vftok.io.video import VideoBytes, read_video
+from vftok.io.video_writer import write_video
+from vftok.runtime import files
 from vftok.tools import prepare_clips
 
 FPS = 10
@@ -139,7 +140,7 @@ def test_set(clips, tmp_path, monkeypatch, capsys):
 def test_the_clips_source_reads_it(clips, tmp_path):
   from vftok.data.sources import make_source
 
-  prepare_clips.prepare(whole.cache_dir() / "clips", clips, short_side=32)
+  prepare_clips.prepare(files.cache_dir() / "clips", clips, short_side=32)
   source = make_source("clips", "val_source", {})
   assert source[0]["caption"] == "the other film" and source[0]["name"] == "other@0.00"
   assert read_video(VideoBytes(source[0]["mp4"]))[0].shape[1:] == (32, 42, 3)
@@ -193,7 +194,7 @@ def test_another_directory_is_left_alone(clips, tmp_path):
 
 def test_damaged_file_is_not_used(clips, tmp_path, monkeypatch, capsys):
   """A file with another hash is fetched again, and where that does not help nothing is made."""
-  path = whole.cache_dir() / "packages" / "films-1.0" / "films/other.mp4"
+  path = files.cache_dir() / "packages" / "films-1.0" / "films/other.mp4"
   path.write_bytes(path.read_bytes()[:-10])
 
   def download(*args):

@@ -8,7 +8,7 @@ import pytest
 
 from vftok.data.clip import ClipSpec, load_clip
 from vftok.data.sources import make_source
-from vftok.data.video_writer import write_video
+from vftok.io.video_writer import write_video
 from vftok.tools import prepare_videos
 
 

@@ -19,7 +19,7 @@ from vftok.models import fsq
 from vftok.tasks import make_task
 from vftok.tasks.high_noise import HighNoise, high_noise_errors
 from vftok.tasks.tokenizer import _codes_used
-from vftok.types import VideoTokens
+from vftok.tokens import VideoTokens
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 

@@ -132,7 +132,7 @@ def test_bad_lists_are_sentences(kind, rows, sentence, tmp_path):
 
 
 def test_prepare_videos_takes_them(tmp_path, capsys):
-  from vftok.data.video_writer import write_video
+  from vftok.io.video_writer import write_video
 
   lists, root = ucf(tmp_path)
   for i, path in enumerate(sorted(root.rglob("*.avi"))):

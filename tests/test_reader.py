@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 from video_files import encode, scene
 
-from vftok.data import container, video
 from vftok.data.clip import ClipSpec, load_clip, moments
-from vftok.data.container import VideoBytes
-from vftok.data.display import MIDDLE
-from vftok.data.video import read_video, video_info
+from vftok.io import container, video
+from vftok.io.container import VideoBytes
+from vftok.io.display import MIDDLE
+from vftok.io.video import read_video, video_info
 from vftok.tools import prepare_videos
 
 # ---- what is opened

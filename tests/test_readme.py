@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 import vftok
-from vftok import conditions
-from vftok.config import GeneratorConfig
-from vftok.data.video_writer import write_video
-from vftok.generator import Generator
+from vftok.generator import conditions
+from vftok.generator.api import Generator
+from vftok.io.video_writer import write_video
 from vftok.models.ar import ARConfig
-from vftok.types import VideoTokens
+from vftok.models.config import GeneratorConfig
+from vftok.tokens import VideoTokens
 
 README = Path(__file__).parents[1] / "README.md"
 NEEDS_THE_HUB = "# needs the Hub"

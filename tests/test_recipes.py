@@ -6,9 +6,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import ar, c2v, common, router, t2v, tokenizer
-from vftok import config_json
-from vftok.checks import guidance_of
+from vftok.models import config_json
 from vftok.models.flow import APG, CFG
+from vftok.tokenizer.checks import guidance_of
 
 PUBLIC = {"EPFL-VILAB/videoflextok_d18_d18_k600": 128, "EPFL-VILAB/videoflextok_d18_d28": 256}
 PUBLISHED = [("c2v", size) for size in ar.CLASS_SIZES] + [("t2v", size) for size in (*ar.TEXT_SIZES, "long")]

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vftok.data.video import read_video
 from vftok.evals import pixels, reconstruction, report, scores
 from vftok.evals.frechet import Statistics, distance
+from vftok.io.video import read_video
 
 OPTIONS = dict(split="held-out", keeps=(8, 1), seeds=(0, 1), steps=1, lpips_net="alex", media=2, total=5)
 OPTIONS["collapse"] = False  # one program for all keeps

@@ -13,15 +13,16 @@ import pytest
 from router_files import clip, config
 
 from configs import tokenizer as tokenizer_experiment
-from vftok import Auto, Router, Tokenizer, evaluate, train
-from vftok.allocate import at_every_count, for_preference
+from vftok import Auto, Router, Tokenizer
+from vftok.budget.allocate import at_every_count, for_preference
+from vftok.budget.search import all_assignments
 from vftok.data.sources import make_source
 from vftok.models.router import RouterConfig, RouterNet
-from vftok.search import all_assignments
 from vftok.tasks.curve_fits import one_for_all
 from vftok.tasks.draws import RoutedKeep
 from vftok.tasks.router import STORED, RouterTask
 from vftok.tools import label_budgets
+from vftok.train import evaluate, loop
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def trained(random_model, tmp_path_factory):
   cfg = config(random_model, root / "curves")
   assert "train 8, val 4 clips under 22 assignments" in label_budgets.label(cfg, root / "curves")
   with contextlib.redirect_stdout(io.StringIO()):
-    train.run(cfg, root / "run")
+    loop.run(cfg, root / "run")
   return cfg, root / "run"
 
 
@@ -85,7 +86,7 @@ def test_a_router_of_sampled_losses(measure, trained, tmp_path):
   cfg = trained[0].copy_and_resolve_references()
   cfg.loss.measure, cfg.steps = measure, 3
   with contextlib.redirect_stdout(io.StringIO()):
-    train.run(cfg, tmp_path / "run")
+    loop.run(cfg, tmp_path / "run")
   router = Router.load(tmp_path / "run" / "model")[0]
   assert router.cfg.measure == measure and router.cfg.loss_std > 0
   values = evaluate.run(cfg, tmp_path / "run")
@@ -93,7 +94,7 @@ def test_a_router_of_sampled_losses(measure, trained, tmp_path):
   assert 0 <= values["val/percentile of measured/1.2/router"] <= 100
   cfg.loss.measure = "beauty"
   with pytest.raises(ValueError, match=r"loss\.measure is 'beauty', expected one of flow, lpips, features"):
-    train.run(cfg, tmp_path / "other")
+    loop.run(cfg, tmp_path / "other")
 
 
 def test_curves_fall_and_are_causal_in_time():
@@ -153,7 +154,7 @@ def test_a_router_of_classes(soft, trained, random_model, tmp_path):
   cfg = trained[0].copy_and_resolve_references()
   cfg.model.head, cfg.loss.soft, cfg.loss.preference, cfg.steps = "classes", soft, 1.4, 3
   with contextlib.redirect_stdout(io.StringIO()):
-    train.run(cfg, tmp_path / "run")
+    loop.run(cfg, tmp_path / "run")
   router, params = Router.load(tmp_path / "run" / "model")
   assert (router.cfg.head, router.cfg.preference) == ("classes", 1.4)
   assert 0 <= evaluate.run(cfg, tmp_path / "run")["val/percentile/1.4/router"] <= 100 + 1e-6
@@ -177,7 +178,7 @@ def test_a_router_of_classes(soft, trained, random_model, tmp_path):
     router.keep(logits, Auto(preference=1.4, first=(3,)))
   cfg.loss.measure = "lpips"
   with pytest.raises(ValueError, match="expected 'flow' for classes"):
-    train.run(cfg, tmp_path / "other")
+    loop.run(cfg, tmp_path / "other")
 
 
 def test_classes_learn_the_best_assignment(trained):
@@ -216,14 +217,14 @@ def test_a_decoder_is_tuned_to_a_routers_counts(random_model, trained, tmp_path)
   ]
   assert {tuple(k) for k in keep[:100][routed[:100]].tolist()} <= {tuple(k) for k in np.array(possible).tolist()}
   with contextlib.redirect_stdout(io.StringIO()):
-    train.run(cfg, tmp_path / "run")
+    loop.run(cfg, tmp_path / "run")
   tuned, new = Tokenizer.load(tmp_path / "run" / "model")
   assert tuned.fingerprint(new) == tok.fingerprint(params), "stored tokens stay valid"
   cfg.loss.router = str(tmp_path / "other")
   other = Router(dataclasses.replace(router.cfg, levels=(1, 2)))
   other.save(nn.unbox(other.init(jax.random.key(0))), cfg.loss.router)
   with pytest.raises(ValueError, match=r"loss.router has head 'curves', levels \(1, 2\)"):
-    train.run(cfg, tmp_path / "more")
+    loop.run(cfg, tmp_path / "more")
 
 
 def test_a_run_starts_from_what_all_clips_have_in_common(trained, tmp_path):
@@ -327,9 +328,9 @@ def test_a_router_of_another_tokenizer_is_refused(random_model, trained):
 
 
 def test_vftok_encode_keeps_counts_per_step(random_model, trained, tmp_path, capsys):
-  from vftok import cli
-  from vftok.data.video_writer import write_video
-  from vftok.vft import read_vft
+  from vftok.cli import commands
+  from vftok.io.vft import read_vft
+  from vftok.io.video_writer import write_video
 
   write_video(tmp_path / "clip.mp4", clip()[0], 8)
   words = [
@@ -339,10 +340,10 @@ def test_vftok_encode_keeps_counts_per_step(random_model, trained, tmp_path, cap
     "--router",
     str(trained[1] / "model"),
   ]
-  assert cli.main(["encode", *words, "--budget", "auto:2"]) == 0
+  assert commands.main(["encode", *words, "--budget", "auto:2"]) == 0
   vft = read_vft(tmp_path / "a.vft")
   assert sum(vft.keep) == 10 and len(vft.keep) == 5
-  assert cli.main(["encode", *words, "--budget", "auto:2", "--keep", "3"]) != 0
+  assert commands.main(["encode", *words, "--budget", "auto:2", "--keep", "3"]) != 0
   assert "expected one of the two" in capsys.readouterr().err
 
 

@@ -9,9 +9,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from configs import tokenizer as experiment
-from vftok import Tokenizer, config_json, evaluate, train
-from vftok.features.dino_inputs import dino_features, dino_inputs
+from vftok import Tokenizer
+from vftok.frozen.features.dino_inputs import dino_features, dino_inputs
+from vftok.models import config_json
 from vftok.tasks import frozen_nets, make_task
+from vftok.train import evaluate, loop
 
 DIM = 64  # one head: what the converter takes where nobody says how many
 
@@ -113,7 +115,7 @@ def test_what_cannot_be_trained_is_said(weights):
 def test_trained_evaluated_saved_and_loaded(weights, tmp_path):
   cfg = config(weights)
   cfg.steps, cfg.eval.keeps, cfg.optim.warmup, cfg.eval.probe = 2, (4,), 0, False
-  trained = jax.device_get(train.run(cfg, tmp_path / "run"))
+  trained = jax.device_get(loop.run(cfg, tmp_path / "run"))
   assert np.abs(trained.params["encoder"]["head"]["kernel"]).max() > 0  # it starts at zero
   numbers = evaluate.run(cfg, tmp_path / "run")
   assert np.isfinite(numbers["shapes/psnr/keep 4"]) and np.isfinite(numbers["shapes/high/wrong"])
@@ -121,7 +123,7 @@ def test_trained_evaluated_saved_and_loaded(weights, tmp_path):
   assert tok.encode(params, VIDEO).ids.shape == (2, 5, 4)
   assert tok.cfg.dino_frames == "avg" and "dino" not in Tokenizer.load(tmp_path / "run/model")[1]
   cfg.init_from, cfg.steps = str(tmp_path / "run/model"), 1  # heads go on too
-  train.run(cfg, tmp_path / "again")
+  loop.run(cfg, tmp_path / "again")
 
 
 @pytest.mark.slow

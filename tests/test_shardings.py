@@ -12,9 +12,9 @@ import jax
 import pytest
 
 from configs import c2v, t2v, tokenizer
-from vftok import sharding
-from vftok.state import logical_axes
+from vftok.runtime import sharding
 from vftok.tools.aot_tasks import planned_task
+from vftok.train.state import logical_axes
 
 GOLDEN = Path(__file__).parent / "data" / "shardings.json"
 CONFIGS = {

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 import vftok
-from vftok import hub, shipped
-from vftok.config import GeneratorConfig
 from vftok.convert.load import load_vae, save_vae
 from vftok.data.clip import ClipSpec
 from vftok.data.sim import SimSource
 from vftok.data.world import WorldSource
-from vftok.int8 import SCALES
+from vftok.io import hub, shipped
+from vftok.io.int8 import SCALES
 from vftok.models.ar import ARConfig
+from vftok.models.config import GeneratorConfig
 from vftok.models.vae import VAE
 from vftok.tools import ship
 

@@ -8,8 +8,8 @@ from video_files import encode, every, scene, tree
 from vftok.data.folder import video_folder
 from vftok.data.latents import latents, write_latents
 from vftok.data.shapes import COLOURS, ShapesSource
-from vftok.data.sides import name_hash
 from vftok.data.sources import make_source
+from vftok.io.sides import name_hash
 
 # ---- folders
 

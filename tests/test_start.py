@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vftok import Tokenizer, identity, memory, programs
-from vftok.convert import leaves, load
+from vftok import Tokenizer
+from vftok.convert import load
+from vftok.io import leaves
+from vftok.runtime import memory
+from vftok.tokenizer import identity, programs
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 

@@ -30,7 +30,7 @@ from switch_models import (
 )
 
 from vftok import APG, CFG, Tokenizer, VideoTokens
-from vftok.programs import ids_of, vae_encode
+from vftok.tokenizer.programs import ids_of, vae_encode
 
 THOROUGH = ("k600_like", "registers_first")
 QUICK = ("golden_like", "k600_like", "flexible")

@@ -15,9 +15,9 @@ import tokenizers
 from safetensors.numpy import load_file, save_file
 from text_files import DEPTH, DIM, HEAD, HEADS, HIDDEN, VOCAB, padded, softmax
 
-from vftok import text
-from vftok.text import t5, tokenizer
-from vftok.text.encoder import abstract_params
+from vftok.frozen import text
+from vftok.frozen.text import t5, tokenizer
+from vftok.frozen.text.encoder import abstract_params
 
 KINDS = {
   "t5": {"model_type": "t5", "feed_forward_proj": "relu"},

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import vftok
-from vftok import programs
 from vftok.models import flow
-from vftok.types import VideoTokens
+from vftok.tokenizer import programs
+from vftok.tokens import VideoTokens
 
 KEY = jax.random.key(0)
 STEPS = {"steps": 1, "guidance": None}

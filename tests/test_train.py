@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vftok import evaluate, optim, sharding, train
-from vftok.state import init_state, logical_axes, merge, split
+from vftok.runtime import sharding
 from vftok.tasks import TASKS, make_task
-from vftok.writer import keep_until, read_metrics
+from vftok.train import evaluate, loop, optim
+from vftok.train.state import init_state, logical_axes, merge, split
+from vftok.train.writer import keep_until, read_metrics
 
 ROOT = Path(__file__).parents[1]
 CASES = ("pixels", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tokenizer", "vae")))
@@ -42,7 +43,7 @@ def whole_run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
       if name == "pixels":
         patch.setitem(TASKS, "vae", "pixel_task:PixelTask")
-      train.run(config(name), path)
+      loop.run(config(name), path)
     return path
 
   return workdir
@@ -65,9 +66,9 @@ def test_stop_and_resume_leave_the_trace_of_one_run(name, whole_run, tmp_path, c
     request.getfixturevalue("pixels")
   cut = config(name)
   cut.minutes = 1e-9  # stops and saves after the first step
-  train.run(cut, tmp_path)
+  loop.run(cut, tmp_path)
   assert [row["step"] for row in trace(tmp_path)] == [1]
-  train.run(config(name), tmp_path)
+  loop.run(config(name), tmp_path)
   assert trace(tmp_path) == trace(whole_run(name))
   assert [row["step"] for row in trace(tmp_path)] == [1, 2, 3, 4]
   assert "note: minutes is 0.0" in capsys.readouterr().out
@@ -80,22 +81,22 @@ def test_another_batch_size_repeats_and_skips_nothing(tmp_path):
   """The position is carried as examples seen; today's config says nothing about it."""
   from vftok.data.configured import train_loader
 
-  train.run(config("vae", steps=2), tmp_path)
+  loop.run(config("vae", steps=2), tmp_path)
   larger = config("vae", steps=3, batch_size=8)
-  train.run(larger, tmp_path)
+  loop.run(larger, tmp_path)
   with train_loader(larger, 2 * 4) as loader:
-    assert trace(tmp_path)[-1]["data/ids"] == train._ids(next(iter(loader)))["data/ids"]
-  train.run(config("vae", steps=4), tmp_path)
+    assert trace(tmp_path)[-1]["data/ids"] == loop._ids(next(iter(loader)))["data/ids"]
+  loop.run(config("vae", steps=4), tmp_path)
   with train_loader(config("vae"), 2 * 4 + 8) as loader:
-    assert trace(tmp_path)[-1]["data/ids"] == train._ids(next(iter(loader)))["data/ids"]
+    assert trace(tmp_path)[-1]["data/ids"] == loop._ids(next(iter(loader)))["data/ids"]
 
 
 @pytest.mark.slow
 def test_lines_beyond_the_checkpoint_are_written_again_not_twice(whole_run, tmp_path):
-  train.run(config("tokenizer", steps=2), tmp_path)  # saves at 2
+  loop.run(config("tokenizer", steps=2), tmp_path)  # saves at 2
   path = tmp_path / "metrics.jsonl"
   path.write_text(path.read_text() + json.dumps({"step": 3, "loss": 99.0}) + '\n{"step": 4, "lo')
-  train.run(config("tokenizer"), tmp_path)
+  loop.run(config("tokenizer"), tmp_path)
   assert [row["step"] for row in trace(tmp_path)] == [1, 2, 3, 4]
   assert all(row["loss"] < 50 for row in trace(tmp_path))
 
@@ -110,8 +111,8 @@ def test_a_run_leaves_something_to_see(whole_run):
 def test_nan_stops_the_run_and_names_the_last_good_step(pixels, tmp_path):
   cfg = config("vae", steps=40, save_every=2)
   cfg.optim.lr, cfg.optim.warmup, cfg.optim.clip = 1e30, 2, 0.0
-  with pytest.raises(train.NotFinite, match=r"at step \d+, .*(no step was saved|last good checkpoint is step \d+)"):
-    train.run(cfg, tmp_path)
+  with pytest.raises(loop.NotFinite, match=r"at step \d+, .*(no step was saved|last good checkpoint is step \d+)"):
+    loop.run(cfg, tmp_path)
   losses = [row["loss"] for row in read_metrics(tmp_path / "metrics.jsonl")]
   assert np.isfinite(losses).all()
 
@@ -163,14 +164,14 @@ def test_bad_configs_give_one_sentence(changes, message, tmp_path, request):
     cfg.resume_from = str(tmp_path / "nowhere-at-all")
     message = "which has no checkpoint"
   with pytest.raises(ValueError, match=message):
-    train.run(cfg, tmp_path / "run")
+    loop.run(cfg, tmp_path / "run")
 
 
 def test_resuming_another_model_is_refused(whole_run, tmp_path):
   cfg = config("vae")
   cfg.resume_from = str(whole_run("pixels"))
   with pytest.raises(ValueError, match="does not fit this config"):
-    train.run(cfg, tmp_path)
+    loop.run(cfg, tmp_path)
 
 
 def _state_and_batch(cfg, batch=8):
@@ -196,7 +197,7 @@ def test_accumulation_is_the_big_batch_and_the_state_is_donated(name, request):
   results = {}
   for parts in (1, 4):
     cfg.accumulate = parts
-    step = functools.partial(train.train_step, task=task, tx=tx, cfg=cfg)
+    step = functools.partial(loop.train_step, task=task, tx=tx, cfg=cfg)
     compiled = jax.jit(step, donate_argnums=0).lower(state, frozen, batch).compile()
     analysis = compiled.memory_analysis()
     size = sum(x.nbytes for x in jax.tree.leaves(state))
@@ -215,7 +216,7 @@ def test_one_compile_for_all_steps(name, request, tmp_path):
   with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
     names = []
     patch.setattr("jax._src.dispatch.log_elapsed_time", _counting(names))
-    train.run(config("vae" if name == "pixels" else name), tmp_path)
+    loop.run(config("vae" if name == "pixels" else name), tmp_path)
   assert sum("train_step" in name for name in names) == 1
 
 
@@ -243,7 +244,7 @@ def test_freezing_leaves_a_part_alone(tmp_path):
   cfg = config("tokenizer", steps=2)
   cfg.freeze, cfg.loss.fit_batches = ("encoder",), 0
   before = jax.device_get(init_state_params(cfg)["encoder"])
-  state = train.run(cfg, tmp_path)
+  state = loop.run(cfg, tmp_path)
   assert "encoder" not in state.params
   jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state.fixed["encoder"]))
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from router_files import LEVELS, clip
 
-from vftok import Auto, Router, trial
-from vftok.types import VideoTokens
+from vftok import Auto, Router
+from vftok.budget import trial
+from vftok.tokens import VideoTokens
 
 
 def stepwise(worth_T):

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vftok.types import VideoTokens
-from vftok.vft import Vft, is_vft, read_vft, truncate_vft, write_vft
+from vftok.io.vft import Vft, is_vft, read_vft, truncate_vft, write_vft
+from vftok.tokens import VideoTokens
 
 TOK = types.SimpleNamespace(
   registers=16,

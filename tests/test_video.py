@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vftok.data.video import iter_frames, read_video, video_info
-from vftok.data.video_writer import to_uint8, video_writer, write_video
 from vftok.evals import pixels
-from vftok.picture import curves_png, labelled_grid, si
+from vftok.io.video import iter_frames, read_video, video_info
+from vftok.io.video_writer import to_uint8, video_writer, write_video
+from vftok.show.picture import curves_png, labelled_grid, si
 
 
 def scene(frames=24, height=48, width=64):

@@ -16,7 +16,7 @@ import pytest
 from configs import c2v
 from vftok.data import folder, manifest
 from vftok.data.sources import make_source
-from vftok.data.video_writer import write_video
+from vftok.io.video_writer import write_video
 from vftok.tools import prepare_videos, tokenize_dataset
 
 ROOT = Path(__file__).parents[1]

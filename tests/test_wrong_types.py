@@ -11,14 +11,14 @@ import pytest
 from model_files import sentence
 
 import vftok
-from vftok import request
-from vftok.config import GeneratorConfig
-from vftok.convert import leaves
-from vftok.generator import Generator
+from vftok.generator import request
+from vftok.generator.api import Generator
+from vftok.generator.sample import sample
+from vftok.io import leaves
 from vftok.models.ar import ARConfig
-from vftok.sample import sample
-from vftok.types import VideoTokens
-from vftok.words import brief, cut, is_number, is_whole
+from vftok.models.config import GeneratorConfig
+from vftok.runtime.words import brief, cut, is_number, is_whole
+from vftok.tokens import VideoTokens
 
 LONG = "x" * 100_000
 GEN = Generator(GeneratorConfig(ARConfig(vocab=30, steps=5, slots=8, depth=1, n_classes=3, ctx_dim=4, n_ctx_null=1)))
@@ -192,7 +192,7 @@ def test_models(small_dir):
 
 def test_frames_to_sample(small, monkeypatch):
   tok, params, _ = small
-  monkeypatch.setattr("vftok.sample.check_pair", lambda *_: None)
+  monkeypatch.setattr("vftok.generator.sample.check_pair", lambda *_: None)
   run = lambda **options: lambda: next(sample(GEN, None, tok, params, KEY, **options))
   for options, named in (
     (dict(frames=-3), "frames is -3"),

@@ -11,17 +11,19 @@ import pytest
 
 from configs import common
 from configs.tokenizer import LOSS
-from vftok import optim, programs, sharding
-from vftok.config import TokenizerConfig
 from vftok.models import fsq
+from vftok.models.config import TokenizerConfig
 from vftok.models.decoder import DecoderConfig
 from vftok.models.encoder import EncoderConfig
 from vftok.models.layers import PositionConfig
 from vftok.models.transformer import StackConfig
 from vftok.models.vae import VAEConfig
-from vftok.state import init_state, logical_axes
+from vftok.runtime import sharding
 from vftok.tasks import draws, make_task
-from vftok.train import train_step
+from vftok.tokenizer import programs
+from vftok.train import optim
+from vftok.train.loop import train_step
+from vftok.train.state import init_state, logical_axes
 
 STEPS, SIDE, CHANNELS = 5, 4, 8  # of the latents: time, height and width, channels
 REGISTERS = 4

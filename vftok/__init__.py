@@ -10,11 +10,11 @@ import importlib
 __version__ = "0.1.0"
 
 _PUBLIC = {
-  "Tokenizer": "vftok.tokenizer",
-  "Generator": "vftok.generator",
-  "VideoTokens": "vftok.types",
-  "Auto": "vftok.budget",
-  "Router": "vftok.router",
+  "Tokenizer": "vftok.tokenizer.api",
+  "Generator": "vftok.generator.api",
+  "VideoTokens": "vftok.tokens",
+  "Auto": "vftok.budget.auto",
+  "Router": "vftok.budget.router",
   "CFG": "vftok.models.flow",
   "APG": "vftok.models.flow",
 }

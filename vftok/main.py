@@ -8,10 +8,10 @@ import sys
 
 from absl import flags
 
-from vftok.experiment import define_config
-from vftok.experiment import run as run_main
-from vftok.process import INTERRUPTED, begin, ended_by_signals, leave, local
-from vftok.words import sentence
+from vftok.runtime.process import INTERRUPTED, begin, ended_by_signals, leave, local
+from vftok.runtime.words import sentence
+from vftok.train.experiment import define_config
+from vftok.train.experiment import run as run_main
 
 _CONFIG = define_config("Experiment file, e.g. configs/tokenizer.py:mini.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics, videos and the model go.")
@@ -32,10 +32,10 @@ def main(argv: list[str]) -> None:
   begin(argv, distributed=_DISTRIBUTED.value)
   import jax
 
-  from vftok import evaluate, sample_run, train
-  from vftok.checkpoint import NotSaved
+  from vftok.train import evaluate, loop, sample_run
+  from vftok.train.checkpoint import NotSaved
 
-  run = {"train": train.run, "eval": evaluate.run, "sample": sample_run.run}[_MODE.value]
+  run = {"train": loop.run, "eval": evaluate.run, "sample": sample_run.run}[_MODE.value]
   # A job of many processes leaves signals to JAX, which spreads them.
   ending = contextlib.nullcontext() if jax.process_count() > 1 else ended_by_signals()
   try:
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
       f"error: process {jax.process_index()} of {jax.process_count()} lost the others or its devices ({reason}): what "
       "the newest checkpoint holds is safe, start all processes again with the same command."
     )
-  except (ValueError, OSError, ModuleNotFoundError, train.NotFinite, NotSaved) as error:
+  except (ValueError, OSError, ModuleNotFoundError, loop.NotFinite, NotSaved) as error:
     if os.environ.get("VFTOK_TRACEBACK"):
       raise
     sys.exit(f"error: {sentence(error)}")

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from vftok.evals.nets.weights import SOURCES, net_file
+from vftok.frozen.metrics.weights import SOURCES, net_file
 
 LIMIT = 15 * 2**20
 

@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 
 from configs import router, t2v, tokenizer, vae
-from vftok import optim, sharding, train
-from vftok.curves import MEASURES
+from vftok.budget.curves import MEASURES
 from vftok.data.curves import write_curves
 from vftok.data.dataset_writer import whole_directory
 from vftok.models import attention, splash
-from vftok.state import init_state, logical_axes
+from vftok.runtime import sharding
 from vftok.tasks import make_task
+from vftok.train import loop, optim
+from vftok.train.state import init_state, logical_axes
 
 MESHES = {
   "data": dict(data=8),
@@ -116,7 +117,7 @@ def alone(name):
   state, _ = init_state(task.init, tx, sharding.make_mesh({"data": -1}), seed=0, ema=True)
   start = jax.device_get(state.params)
   state = jax.device_put(jax.device_get(state).replace(params=shifted(start)), jax.devices()[0])
-  step = jax.jit(lambda s, f, b: train.train_step(s, f, b, task=task, tx=tx, cfg=cfg))
+  step = jax.jit(lambda s, f, b: loop.train_step(s, f, b, task=task, tx=tx, cfg=cfg))
   new, metrics = step(state, jax.device_put(task.frozen(), jax.devices()[0]), batch)
   return float(metrics["loss"]), jax.device_get(new.params), moments(new), start
 
@@ -136,7 +137,7 @@ def test_step_equals_one_device(of, name):
     frozen = task.frozen()
     frozen = jax.device_put(frozen, sharding.frozen_shardings(frozen, mesh, least=64))
     step = jax.jit(
-      lambda s, f, b: train.train_step(s, f, b, task=task, tx=tx, cfg=cfg),
+      lambda s, f, b: loop.train_step(s, f, b, task=task, tx=tx, cfg=cfg),
       donate_argnums=0,
       out_shardings=(places, sharding.replicated(mesh)),
     )

@@ -8,11 +8,11 @@ import flax.linen as nn
 import flax.traverse_util as traverse
 import numpy as np
 
-from vftok import hub
-from vftok.config import TokenizerConfig
 from vftok.convert import reference_weights
 from vftok.convert.export_config import DECODER_NAMES, ENCODER_NAMES, reference_config
 from vftok.convert.reference_config import Names
+from vftok.io import hub
+from vftok.models.config import TokenizerConfig
 
 CANONICAL = Names(ENCODER_NAMES, DECODER_NAMES)
 

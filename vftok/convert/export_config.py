@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from vftok.config import TokenizerConfig
+from vftok.models.config import TokenizerConfig
 from vftok.models.layers import PositionConfig
 from vftok.models.transformer import StackConfig
 

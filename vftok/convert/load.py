@@ -10,13 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from vftok import hub
-from vftok.config import TokenizerConfig
-from vftok.config_json import FORMAT, FORMAT_VAE, from_json, to_json, vae_from_json, vae_to_json
 from vftok.convert import reference_config, reference_weights, vidtok
-from vftok.convert.leaves import leaves_of
 from vftok.convert.reference_weights import VAE_PREFIX
-from vftok.layout import converted, read_leaves, save_leaves
+from vftok.io import hub
+from vftok.io.layout import converted, read_leaves, save_leaves
+from vftok.io.leaves import leaves_of
+from vftok.models.config import TokenizerConfig
+from vftok.models.config_json import FORMAT, FORMAT_VAE, from_json, to_json, vae_from_json, vae_to_json
 from vftok.models.init import init_tokenizer
 from vftok.models.vae import VAE, VAEConfig
 

@@ -11,12 +11,12 @@ import flax.traverse_util as traverse
 import jax
 import numpy as np
 
-from vftok import hub
-from vftok.config import GeneratorConfig
-from vftok.config_json import FORMAT_GENERATOR, generator_from_json, generator_to_json
 from vftok.convert import semantok_ar
-from vftok.convert.leaves import leaves_of
-from vftok.layout import converted, read_leaves, save_leaves
+from vftok.io import hub
+from vftok.io.layout import converted, read_leaves, save_leaves
+from vftok.io.leaves import leaves_of
+from vftok.models.config import GeneratorConfig
+from vftok.models.config_json import FORMAT_GENERATOR, generator_from_json, generator_to_json
 from vftok.models.init import init_generator
 
 

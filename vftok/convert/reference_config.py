@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from vftok.config import TokenizerConfig
-from vftok.config_checks import check
 from vftok.convert.wiring import (
   ARGUMENTS,
   MODELS,
@@ -19,12 +17,14 @@ from vftok.convert.wiring import (
   need,
   target_of,
 )
+from vftok.models.config import TokenizerConfig
+from vftok.models.config_checks import check
 from vftok.models.decoder import DecoderConfig
 from vftok.models.encoder import EncoderConfig
 from vftok.models.layers import POSITION_KINDS, PositionConfig
 from vftok.models.transformer import StackConfig
 from vftok.models.vae import VAEConfig
-from vftok.words import brief
+from vftok.runtime.words import brief
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vftok.config import TokenizerConfig
 from vftok.convert import vidtok
 from vftok.convert.reference_config import Names
-from vftok.layout import LINEAR, LINEAR_2IN, SAME, VECTOR, Rule
+from vftok.io.layout import LINEAR, LINEAR_2IN, SAME, VECTOR, Rule
+from vftok.models.config import TokenizerConfig
 from vftok.models.decoder import readout_stack
 from vftok.models.transformer import StackConfig
 

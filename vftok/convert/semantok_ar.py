@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vftok.layout import LINEAR, LINEAR_2IN, SAME, Rule
+from vftok.io.layout import LINEAR, LINEAR_2IN, SAME, Rule
 from vftok.models.ar import ARConfig
 
 STEPS = 5  # latent steps of the 17 frames that released models make

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from vftok.words import brief
+from vftok.runtime.words import brief
 
 MODELS = ("VideoFlexTok", "VideoFlowMatchingResampler")
 PLUMBING = ("channels_first_to_last", "channels_last_to_first")

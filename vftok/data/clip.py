@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vftok.data.container import VideoBytes
-from vftok.data.display import MIDDLE, Display, cover
-from vftok.data.video import check_fps
 from vftok.data.window import shown
+from vftok.io.container import VideoBytes
+from vftok.io.display import MIDDLE, Display, cover
+from vftok.io.video import check_fps
 
 
 @dataclasses.dataclass(frozen=True)

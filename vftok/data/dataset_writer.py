@@ -12,9 +12,9 @@ from pathlib import Path
 
 from vftok.data import shards
 from vftok.data.recipe import RECIPE
-from vftok.lock import locked
-from vftok.optional import required
-from vftok.whole import whole_file
+from vftok.runtime.files import whole_file
+from vftok.runtime.lock import locked
+from vftok.runtime.optional import required
 
 
 def is_made(path: Path, recipe: Mapping) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 
 from vftok.data import bad_clips
 from vftok.data.clip import ClipSpec, ShortClip, load_clip
-from vftok.optional import required
+from vftok.runtime.optional import required
 
 MAX_FAILURES = 32  # clips in a row, drawn at random from one source: past that the source itself is broken
 LISTED = 2**14  # sources up to this long are shuffled as a list: of 60 examples, grain's cipher takes 0.4 ms for each

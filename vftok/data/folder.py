@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from vftok.data.manifest import Manifest, listed
-from vftok.data.sides import SPLITS, Sides
-from vftok.words import brief
+from vftok.io.sides import SPLITS, Sides
+from vftok.runtime.words import brief
 
 ENDINGS = frozenset(".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogg .ogv .ts .webm .wmv".split())
 _MOST_LABELS = 1 << 24  # bytes of a file of names

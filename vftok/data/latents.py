@@ -14,7 +14,7 @@ import numpy as np
 from vftok.data import recipe
 from vftok.data.dataset_writer import whole_directory, write_tfds
 from vftok.data.tfds_source import TfdsSource, open_tfds
-from vftok.optional import required
+from vftok.runtime.optional import required
 
 
 def write_latents(

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from vftok.data.lines import Lines, table_rows
-from vftok.data.sides import SPLITS, Sides, name_hash
-from vftok.words import brief
+from vftok.io.sides import SPLITS, Sides, name_hash
+from vftok.runtime.words import brief
 
 COLUMNS = ("path", "caption", "label", "start", "end", "split")
 _WHOLE = re.compile(r"-?[0-9]{1,10}")

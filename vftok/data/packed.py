@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image, features
 
 from vftok.data.clip import load_clip
-from vftok.whole import whole_file
+from vftok.runtime.files import whole_file
 
 FORMAT, VERSION = "vftok-packed", 1
 CODECS = ("AVIF", "WEBP")

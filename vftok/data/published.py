@@ -21,8 +21,8 @@ import numpy as np
 
 from vftok.data.folder import kept, video_files
 from vftok.data.lines import Lines, table_rows
-from vftok.data.sides import Sides
-from vftok.words import brief
+from vftok.io.sides import Sides
+from vftok.runtime.words import brief
 
 _CLOCK = re.compile(r"(\d{1,4}):([0-5]?\d):([0-5]?\d(?:\.\d{1,9})?)")
 

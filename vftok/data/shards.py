@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vftok.optional import required
-from vftok.whole import whole_file
+from vftok.runtime.files import whole_file
+from vftok.runtime.optional import required
 
 FACTS = "shards.json"  # of a set: {file: {"clips", "bytes"}}
 

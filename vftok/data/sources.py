@@ -52,7 +52,7 @@ class Source(Protocol):
 
 def clips(split: str, *, directory: str | os.PathLike | None = None) -> Source:
   """The packaged real clips, as `python -m vftok.tools.prepare_clips` writes them."""
-  from vftok.whole import cache_dir
+  from vftok.runtime.files import cache_dir
 
   directory = Path(directory) if directory else cache_dir() / "clips"
   if not any(directory.glob("**/dataset_info.json")):

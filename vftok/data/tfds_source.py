@@ -10,7 +10,7 @@ import numpy as np
 
 from vftok.data import shards
 from vftok.data.record_files import RecordFiles
-from vftok.optional import required
+from vftok.runtime.optional import required
 
 
 class TfdsSource:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vftok.data.container import demuxed, kinds, opened, pixel_aspect, pyav, rate, stated_seconds
-from vftok.data.video import check_end, check_still, decoded, end_slack
+from vftok.io.container import demuxed, kinds, opened, pixel_aspect, pyav, rate, stated_seconds
+from vftok.io.video import check_end, check_still, decoded, end_slack
 
 if TYPE_CHECKING:
   import av

@@ -18,7 +18,7 @@ import optax
 
 from vftok.data.sim import CAMERAS, COLOURS, FLOORS, MOTIONS, SKIES
 from vftok.data.sim_meshes import OBJECTS
-from vftok.progress import progress
+from vftok.show.progress import progress
 
 ATTRIBUTES = {
   "object": tuple(OBJECTS),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vftok.whole import whole_file
+from vftok.runtime.files import whole_file
 
 
 def quality(rows: dict[str, dict], budgets: Sequence[float], ways: Sequence[str], path: Path) -> None:

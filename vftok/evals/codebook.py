@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vftok.types import VideoTokens
+from vftok.tokens import VideoTokens
 
 
 class CodebookUsage:

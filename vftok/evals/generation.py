@@ -23,14 +23,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from vftok.data.video_writer import to_uint8
 from vftok.evals import frechet
 from vftok.evals.alignment import Agreement
-from vftok.evals.nets import weights
 from vftok.evals.reconstruction import text_of
 from vftok.evals.scores import video_logits
+from vftok.frozen.metrics import weights
+from vftok.io.video_writer import to_uint8
 from vftok.models.flow import Guidance
-from vftok.progress import progress
+from vftok.show.progress import progress
 
 REAL, VAE, OWN = "real", "VAE alone", "generated own lengths"
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from vftok.evals import page
 from vftok.evals.generation import REAL, VAE, GenerationEvaluation
-from vftok.picture import curves_png, video_rows
+from vftok.show import page
+from vftok.show.picture import curves_png, video_rows
 
 
 def write(

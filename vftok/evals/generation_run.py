@@ -11,13 +11,13 @@ import numpy as np
 
 from vftok.data.clip import ClipSpec
 from vftok.data.loader import first_clips, make_loader
-from vftok.data.video_writer import to_uint8
 from vftok.evals import alignment, generation, generation_report
-from vftok.evals.nets.clip import CLIPScore
-from vftok.generator import Generator
+from vftok.frozen.metrics.clip import CLIPScore
+from vftok.generator.api import Generator
+from vftok.generator.sample import check_pair
+from vftok.io.video_writer import to_uint8
 from vftok.models.flow import gaussian
-from vftok.sample import check_pair
-from vftok.types import VideoTokens
+from vftok.tokens import VideoTokens
 
 BATCH = 16
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vftok.evals.probe import ProbeTable
-from vftok.whole import whole_file
+from vftok.runtime.files import whole_file
 
 
 def probe_cells(table: ProbeTable) -> list[list[str]]:

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from vftok import programs
 from vftok.data.configured import eval_loader
 from vftok.data.loader import first_clips
 from vftok.data.sources import source_of
-from vftok.data.video_writer import to_uint8
 from vftok.evals.alignment import ATTRIBUTES
 from vftok.evals.alignment import labels as captioned
 from vftok.evals.probe import MIN_CLIPS, ProbeTable, probe
+from vftok.io.video_writer import to_uint8
 from vftok.models import fsq
 from vftok.models.nested import powers_of_two
-from vftok.progress import progress
+from vftok.show.progress import progress
+from vftok.tokenizer import programs
 
 POOLED = 8192  # numbers of a clip's latents, after averaging over space where there are more
 SHOWN, SIDE = 5, 16  # frames of a clip, and their height and width, that the ceiling of pixels sees

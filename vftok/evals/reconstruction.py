@@ -21,15 +21,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vftok.data.video_writer import to_uint8
 from vftok.evals import frechet
 from vftok.evals.codebook import CodebookUsage
-from vftok.evals.nets import weights
-from vftok.evals.nets.i3d import MIN_FRAMES
 from vftok.evals.probe import ProbeTable
 from vftok.evals.scores import METRICS, Scores
+from vftok.frozen.metrics import weights
+from vftok.frozen.metrics.i3d import MIN_FRAMES
+from vftok.io.video_writer import to_uint8
 from vftok.models.flow import Guidance
-from vftok.progress import progress
+from vftok.show.progress import progress
 
 VAE, FIRST_FRAME, MEAN_FRAME = "VAE alone", "first frame repeated", "temporal mean"
 

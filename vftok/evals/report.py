@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from vftok.evals import page
 from vftok.evals.probe_picture import probe_cells, probe_picture
 from vftok.evals.reconstruction import FIRST_FRAME, VAE, Evaluation
 from vftok.evals.scores import METRICS
-from vftok.picture import curves_png, labelled_grid, si
+from vftok.show import page
+from vftok.show.picture import curves_png, labelled_grid, si
 
 _TITLES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "cosine": "VGG cosine", "rfvd": "rFVD"}
 _DIGITS = {"psnr": 2, "ssim": 4, "lpips": 4, "cosine": 4, "rfvd": 1}

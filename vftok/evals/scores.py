@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vftok.evals import frechet
-from vftok.evals.nets.i3d import i3d_logits
-from vftok.evals.nets.vgg import distances
 from vftok.evals.pixels import frame_scores
+from vftok.frozen.metrics.i3d import i3d_logits
+from vftok.frozen.metrics.vgg import distances
 
 METRICS = ("psnr", "ssim", "lpips", "cosine", "rfvd")
 _MAX_PSNR = 100.0  # dB: a still clip equals its first frame, and the mean over clips must stay finite

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from vftok import lengths
+from vftok.models import lengths
 from vftok.models.ar_inputs import Condition, Context, Places, of_segment, shifted
 from vftok.models.attention import attend_causal, attend_filled, attend_seen
 from vftok.models.layers import parts, repeated, trunc_normal, xavier
-from vftok.order import ORDERS
-from vftok.sharding import constrain
+from vftok.models.order import ORDERS
+from vftok.runtime.sharding import constrain
 
 EPS = 1e-6
 POSITIONS = ("flat", "time_slot")
@@ -34,8 +34,8 @@ class ARConfig:
   ctx_dim: width of text features; 0 for no cross-attention. n_ctx_null: learned vectors that stand for no text.
   positions: "flat", one table over the canonical order (SemanTok); "time_slot", sums over the place of the token to
     predict and the one before it, which any order and any budget per step can use.
-  order: how sequences are written, see vftok/order.py.
-  lengths: whether and how it says the length of every step, see vftok/lengths.py; levels: with "length_first", the
+  order: how sequences are written, see order.py.
+  lengths: whether and how it says the length of every step, see lengths.py; levels: with "length_first", the
     counts that it knows. Both make more ids and slots than the tokenizer's: `total_vocab`, `total_slots`.
   dtype: compute dtype; norms, softmax and logits stay float32.
   """

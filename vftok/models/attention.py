@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vftok import target
 from vftok.models import cudnn, masks
+from vftok.runtime import target
 
 LOGIT_BOUND = 8.0
 SHORT = 256  # positions up to which one product under a mask is cheaper than one per group of rows: less to compile

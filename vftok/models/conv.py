@@ -16,7 +16,7 @@ import math
 import jax.numpy as jnp
 from jax import lax
 
-from vftok import target
+from vftok.runtime import target
 
 
 def on_cpu() -> bool:

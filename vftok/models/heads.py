@@ -2,7 +2,7 @@
 
 REPA aligns a decoder layer, which also sees the noisy latents and so needs the registers little. These heads see
 nothing but the kept prefix, so every register gets a gradient of its own from the first step. Their targets are the
-frozen nets of `vftok.features`, or whitened latents where there is no net: the error over `keep` is then a quality
+nets of `vftok.frozen.features`, or whitened latents where there is no net: the error over `keep` is then a quality
 curve that needs no sampling. They are training only: no tokenizer stores them.
 """
 
@@ -14,7 +14,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vftok import target
 from vftok.models import cudnn
 from vftok.models.layers import (
   Linear,
@@ -27,6 +26,7 @@ from vftok.models.layers import (
   trunc_normal,
   xavier,
 )
+from vftok.runtime import target
 
 
 @dataclasses.dataclass(frozen=True)

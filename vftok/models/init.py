@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vftok.config import GeneratorConfig, TokenizerConfig
 from vftok.models.ar import AR
 from vftok.models.ar_inputs import Condition, Places
+from vftok.models.config import GeneratorConfig, TokenizerConfig
 from vftok.models.decoder import Decoder
 from vftok.models.encoder import Encoder
 from vftok.models.vae import VAE

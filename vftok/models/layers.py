@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from vftok import target
+from vftok.runtime import target
 
 NORM_EPS = 1e-5
 UNROLLED = 8  # layers at most that a CPU trains one by one

@@ -1,7 +1,7 @@
 """The router: a clip's latents -> what each time step loses at each number of tokens (spec: EVATok on nested tokens).
 
 It is causal in time, so that a stream can be routed as it comes, and predicts curves and no classes: one router serves
-every preference and every hard total (`vftok/allocate.py`). The curves fall by construction.
+every preference and every hard total (`vftok/budget/allocate.py`). The curves fall by construction.
 
 EVATok's own is here beside it (head "classes"): the whole clip at once, one class per assignment, one preference.
 """
@@ -32,7 +32,7 @@ class RouterConfig:
   drop_scale: of what a step gains from more tokens; the network predicts in this unit.
   head: "curves", or "classes" for EVATok's router (arXiv 2603.12267, section 3.3).
   preference: w_q that a router of classes was trained for.
-  measure: what is lost, one of `vftok.curves.MEASURES`.
+  measure: what is lost, one of `vftok.budget.curves.MEASURES`.
   loss_mean, loss_std: of that over clips and random assignments: what preferences are weighed by.
   size: what is lost beside the curves at a mean of each of `levels` tokens per step, in units of the loss; () for
     nothing. It is the same however the tokens are spread, so that only preferences ask for it.

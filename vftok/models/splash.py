@@ -17,7 +17,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vftok.sharding import spec_for
+from vftok.runtime.sharding import spec_for
 
 LANES = 128
 BLOCKS = (512, 384, 256, 128)  # rows of a tile, the largest that divides the length

@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from vftok.models.attention import Layout, attend
 from vftok.models.layers import Weights, layer_norm, parts, repeated, xavier
-from vftok.sharding import constrain
+from vftok.runtime.sharding import constrain
 
 
 @dataclasses.dataclass(frozen=True)

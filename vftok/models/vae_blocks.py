@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vftok import target
 from vftok.models import conv as C
 from vftok.models import cudnn
+from vftok.runtime import target
 
 EPS = 1e-6
 LECUN = nn.initializers.lecun_normal(in_axis=-2, out_axis=-1)

@@ -11,18 +11,18 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from vftok import order
-from vftok.checks import guidance_of
-from vftok.config_json import generator_from_dict
 from vftok.data.tokens import read_meta
-from vftok.data.video_writer import to_uint8
-from vftok.generator import Generator
+from vftok.generator.api import Generator
+from vftok.io.video_writer import to_uint8
+from vftok.models import order
 from vftok.models.ar import AR
 from vftok.models.ar_inputs import Condition, Places
+from vftok.models.config_json import generator_from_dict
 from vftok.models.flops import ar_flops
 from vftok.models.layers import as_trained
 from vftok.models.nested import powers_of_two, sample_keep
 from vftok.tasks import Metrics, mean
+from vftok.tokenizer.checks import guidance_of
 
 
 class ARTask:
@@ -123,8 +123,8 @@ class ARTask:
 
   def media(self, params, frozen, batch) -> dict[str, np.ndarray]:
     """The batch's clips as their tokens decode, beside what the model makes of their captions."""
-    from vftok.picture import video_rows
-    from vftok.types import VideoTokens
+    from vftok.show.picture import video_rows
+    from vftok.tokens import VideoTokens
 
     if not self.gen.cfg.tokenizer:
       return {}
@@ -190,7 +190,7 @@ class ARTask:
 @functools.cache
 def tokenizer(name: str, dino: str | None = None):
   """(tokenizer, params), read once per process and never inside a train step."""
-  from vftok.tokenizer import Tokenizer
+  from vftok.tokenizer.api import Tokenizer
 
   return Tokenizer.load(name, dino=dino)
 

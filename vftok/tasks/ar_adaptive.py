@@ -14,14 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from vftok import allocate, lengths, order
+from vftok.budget import allocate
+from vftok.budget.reward import Reward
 from vftok.data.sources import source_of
-from vftok.generator import Generator
+from vftok.generator.api import Generator
+from vftok.models import lengths, order
 from vftok.models.ar import AR
 from vftok.models.ar_inputs import Condition, Places, of_segment
 from vftok.models.layers import as_trained
-from vftok.pack import Packing, pack
-from vftok.reward import Reward
+from vftok.models.pack import Packing, pack
 from vftok.tasks import Metrics, mean
 from vftok.tasks.ar import ARTask
 

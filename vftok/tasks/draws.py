@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vftok import allocate
+from vftok.budget import allocate
+from vftok.budget.reward import Reward
 from vftok.models import flow
 from vftok.models.nested import sample_keep
 from vftok.models.router import RouterConfig, net
-from vftok.reward import Reward
 
 ROUTED = 7  # folded into an example's key: the router's draws are beside those of `draw`
 
@@ -54,7 +54,7 @@ class RoutedKeep:
     Raises:
       ValueError: no router of curves for these registers and latents.
     """
-    from vftok.router import Router
+    from vftok.budget.router import Router
 
     router, params = Router.load(law.router)
     cfg, shape = router.cfg, tok.latent_shape(1, tok.chunk_steps)[1:]

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from vftok import features, programs
-from vftok.config import TokenizerConfig
-from vftok.features.dino_inputs import dino_features, joined, load_dino, reads_dino
-from vftok.features.dinov2 import DINOv2
-from vftok.features.frames import FeatureNet
+from vftok.frozen import features
+from vftok.frozen.features.dino_inputs import dino_features, joined, load_dino, reads_dino
+from vftok.frozen.features.dinov2 import DINOv2
+from vftok.frozen.features.frames import FeatureNet
+from vftok.models.config import TokenizerConfig
+from vftok.tokenizer import programs
 
 
 class Seen(NamedTuple):

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vftok import programs
-from vftok.config import TokenizerConfig
+from vftok.models.config import TokenizerConfig
 from vftok.models.flow import gaussian
+from vftok.tokenizer import programs
 
 TIMES = (0.85, 0.95)
 SEED = 20_260_312  # of the noise, the same for every kind of tokens

@@ -17,19 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from vftok import allocate, search
-from vftok.budget import Auto
-from vftok.config_json import router_from_dict
-from vftok.curves import MEASURES, assignments, curve_table
+from vftok.budget import allocate, search
+from vftok.budget.auto import Auto
+from vftok.budget.curves import MEASURES, assignments, curve_table
+from vftok.budget.reward import check_weight, percentile
+from vftok.budget.router import Router
 from vftok.data.curves import read_meta
+from vftok.models.config_json import router_from_dict
 from vftok.models.flops import stack_flops
 from vftok.models.flow import gaussian
 from vftok.models.router import net
-from vftok.reward import check_weight, percentile
-from vftok.router import Router
+from vftok.runtime.files import whole_file
 from vftok.tasks import Metrics, mean
 from vftok.tasks.curve_fits import centred, expected, explained, one_for_all, sizes, summed
-from vftok.whole import whole_file
 
 SAMPLE = 512  # clips that scales are taken from
 STORED = ("losses", "drawn", "sampled")

@@ -17,23 +17,23 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
-from vftok import config_checks, config_json, programs
-from vftok.checks import guidance_of
 from vftok.convert.load import load_vae
-from vftok.data.video_writer import to_uint8
-from vftok.models import flops, flow, fsq
+from vftok.io.video_writer import to_uint8
+from vftok.models import config_checks, config_json, flops, flow, fsq
 from vftok.models.decoder import Decoder, draft_of
 from vftok.models.encoder import Encoder
 from vftok.models.heads import PrefixHead, PrefixHeadConfig, cosine_similarity
 from vftok.models.layers import patchify
 from vftok.models.vae import VAE
+from vftok.runtime.files import whole_file
 from vftok.tasks import Metrics, mean
 from vftok.tasks.draws import RoutedKeep, draw
 from vftok.tasks.frozen_nets import FrozenNets
 from vftok.tasks.high_noise import HighNoise
 from vftok.tasks.linear_codes import step_code
-from vftok.tokenizer import Tokenizer
-from vftok.whole import whole_file
+from vftok.tokenizer import programs
+from vftok.tokenizer.api import Tokenizer
+from vftok.tokenizer.checks import guidance_of
 
 ENCODER_NET = ("patch_in", "patch_positions", "registers", "stack", "head")  # what a linear encoder lacks
 HEADS = "heads.safetensors"  # beside a tokenizer: its prefix heads
@@ -251,7 +251,7 @@ class TokenizerTask:
     return full | ({"dino": frozen["dino"]} if "dino" in frozen else {})
 
   def media(self, params, frozen, batch) -> dict[str, np.ndarray]:
-    from vftok.picture import video_rows
+    from vftok.show.picture import video_rows
 
     if "video" not in batch:  # stored latents: nothing to compare with
       return {}

@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from vftok import config_json, programs
 from vftok.convert.load import load_vae, save_vae
-from vftok.data.video_writer import to_uint8
-from vftok.models import flow
+from vftok.io.video_writer import to_uint8
+from vftok.models import config_json, flow
 from vftok.models.discriminator import Discriminator
 from vftok.models.flops import vae_flops
 from vftok.models.vae import VAE
 from vftok.tasks import Metrics, mean
 from vftok.tasks.linear_codes import patch_code
+from vftok.tokenizer import programs
 
 
 class VAETask:
@@ -45,7 +45,7 @@ class VAETask:
   def frozen(self) -> Any:
     if not self.law.lpips:
       return {}
-    from vftok.evals.nets.weights import load_lpips
+    from vftok.frozen.metrics.weights import load_lpips
 
     return {"lpips": load_lpips(self.law.lpips_net)}
 
@@ -94,7 +94,7 @@ class VAETask:
       flat = lambda v: v.reshape(-1, *v.shape[2:])
       per_clip = lambda x: x.reshape(len(video), -1).mean(1)
     if law.lpips:
-      from vftok.evals.nets.vgg import lpips
+      from vftok.frozen.metrics.vgg import lpips
 
       terms["lpips"] = law.lpips * per_clip(lpips(frozen["lpips"], flat(fake), flat(real)))
     if law.adversarial:
@@ -129,7 +129,7 @@ class VAETask:
     return lambda video: run(params["vae"], video)
 
   def media(self, params, frozen, batch) -> dict[str, np.ndarray]:
-    from vftok.picture import video_rows
+    from vftok.show.picture import video_rows
 
     video = batch["video"][:6]
     return {"reconstruction": video_rows({"original": video, "VAE": to_uint8(self._reconstruct(params)(video))})}

@@ -22,21 +22,22 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from vftok import allocate
-from vftok.budget import Auto
-from vftok.checks import guidance_of
+from vftok.budget import allocate
+from vftok.budget.auto import Auto
+from vftok.budget.router import find
 from vftok.data.configured import eval_loader
 from vftok.data.loader import first_clips
-from vftok.evals import budget_pictures, page
+from vftok.evals import budget_pictures
 from vftok.evals.reconstruction import noise_of, score_rows
-from vftok.experiment import define_config
-from vftok.experiment import run as run_main
-from vftok.process import begin
-from vftok.progress import COMPILING, progress
-from vftok.router import find
-from vftok.tokenizer import Tokenizer
+from vftok.runtime.files import whole_file
+from vftok.runtime.process import begin
+from vftok.show import page
+from vftok.show.progress import COMPILING, progress
+from vftok.tokenizer.api import Tokenizer
+from vftok.tokenizer.checks import guidance_of
 from vftok.tools.command import or_exit
-from vftok.whole import whole_file
+from vftok.train.experiment import define_config
+from vftok.train.experiment import run as run_main
 
 WAYS = ("uniform", "one for all", "router", "router, shared", "router, tried")
 BATCH = 8  # clips that are tried at once

@@ -25,12 +25,12 @@ import jax
 from absl import app, flags
 from jax.experimental import topologies
 
-from vftok import sharding, target
-from vftok.experiment import define_config
-from vftok.experiment import run as run_main
+from vftok.runtime import sharding, target
+from vftok.runtime.files import whole_file
 from vftok.tools import hlo
 from vftok.tools.aot_programs import plan
-from vftok.whole import whole_file
+from vftok.train.experiment import define_config
+from vftok.train.experiment import run as run_main
 
 
 @dataclasses.dataclass(frozen=True)

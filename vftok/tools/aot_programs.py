@@ -13,14 +13,18 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from vftok import generate, optim, order, programs, sharding
-from vftok.checks import guidance_of
-from vftok.conditions import Condition
+from vftok.generator import generate
+from vftok.generator.conditions import Condition
+from vftok.models import order
 from vftok.models.ar_inputs import Places
 from vftok.models.flops import ar_flops, attended_pairs, stack_flops, vae_flops
-from vftok.state import logical_axes, planned_state
+from vftok.runtime import sharding
+from vftok.tokenizer import programs
+from vftok.tokenizer.checks import guidance_of
 from vftok.tools.aot_tasks import placed, planned_batch, planned_task
-from vftok.train import train_step
+from vftok.train import optim
+from vftok.train.loop import train_step
+from vftok.train.state import logical_axes, planned_state
 
 
 class Planned(NamedTuple):

@@ -13,10 +13,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from vftok.features.convert import abstract_params
-from vftok.features.dinov2 import DINOv2
-from vftok.features.vjepa2 import VJEPA2
-from vftok.sharding import RULES
+from vftok.frozen.features.convert import abstract_params
+from vftok.frozen.features.dinov2 import DINOv2
+from vftok.frozen.features.vjepa2 import VJEPA2
+from vftok.runtime.sharding import RULES
 from vftok.tasks import Task, make_task
 from vftok.tasks.frozen_nets import FrozenNets
 from vftok.tasks.tokenizer import TokenizerTask

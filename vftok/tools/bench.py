@@ -23,9 +23,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vftok import programs, target
-from vftok.config import TokenizerConfig
+from vftok.budget.router import Router
 from vftok.models import flow
+from vftok.models.config import TokenizerConfig
 from vftok.models.decoder import DecoderConfig
 from vftok.models.encoder import EncoderConfig
 from vftok.models.flops import stack_flops, vae_flops
@@ -33,9 +33,10 @@ from vftok.models.layers import PositionConfig
 from vftok.models.router import RouterConfig
 from vftok.models.transformer import StackConfig
 from vftok.models.vae import VAE, VAEConfig
-from vftok.router import Router
-from vftok.tokenizer import Tokenizer
-from vftok.types import VideoTokens
+from vftok.runtime import target
+from vftok.tokenizer import programs
+from vftok.tokenizer.api import Tokenizer
+from vftok.tokens import VideoTokens
 
 KEEPS = (1, 16, 64, 256)
 

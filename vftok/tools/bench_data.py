@@ -29,9 +29,9 @@ import av
 import numpy as np
 
 from vftok.data.clip import ClipSpec, load_clip, moments
-from vftok.data.container import VideoBytes, opened, rate
 from vftok.data.loader import make_loader
 from vftok.data.sources import source_of
+from vftok.io.container import VideoBytes, opened, rate
 
 
 def video_of(record):

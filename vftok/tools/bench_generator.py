@@ -17,11 +17,12 @@ import time
 import jax
 import jax.numpy as jnp
 
-from vftok import generate, memory, target
-from vftok.config import GeneratorConfig
-from vftok.generator import Generator
+from vftok.generator import generate
+from vftok.generator.api import Generator
+from vftok.generator.request import request
 from vftok.models.ar import ARConfig
-from vftok.request import request
+from vftok.models.config import GeneratorConfig
+from vftok.runtime import memory, target
 
 
 def main(argv: list[str] | None = None) -> int:

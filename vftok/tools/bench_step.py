@@ -17,16 +17,17 @@ import time
 import jax
 from absl import flags
 
-from vftok import optim, sharding
 from vftok.data.configured import train_loader
-from vftok.experiment import define_config
-from vftok.experiment import run as run_main
-from vftok.process import begin
-from vftok.state import init_state, logical_axes
+from vftok.runtime import sharding
+from vftok.runtime.process import begin
 from vftok.tasks import make_task
 from vftok.tools.bench import matmul_rate
 from vftok.tools.command import or_exit
-from vftok.train import compiled_step, step_arrays
+from vftok.train import optim
+from vftok.train.experiment import define_config
+from vftok.train.experiment import run as run_main
+from vftok.train.loop import compiled_step, step_arrays
+from vftok.train.state import init_state, logical_axes
 
 
 def main(argv: list[str]) -> None:

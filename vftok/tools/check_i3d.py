@@ -52,9 +52,9 @@ def check(archive: Path) -> list[dict]:
   """One row per clip: its label, the label's rank and probability in the surest part, and that part's answer."""
   import jax
 
-  from vftok.data.video import read_video
-  from vftok.evals.nets.i3d import SIZE, i3d_logits
-  from vftok.evals.nets.weights import load_i3d
+  from vftok.frozen.metrics.i3d import SIZE, i3d_logits
+  from vftok.frozen.metrics.weights import load_i3d
+  from vftok.io.video import read_video
 
   logits_of, params = jax.jit(i3d_logits), load_i3d()
   rows = []

@@ -20,8 +20,8 @@ from jax.sharding import PartitionSpec as P
 
 from vftok.data import shards
 from vftok.data.dataset_writer import keep_log, whole_directory, work_directory
-from vftok.process import together
-from vftok.progress import progress
+from vftok.runtime.process import together
+from vftok.show.progress import progress
 
 LARGE = 2**20  # numbers; weights of text encoders above this are cut over the devices of a host
 

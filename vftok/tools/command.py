@@ -7,8 +7,8 @@ import signal
 import sys
 from collections.abc import Callable
 
-from vftok.process import FAULTS, INTERRUPTED, ended_by_signals
-from vftok.words import sentence
+from vftok.runtime.process import FAULTS, INTERRUPTED, ended_by_signals
+from vftok.runtime.words import sentence
 
 
 def exit_code(name: str, run: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from vftok.convert import reference_config, reference_weights
-from vftok.tokenizer import Tokenizer
+from vftok.tokenizer.api import Tokenizer
 
 
 class Errors:

@@ -68,8 +68,8 @@ def video(frames: int, keep: int, size: int, batch: int) -> dict[str, float]:
   import jax
   import numpy as np
 
-  from vftok import target
-  from vftok.tokenizer import Tokenizer
+  from vftok.runtime import target
+  from vftok.tokenizer.api import Tokenizer
   from vftok.tools.bench import config_m
 
   cfg = dataclasses.replace(config_m(), latent_size=(size // 8, size // 8))
@@ -77,7 +77,7 @@ def video(frames: int, keep: int, size: int, batch: int) -> dict[str, float]:
   params = jax.jit(tok.init, compiler_options=target.once_options())(jax.random.key(0))
   rng = np.random.default_rng(0)
   pieces = lambda: (rng.integers(0, 256, (batch, 1, size, size, 3), np.uint8) for _ in range(frames))
-  encode = lambda: list(tok.encode_stream(params, pieces(), budget=keep))
+  encode = lambda: jax.block_until_ready(list(tok.encode_stream(params, pieces(), budget=keep)))
   chunks, took = encode(), {}
 
   def decode() -> None:

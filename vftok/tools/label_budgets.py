@@ -2,7 +2,7 @@
 
 `python -m vftok.tools.label_budgets --config=configs/router.py:mini`
 
-Encodes the clips of `cfg.label` once and measures the decoder's flow loss under many assignments (`vftok/curves.py`),
+Encodes the clips of `cfg.label` once and measures the decoder's flow loss under many assignments (`budget/curves.py`),
 some the same for all clips, some drawn for each. Under the latter the first `label.sampled` clips of a split are also
 decoded: LPIPS and the cosine of VGG16 features. All losses are stored, with the latents that a router reads. A run that
 was stopped goes on where it was; the set appears when it is whole. Prints how the ranks of flow loss and of what was
@@ -22,23 +22,24 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from vftok import curves, programs
+from vftok.budget import curves
 from vftok.data.clip import ClipSpec
 from vftok.data.curves import NAME, VERSION, features, finish_curves
 from vftok.data.curves import curves as read_curves
 from vftok.data.dataset_writer import is_made
 from vftok.data.folder import opened_once
 from vftok.data.loader import make_loader
-from vftok.evals.nets.weights import load_lpips
-from vftok.experiment import define_config
-from vftok.experiment import run as run_main
-from vftok.lock import locked
+from vftok.frozen.metrics.weights import load_lpips
 from vftok.models.flow import gaussian
-from vftok.process import begin, local
-from vftok.tokenizer import Tokenizer
+from vftok.runtime.lock import locked
+from vftok.runtime.process import begin, local
+from vftok.tokenizer import programs
+from vftok.tokenizer.api import Tokenizer
+from vftok.tokens import VideoTokens
 from vftok.tools.chunks import check_batch, copied, make_set, shared, write_chunks
 from vftok.tools.command import or_exit
-from vftok.types import VideoTokens
+from vftok.train.experiment import define_config
+from vftok.train.experiment import run as run_main
 
 CHUNK = 64  # clips of a shard: minutes of work
 

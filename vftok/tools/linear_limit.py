@@ -20,16 +20,16 @@ from absl import flags
 
 from vftok.data.configured import eval_loader
 from vftok.data.loader import first_clips
-from vftok.evals import page
 from vftok.evals.reconstruction import VAE, score_rows
-from vftok.experiment import define_config
-from vftok.experiment import run as run_main
 from vftok.models import fsq
 from vftok.models.decoder import draft_of
 from vftok.models.layers import patchify, unpatchify
-from vftok.process import begin
+from vftok.runtime.process import begin
+from vftok.show import page
 from vftok.tasks.linear_codes import principal
-from vftok.tokenizer import Tokenizer
+from vftok.tokenizer.api import Tokenizer
+from vftok.train.experiment import define_config
+from vftok.train.experiment import run as run_main
 
 
 def main(argv: list[str]) -> None:

@@ -19,18 +19,19 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from vftok import curves
-from vftok.evals import budget_pictures, page
-from vftok.evals.nets.weights import load_lpips
-from vftok.experiment import define_config
-from vftok.experiment import run as run_main
-from vftok.process import begin
-from vftok.progress import progress
-from vftok.search import all_assignments
-from vftok.tokenizer import Tokenizer
+from vftok.budget import curves
+from vftok.budget.search import all_assignments
+from vftok.evals import budget_pictures
+from vftok.frozen.metrics.weights import load_lpips
+from vftok.runtime.files import whole_file
+from vftok.runtime.process import begin
+from vftok.show import page
+from vftok.show.progress import progress
+from vftok.tokenizer.api import Tokenizer
 from vftok.tools.command import or_exit
 from vftok.tools.label_budgets import clips_of
-from vftok.whole import whole_file
+from vftok.train.experiment import define_config
+from vftok.train.experiment import run as run_main
 
 HEAD = ("tokens per step", "uniform", "one for all", "oracle", "with luck", "gain: 10, 50, 90 % of clips", "is uniform")
 BATCH = 8

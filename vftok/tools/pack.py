@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from vftok.data.clip import ClipSpec, load_clip
-from vftok.data.container import VideoBytes
 from vftok.data.packed import CODECS, write_packed
 from vftok.data.sources import Source, source_of
-from vftok.data.video import check_fps, iter_frames
-from vftok.progress import progress
+from vftok.io.container import VideoBytes
+from vftok.io.video import check_fps, iter_frames
+from vftok.runtime.files import check_target
+from vftok.show.progress import progress
 from vftok.tools.command import exit_code
-from vftok.whole import check_target
 
 
 def main(argv: Sequence[str] | None = None) -> int:

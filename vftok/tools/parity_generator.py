@@ -11,7 +11,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from vftok.generator import Generator
+from vftok.generator.api import Generator
 from vftok.tools.golden import Errors
 
 GUIDANCE = 2.0

@@ -15,9 +15,9 @@ from vftok.models import flow, fsq, masks
 from vftok.models.decoder import Decoder
 from vftok.models.encoder import Encoder
 from vftok.models.flow import APG, CFG
-from vftok.tokenizer import Tokenizer
+from vftok.tokenizer.api import Tokenizer
+from vftok.tokens import VideoTokens
 from vftok.tools.golden import Errors, first, last, load_golden_model
-from vftok.types import VideoTokens
 
 
 def check_model(path: pathlib.Path) -> Errors:

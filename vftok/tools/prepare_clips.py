@@ -28,16 +28,17 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vftok import packaged, whole
 from vftok.data.clip_windows import Window, hard_cuts, windows
 from vftok.data.dataset_writer import is_made, whole_directory, write_tfds
-from vftok.data.display import Display
 from vftok.data.packaged_clip import LABELS, Clip
 from vftok.data.packaged_clips import CLIPS, DEBIAN_CLIPS
-from vftok.data.video import decoded, video_info
-from vftok.lock import locked
-from vftok.process import local
-from vftok.progress import progress
+from vftok.io import packaged
+from vftok.io.display import Display
+from vftok.io.video import decoded, video_info
+from vftok.runtime.files import cache_dir
+from vftok.runtime.lock import locked
+from vftok.runtime.process import local
+from vftok.show.progress import progress
 from vftok.tools.command import exit_code
 
 SPLITS = ("train", "val_time", "val_source")
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-  out = local(args.out, "--out") if args.out else whole.cache_dir() / "clips"
+  out = local(args.out, "--out") if args.out else cache_dir() / "clips"
   clips = CLIPS + (DEBIAN_CLIPS if args.debian else ())
   with locked(out):
     prepare(out, clips, short_side=args.short_side, seconds=args.seconds, least=args.min_seconds, crf=args.crf)
@@ -104,7 +105,7 @@ def _from_debian(package: str, members: dict[str, str]) -> dict[str, Path]:
     RuntimeError: no apt-get here, or it could not get the package.
     FileNotFoundError, ValueError: the package has no such file, or its hash is another.
   """
-  directory = whole.cache_dir() / "packages" / f"debian-{package}"
+  directory = cache_dir() / "packages" / f"debian-{package}"
   paths = {member: directory / member for member in members}
   missing = {member for member, path in paths.items() if packaged.sha256_of(path) != members[member]}
   if not missing:

@@ -23,16 +23,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vftok.data import bad_clips, shards
-from vftok.data.container import VideoBytes
 from vftok.data.dataset_writer import is_made, whole_directory, work_directory
 from vftok.data.folder import opened_once, video_folder
 from vftok.data.published import kinetics, panda70m, ucf101
-from vftok.data.sides import NoSuchSplit
-from vftok.data.video import check_fps, iter_frames
-from vftok.data.video_writer import video_writer
-from vftok.lock import locked
-from vftok.process import local
-from vftok.progress import progress
+from vftok.io.container import VideoBytes
+from vftok.io.sides import NoSuchSplit
+from vftok.io.video import check_fps, iter_frames
+from vftok.io.video_writer import video_writer
+from vftok.runtime.lock import locked
+from vftok.runtime.process import local
+from vftok.show.progress import progress
 from vftok.tools.command import exit_code, leave_signals
 
 NAME, VERSION = "vftok_videos", "1.0.0"

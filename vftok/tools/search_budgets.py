@@ -7,7 +7,7 @@ Rewards are of the measured flow loss, not of separable curves. Prints proxy-rew
   one for all: the assignment that is best for these clips together;
   threshold: ElasticTok's rule, the shortest assignment whose loss stays under a bound, the same for all clips and such
     that the mean length is that of the best assignments;
-  greedy forward, marginal gain: `vftok/search.py`, with the share of all assignments that they measured;
+  greedy forward, marginal gain: `vftok/budget/search.py`, with the share of all assignments that they measured;
   the routers that are given.
 Beside preferences, hard budgets: from the worst to the best assignment with exactly that total.
 """
@@ -22,21 +22,22 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from vftok import allocate, curves, programs, search
-from vftok.budget import Auto
-from vftok.evals import page
-from vftok.experiment import define_config
-from vftok.experiment import run as run_main
-from vftok.process import begin
-from vftok.progress import progress
-from vftok.reward import Reward, lengths, percentile
-from vftok.router import find
+from vftok.budget import allocate, curves, search
+from vftok.budget.auto import Auto
+from vftok.budget.reward import Reward, lengths, percentile
+from vftok.budget.router import find
+from vftok.runtime.files import whole_file
+from vftok.runtime.process import begin
+from vftok.show import page
+from vftok.show.progress import progress
 from vftok.tasks.curve_fits import summed
 from vftok.tasks.router import WEIGHTS
-from vftok.tokenizer import Tokenizer
+from vftok.tokenizer import programs
+from vftok.tokenizer.api import Tokenizer
 from vftok.tools.command import or_exit
 from vftok.tools.label_budgets import clips_of
-from vftok.whole import whole_file
+from vftok.train.experiment import define_config
+from vftok.train.experiment import run as run_main
 
 MOST = 20_000  # assignments that are still measured one by one
 MEANS = (2, 4, 8)  # tokens per step of hard budgets

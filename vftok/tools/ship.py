@@ -15,15 +15,15 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from vftok import hub
-from vftok.config_json import FORMAT_GENERATOR, FORMAT_ROUTER, FORMAT_VAE
+from vftok.budget.router import Router
 from vftok.convert.load import load_vae, save_vae
-from vftok.generator import Generator
-from vftok.identity import fingerprint
-from vftok.int8 import narrowed
+from vftok.generator.api import Generator
+from vftok.io import hub
+from vftok.io.int8 import narrowed
+from vftok.models.config_json import FORMAT_GENERATOR, FORMAT_ROUTER, FORMAT_VAE
 from vftok.models.flow import GUIDANCES
-from vftok.router import Router
-from vftok.tokenizer import Tokenizer
+from vftok.tokenizer.api import Tokenizer
+from vftok.tokenizer.identity import fingerprint
 from vftok.tools.command import exit_code
 
 OTHERS = {FORMAT_GENERATOR: Generator, FORMAT_ROUTER: Router}
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("model", help="a model's directory")
   parser.add_argument("out", help="where to write model.safetensors and config.json")
   parser.add_argument("--vae", help="a VAE with the same encoder, whose decoder is taken")
-  parser.add_argument("--int8", action="store_true", help="bytes and scales in place of float16, see vftok/int8.py")
+  parser.add_argument("--int8", action="store_true", help="bytes and scales in place of float16, see vftok/io/int8.py")
   parser.add_argument("--guidance", choices=list(GUIDANCES), help="how it is decoded by default, with --scale")
   parser.add_argument("--scale", type=float)
   parser.add_argument("--solver-steps", type=int)

@@ -13,9 +13,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vftok.evals.page import markdown_table
-from vftok.progress import progress
-from vftok.whole import whole_file
+from vftok.runtime.files import whole_file
+from vftok.show.page import markdown_table
+from vftok.show.progress import progress
 
 ROOT = Path(__file__).parents[2]
 

@@ -29,12 +29,12 @@ from vftok.data.folder import opened_once
 from vftok.data.loader import make_loader
 from vftok.data.sources import source_of
 from vftok.data.tokens import NAME, VERSION, features, finish_tokens, stored
-from vftok.experiment import define_config
-from vftok.experiment import run as run_main
-from vftok.lock import locked
-from vftok.process import begin, local
+from vftok.runtime.lock import locked
+from vftok.runtime.process import begin, local
 from vftok.tools.chunks import check_batch, copied, cut, make_set, shared, write_chunks
 from vftok.tools.command import or_exit
+from vftok.train.experiment import define_config
+from vftok.train.experiment import run as run_main
 
 CHUNK = 1024  # clips of a shard
 
@@ -71,7 +71,7 @@ def tokenize(cfg: ConfigDict, out: str | os.PathLike, *, workers: int = 0) -> st
 
 def _tokenize(cfg: ConfigDict, out: Path, workers: int) -> str:
 
-  from vftok.tokenizer import Tokenizer
+  from vftok.tokenizer.api import Tokenizer
 
   law = cfg.tokenize
   tok, params = Tokenizer.load(law.tokenizer, dino=law.dino or None)
@@ -138,7 +138,7 @@ def _check_label_names(law) -> None:
 def _text_encoder(law):
   if not law.text:
     return None
-  from vftok import text
+  from vftok.frozen import text
 
   # T5-class encoders are large and were trained in bfloat16.
   dtype = law.get("text_dtype") or ("bfloat16" if law.text == "t5" else "float32")
@@ -150,7 +150,7 @@ def _router(law, fingerprint: str):
   """(router, params) that `law.router` names: a directory, "auto" for the one that comes with vftok, "" for none."""
   if not law.get("router"):
     return None
-  from vftok.router import find
+  from vftok.budget.router import find
 
   return find(None if law.router == "auto" else law.router, fingerprint)
 
@@ -191,7 +191,7 @@ def _encode(batch, names, tok, params, encoder, router) -> dict[str, Any]:
   """Arrays of the batch's clips; those of a device may still be in the making."""
   video = shared(batch["video"])
   if router:
-    from vftok.spread import encode_with_curves
+    from vftok.budget.spread import encode_with_curves
 
     chunks = list(encode_with_curves(tok, params, [video], "error", *router))
     ids, curves = (np.concatenate(parts, axis=1) for parts in ([c.ids for c, _ in chunks], [x for _, x in chunks]))

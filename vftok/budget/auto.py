@@ -1,0 +1,77 @@
+"""Budgets that are not the same for every moment of a video."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+
+from vftok.budget import spread
+from vftok.budget.reward import check_weight
+from vftok.runtime.words import brief, is_number, is_whole
+from vftok.tokens import VideoTokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Auto:
+  """A budget that a router spreads over time. Exactly one of the first three is given.
+
+  Attributes:
+    mean: tokens per time step; the total over a video (in a stream: over a chunk) is its nearest whole number, exactly.
+    total: tokens of a whole video, exactly; not for streams.
+    preference: w_q in R = w_q Q - (2 - w_q) L, 0..2: more is better and longer. EVATok's default is 1.2.
+    router: a directory or the name of a shipped router; None: the shipped one for this tokenizer.
+    first: counts that the first time steps of the video must have; they are part of the mean or total.
+    tries: how many ways to spread a chunk's tokens are decoded and compared by LPIPS; 0: what the router says is done.
+  """
+
+  mean: float | None = None
+  total: int | None = None
+  preference: float | None = None
+  router: str | os.PathLike | None = None
+  first: tuple[int, ...] = ()
+  tries: int = 0
+
+  def __post_init__(self):
+    given = {name: value for name in ("mean", "total", "preference") if (value := getattr(self, name)) is not None}
+    if len(given) != 1:
+      raise ValueError(f"a budget got {brief(given or None)}, expected one of mean, total and preference: pass one.")
+    if self.mean is not None and not (is_number(self.mean) and self.mean >= 1):
+      raise ValueError(f"budget.mean is {brief(self.mean)}, expected tokens per time step, a number of at least 1.")
+    if self.total is not None and not (is_whole(self.total) and self.total >= 1):
+      raise ValueError(f"budget.total is {brief(self.total)}, expected tokens of a video, a whole number of 1 or more.")
+    if self.preference is not None:
+      check_weight(self.preference)
+    if self.router is not None and not isinstance(self.router, str | os.PathLike):
+      raise ValueError(f"budget.router is {brief(self.router)}, expected a directory or the name of a shipped router.")
+    if not isinstance(self.first, tuple | list) or not all(is_whole(k) and k >= 1 for k in self.first):
+      raise ValueError(f"budget.first is {brief(self.first)}, expected whole numbers of at least 1.")
+    if not is_whole(self.tries) or self.tries < 0 or self.tries == 1:
+      raise ValueError(
+        f"budget.tries is {brief(self.tries)}, expected 0 or at least 2: of one there is nothing to choose."
+      )
+
+  def encode_video(self, tok, params, video, fit: str) -> VideoTokens:
+    """What `Tokenizer.encode` gives under this budget."""
+    return next(spread.encode(tok, params, [video], fit, self, whole=True))
+
+  def encode_stream(self, tok, params, pieces, fit: str) -> Iterator[VideoTokens]:
+    """What `Tokenizer.encode_stream` gives under this budget."""
+    return spread.encode(tok, params, pieces, fit, self, whole=False)
+
+  @classmethod
+  def parse(cls, text: str, router: str | None = None, tries: int = 0) -> Auto:
+    """Of the command line: "auto:16" is a mean, "auto:total=80" and "auto:preference=1.2" name the others.
+
+    Raises:
+      ValueError: it is none of these.
+    """
+    name, _, value = text.removeprefix("auto:").rpartition("=")
+    try:
+      if not text.startswith("auto:") or name not in ("", "mean", "total", "preference"):
+        raise ValueError
+      number = int(value) if name == "total" else float(value)
+    except ValueError:
+      sentence = f"the budget is {brief(text)}, expected auto:16, auto:total=80 or auto:preference=1.2."
+      raise ValueError(sentence) from None
+    return cls(**{name or "mean": number}, router=router, tries=tries)

@@ -1,0 +1,280 @@
+"""The command line: videos to .vft token files and back.
+
+`vftok info | encode | decode | truncate | reconstruct | sample`, each with --help. Bad input gives one sentence on
+stderr and exit code 2.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+from vftok.cli.arguments import parse, parser
+from vftok.runtime.process import ended_by_signals
+from vftok.runtime.words import sentence
+
+# jax, PyAV and the models load inside the commands: --help must not wait for them.
+
+
+def main(argv=None) -> int:
+  """Runs one command. Returns the exit code: 0, or 2 after a sentence on stderr."""
+  args = parse(parser((info, encode, decode, truncate, reconstruct, sample)), argv)
+  try:
+    with ended_by_signals():
+      args.run(args)
+  except BrokenPipeError:  # whoever reads our output has seen enough, as in `vftok info m | head`
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  except (ValueError, OSError, ModuleNotFoundError) as error:
+    print(f"vftok: error: {sentence(error)}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print("vftok: stopped.", file=sys.stderr)
+    return 130
+  return 0
+
+
+def load_tokenizer(path, dino=None):
+  """(tokenizer, params) of a folder, a safetensors file or a Hub id; `dino`: weights of the net its encoder reads."""
+  from vftok import Tokenizer
+  from vftok.runtime.memory import keep_memory, use_compile_cache
+
+  keep_memory()
+  use_compile_cache()
+  return Tokenizer.load(path, dino=dino)
+
+
+def info(args):
+  from vftok.io.vft import is_vft, read_vft
+
+  if is_vft(args.what):
+    vft = read_vft(args.what)
+    facts = {
+      "frames": vft.frames,
+      "fps": vft.fps,
+      "seconds": vft.frames / vft.fps,
+      "height": vft.size[0],
+      "width": vft.size[1],
+      "time_steps": len(vft.keep),
+      "tokens": len(vft.ids),
+      "tokens_per_step": {
+        "least": int(vft.keep.min()),
+        "most": int(vft.keep.max()),
+        "possible": vft.registers,
+      },
+      "bits": vft.bits,
+      "bits_per_second": vft.bits * vft.fps / vft.frames,
+      "levels": list(vft.levels),
+      "codebook_size": vft.codebook_size,
+      "chunk_frames": vft.chunk_frames,
+      "overlap_frames": vft.overlap_frames,
+      "model": vft.fingerprint,
+    }
+  else:
+    tok, params = load_tokenizer(args.what)
+    facts = tok.describe(params)
+  if args.json:
+    print(json.dumps(facts, indent=2))
+  else:
+    rows = list(_flat(facts))
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+      print(f"{name:<{width}}  {value}")
+
+
+def encode(args):
+  from vftok.budget.auto import Auto
+  from vftok.io.vft import Vft, write_vft
+  from vftok.runtime.files import check_target
+
+  if Path(args.out).suffix.lower() != ".vft":
+    raise ValueError(f"{args.out} is no name for a token file, expected one that ends in .vft: rename it.")
+  check_target(args.out)
+  tok, params = load_tokenizer(args.model, args.dino)
+  keep = tok.registers if args.keep is None else args.keep
+  _check_keep(keep, tok)
+  if args.budget is not None and args.keep is not None:
+    raise ValueError(f"--keep is {keep} and --budget {args.budget}, expected one of the two: leave the other out.")
+  if args.tries and args.budget is None:
+    raise ValueError(f"--tries is {args.tries} without --budget, expected a budget to spread: pass --budget auto:8.")
+  budget = None if args.budget is None else Auto.parse(args.budget, args.router, args.tries)
+  tokens, fps, seconds = _encode(tok, params, args, budget)
+  vft = Vft.of(tokens.truncate(keep), tok, fps, tok.fingerprint(params))
+  write_vft(args.out, vft)
+  _report(args.out, vft.frames, seconds, f"{len(vft.keep)} time steps, {len(vft.ids)} tokens")
+
+
+def decode(args):
+  import jax
+
+  from vftok.io.vft import read_vft
+  from vftok.io.video import read_video
+  from vftok.io.video_writer import check_video_name, to_uint8, video_writer
+  from vftok.runtime.files import check_target
+  from vftok.show.progress import COMPILING, progress
+
+  check_video_name(args.out)
+  check_target(args.out)
+  vft = read_vft(args.vft)
+  tok, params = load_tokenizer(args.model)
+  _check_model(vft, tok, params, args)
+  tokens = vft.tokens()
+  if args.keep is not None:
+    tokens = tokens.truncate(_per_step(args.keep))
+  first = None
+  if args.first_frames:
+    count = args.first_count
+    first, _ = read_video(args.first_frames, vft.size, vft.fps, max_frames=count, min_frames=count)
+    first = first[None]
+  options = _sampler(args, tok)
+  began = time.monotonic()
+  with (
+    video_writer(args.out, vft.fps) as writer,
+    progress("decoding", vft.frames, first=COMPILING) as advance,
+  ):
+    for piece in tok.decode_stream(params, tokens, jax.random.key(args.seed), first_frames=first, **options):
+      writer.write(to_uint8(piece[0]))
+      advance(piece.shape[1])
+  _report(args.out, writer.frames, time.monotonic() - began, f"{int(tokens.total()[0])} tokens")
+
+
+def truncate(args):
+  from vftok.io.vft import truncate_vft
+
+  vft = truncate_vft(args.vft, args.out, _per_step(args.keep))
+  print(f"{args.out}: {len(vft.keep)} time steps, {len(vft.ids)} tokens")
+
+
+def reconstruct(args):
+  import jax
+
+  from vftok.cli.reconstruct import side_by_side, table
+  from vftok.io.video import iter_frames
+  from vftok.io.video_writer import check_video_name
+  from vftok.runtime.files import check_target
+  from vftok.show.picture import curves_png
+
+  check_video_name(args.out)
+  check_target(args.out)
+  if Path(args.out).exists() and Path(args.out).samefile(args.video):
+    raise ValueError(f"{args.out} is the input itself, expected another file to write: choose another name.")
+  keeps = sorted(set(args.keep))
+  tok, params = load_tokenizer(args.model, args.dino)
+  for keep in keeps:
+    _check_keep(keep, tok)
+  options = _sampler(args, tok)
+  tokens, fps, _ = _encode(tok, params, args)
+  originals = iter_frames(args.video, tok.frame_size, args.fps, start=args.start, max_frames=args.max_frames)
+  key = jax.random.key(args.seed)
+  rows = side_by_side(tok, params, tokens, originals, args.out, fps, keeps, key, **options)
+  curves = str(Path(args.out).with_suffix(".png"))
+  height, width = tok.frame_size
+  what = f"{tokens.frames} frames at {fps:.3g} fps, {width} x {height}, {options['steps']} steps"
+  values = {"PSNR (dB)": [r["psnr"] for r in rows], "SSIM": [r["ssim"] for r in rows]}
+  curves_png(curves, keeps, [r["bits"] for r in rows], values, f"{Path(args.video).name}: {what}")
+  if args.json:
+    facts = {
+      "frames": tokens.frames,
+      "fps": fps,
+      "time_steps": tokens.keep.shape[1],
+      "video": args.out,
+      "curves": curves,
+    }
+    finite = [{k: v if math.isfinite(v) else None for k, v in row.items()} for row in rows]
+    print(json.dumps({**facts, "rows": finite}, indent=2))
+  else:
+    print(table(rows, tokens.frames, fps))
+    print(f"wrote {args.out} and {curves}")
+
+
+def sample(args):
+  from vftok.cli.sample import run
+
+  run(args, load_tokenizer, _sampler)
+
+
+def _encode(tok, params, args, budget=None):
+  """(VideoTokens of the whole clip, frames per second, seconds it took)."""
+  from vftok.io.video import iter_frames, video_info
+  from vftok.show.progress import COMPILING, progress
+  from vftok.tokenizer.checks import check_made
+  from vftok.tokens import VideoTokens
+
+  own_fps, length = video_info(args.video)
+  fps = own_fps if args.fps is None else args.fps
+  frames = iter_frames(args.video, tok.frame_size, args.fps, start=args.start, max_frames=args.max_frames)
+  expected = None if length is None else max(1, round((length - args.start) * fps))
+  if args.max_frames is not None:
+    expected = min(expected or args.max_frames, args.max_frames)
+  pieces, began, routed = [], time.monotonic(), {} if budget is None else {"budget": budget}
+  with progress("encoding", expected, first=COMPILING) as advance:
+    for piece in tok.encode_stream(params, (frame[None] for frame in frames), fit=args.fit, **routed):
+      pieces.append(piece)
+      advance(piece.frames)
+  tokens = check_made(VideoTokens.concat(pieces), f"the encoder's features of {args.video}")
+  return tokens, fps, time.monotonic() - began
+
+
+def _sampler(args, tok) -> dict:
+  from vftok import APG, CFG
+
+  kinds = {"apg": (APG, 20.0), "cfg": (CFG, 3.0)}
+  name = args.guidance or (tok.cfg.guidance if "null" in tok.cfg.decoder.replacements else "none")
+  if args.scale is None and args.guidance in (None, tok.cfg.guidance) and name in kinds:
+    args.scale = tok.cfg.scale
+  if name == "none" and args.scale is not None:
+    raise ValueError(f"--scale is {args.scale:g} without guidance, expected apg or cfg: leave one of the two out.")
+  guidance = None
+  if name != "none":
+    kind, scale = kinds[name]
+    guidance = kind(scale=scale if args.scale is None else args.scale)
+  steps = tok.cfg.solver_steps if args.steps is None else args.steps
+  return {"steps": steps, "guidance": guidance, "solver": args.solver}
+
+
+def _check_keep(keep: int, tok):
+  if not 0 <= keep <= tok.registers:
+    raise ValueError(f"--keep is {keep}, expected 0 to {tok.registers}, the model's tokens per time step: lower it.")
+
+
+def _check_model(vft, tok, params, args):
+  fingerprint = tok.fingerprint(params)
+  if vft.fingerprint != fingerprint:
+    raise ValueError(
+      f"{args.vft} was made by model {vft.fingerprint}, but {args.model} is model {fingerprint}: "
+      "decode with the model that encoded it."
+    )
+  mine = (tok.registers, tuple(tok.levels), tuple(tok.frame_size), tok.chunk_frames, tok.overlap_frames)
+  theirs = (vft.registers, vft.levels, vft.size, vft.chunk_frames, vft.overlap_frames)
+  if mine != theirs or vft.frames > tok.frames_for(len(vft.keep)):
+    raise ValueError(f"{args.vft} contradicts the model it names, expected {mine} and not {theirs}: encode it again.")
+
+
+def _per_step(keep: list[int]):
+  """A single count stays one number; several are one per time step."""
+  import numpy as np
+
+  return keep[0] if len(keep) == 1 else np.asarray(keep)
+
+
+def _report(path, frames: int, seconds: float, what: str):
+  print(f"{path}: {frames} frames, {what}; {seconds:.1f} s, {frames / max(seconds, 1e-9):.3g} frames/s")
+
+
+def _flat(facts: dict, prefix: str = ""):
+  for name, value in facts.items():
+    if isinstance(value, dict):
+      yield from _flat(value, f"{prefix}{name}.")
+    elif isinstance(value, float):
+      yield f"{prefix}{name}", f"{value:.6g}"
+    elif isinstance(value, int) and not isinstance(value, bool):
+      yield f"{prefix}{name}", f"{value:,}"
+    else:
+      yield f"{prefix}{name}", value
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,1 @@
+"""Nets with other people's weights: text encoders, features, metrics."""

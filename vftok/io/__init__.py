@@ -1,0 +1,1 @@
+"""Bytes <-> values: models on disk and on the Hub, token files, video files."""

@@ -1,0 +1,122 @@
+"""Configs as plain data and back, every key and type checked: what stands in config.json and in experiment files."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from typing import Any
+
+from vftok.models.config import GeneratorConfig, TokenizerConfig
+from vftok.models.config_checks import check, check_generator, check_vae
+from vftok.models.router import RouterConfig
+from vftok.models.vae import VAEConfig
+from vftok.runtime.words import brief
+
+FORMAT, FORMAT_VAE, FORMAT_GENERATOR = "vftok-tokenizer", "vftok-vae", "vftok-generator"
+FORMAT_ROUTER = "vftok-router"
+FORMAT_VERSION = 1
+
+
+def to_json(cfg: TokenizerConfig) -> dict[str, Any]:
+  return {"format": FORMAT, "version": FORMAT_VERSION, **dataclasses.asdict(cfg)}
+
+
+def from_json(data: dict[str, Any]) -> TokenizerConfig:
+  """Raises ValueError naming the first unknown, missing or mistyped key."""
+  return from_dict(_without_header(data))
+
+
+def _without_header(data: dict[str, Any]) -> dict[str, Any]:
+  version = data.get("version")
+  if version != FORMAT_VERSION:
+    raise ValueError(f"config version is {brief(version)}, expected {FORMAT_VERSION}: update vftok to read this model.")
+  return {k: v for k, v in data.items() if k not in ("format", "version")}
+
+
+def from_dict(data: dict[str, Any]) -> TokenizerConfig:
+  """A checked config of plain data, `dataclasses.asdict` undone."""
+  cfg = _build(TokenizerConfig, data, "config")
+  check(cfg)
+  return cfg
+
+
+def vae_to_json(cfg: VAEConfig) -> dict[str, Any]:
+  return {"format": FORMAT_VAE, "version": FORMAT_VERSION, **dataclasses.asdict(cfg)}
+
+
+def vae_from_json(data: dict[str, Any]) -> VAEConfig:
+  """As `from_json`, of a VAE by itself."""
+  cfg = _build(VAEConfig, {k: v for k, v in data.items() if k not in ("format", "version")}, "config")
+  check_vae(cfg)
+  return cfg
+
+
+def generator_to_json(cfg: GeneratorConfig) -> dict[str, Any]:
+  return {"format": FORMAT_GENERATOR, "version": FORMAT_VERSION, **dataclasses.asdict(cfg)}
+
+
+def generator_from_json(data: dict[str, Any]) -> GeneratorConfig:
+  """As `from_json`, of a generator (`GeneratorConfig`)."""
+  return generator_from_dict(_without_header(data))
+
+
+def generator_from_dict(data: dict[str, Any]) -> GeneratorConfig:
+  """As `from_dict`, of a generator."""
+  cfg = _build(GeneratorConfig, data, "config")
+  check_generator(cfg)
+  return cfg
+
+
+def router_to_json(cfg: RouterConfig) -> dict[str, Any]:
+  return {"format": FORMAT_ROUTER, "version": FORMAT_VERSION, **dataclasses.asdict(cfg)}
+
+
+def router_from_json(data: dict[str, Any]) -> RouterConfig:
+  """As `from_json`, of a router."""
+  return router_from_dict(_without_header(data))
+
+
+def router_from_dict(data: dict[str, Any]) -> RouterConfig:
+  """As `from_dict`, of a router."""
+  return _build(RouterConfig, data, "config")
+
+
+def _build(kind, value, where: str):
+  """Makes a dataclass, tuple or scalar of the annotated type `kind` from plain JSON."""
+  origin, args = typing.get_origin(kind), typing.get_args(kind)
+  if origin in (types.UnionType, typing.Union):
+    return None if value is None else _build(next(a for a in args if a is not type(None)), value, where)
+  if dataclasses.is_dataclass(kind):
+    if not isinstance(value, dict):
+      raise ValueError(f"{where} is {brief(value)}, expected an object with the fields of {kind.__name__}.")
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(value) - set(hints))
+    if unknown:
+      raise ValueError(f"{where} has the unknown key {brief(unknown[0])}, expected one of {', '.join(sorted(hints))}.")
+    missing = [
+      f.name
+      for f in dataclasses.fields(kind)
+      if f.name not in value and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+      raise ValueError(f"{where} lacks the key {missing[0]!r}: add it.")
+    fields = {k: _build(hints[k], v, f"{where}.{k}") for k, v in value.items()}
+    try:
+      return kind(**fields)
+    except ValueError as error:
+      raise ValueError(f"{where} cannot be built ({str(error).rstrip('.')}): correct the config.") from None
+  if origin is tuple:
+    if not isinstance(value, (list, tuple)):
+      raise ValueError(f"{where} is {brief(value)}, expected a list.")
+    variadic = len(args) == 2 and args[1] is Ellipsis
+    if not variadic and len(args) != len(value):
+      raise ValueError(f"{where} has {len(value)} entries, expected {len(args)}.")
+    return tuple(
+      _build(args[0] if variadic else a, v, where) for a, v in zip(args if not variadic else value, value, strict=True)
+    )
+  if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53:
+    return float(value)
+  if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+    raise ValueError(f"{where} is {brief(value)}, expected {kind.__name__}.")
+  return value

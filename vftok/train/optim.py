@@ -1,0 +1,121 @@
+"""The optimizer from its config: schedule, clipping, AdamW, decay, muP learning rates. All of it is optax.
+
+Weight decay, as we decided it (VideoFlexTok publishes neither its value nor its list, SemanTok 0.05 and no list):
+
+  which: every matrix that multiplies activations decays: hidden layers, input projections (patches, codes, text, time),
+    readouts and heads, adaLN, convolutions. Biases, norms, learned vectors (mask, null, start) and tables that are
+    looked up (tokens, classes, places, registers) do not: usual in vision transformers for places and extra tokens, and
+    OLMo 2 (arXiv 2501.00656) leaves embeddings out, for decay shrinks them until training is unstable.
+  how much: learning rate * weight_decay of the schedule's rate, the same for all of them. muP's factors (arXiv
+    2203.03466) are of Adam's update and not of the decay, as independent decay has it (arXiv 2309.14322): or hidden
+    matrices of d18 would decay 0.22 times as much as its input projections at base width 256, wider ones ever less.
+    `lr_groups` are rates of their own, and their decay goes with them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from vftok.runtime.sharding import is_names
+
+SCHEDULES = ("cosine", "linear", "constant", "rsqrt", "clock")
+SLOWER = "_slower"  # in a batch: the clock's factor on the rate
+WIDTHS = ("embed", "heads", "mlp")  # logical axes that grow with the model
+# Names of parameters that multiply activations; all others are tables, vectors, biases or norms.
+MATRIX = re.compile(r"(\w+_)?kernel|qkv|proj|up|down|head|text_(in|q|kv|proj)")
+
+
+def schedule(cfg: ConfigDict, steps: int) -> optax.Schedule:
+  """Learning rate over steps: linear warm-up from 0, then `cfg.schedule` down to `cfg.final` of the peak."""
+  peak, warmup, final = cfg.lr, min(cfg.warmup, steps), cfg.final
+  rest = max(steps - warmup, 1)
+  if cfg.schedule not in SCHEDULES:
+    raise ValueError(f"optim.schedule is {cfg.schedule!r}, expected one of {', '.join(SCHEDULES)}.")
+  after = {
+    "cosine": lambda: optax.cosine_decay_schedule(peak, rest, alpha=final),
+    "linear": lambda: optax.linear_schedule(peak, peak * final, rest),
+    "clock": lambda: optax.constant_schedule(peak),  # the loop brings it down, see `by_clock`
+    "constant": lambda: optax.constant_schedule(peak),
+    "rsqrt": lambda: lambda n: peak * jnp.sqrt(max(warmup, 1) / (n + max(warmup, 1))),
+  }[cfg.schedule]()
+  return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
+
+
+def by_clock(gone: float, final: float) -> float:
+  """Factor on the learning rate when the share `gone` of the time is over: a cosine from 1 to `final`."""
+  return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(max(gone, 0.0), 1.0)))
+
+
+def lr_scales(cfg: ConfigDict, axes, abstract):
+  """Factor on the learning rate of every parameter, of `lr_groups` and of muP together."""
+  return jax.tree.map(lambda a, b: a * b, group_scales(cfg, axes), mup_scales(cfg, axes, abstract))
+
+
+def group_scales(cfg: ConfigDict, axes):
+  """The product of the `lr_groups` that every parameter is under."""
+
+  def scale(path, _):
+    return math.prod(value for prefix, value in cfg.lr_groups.items() if _under(path, prefix))
+
+  return jax.tree_util.tree_map_with_path(scale, axes, is_leaf=is_names)
+
+
+def mup_scales(cfg: ConfigDict, axes, abstract):
+  """muP's factor on the update of every parameter.
+
+  Yang et al. 2022 (arXiv 2203.03466, table 8, for Adam): base_width / width where the input side of a matrix grows
+  with the model (hidden matrices and readouts), 1 elsewhere. base_width = 0 switches it off. The fan-in stands for the
+  width: D of a projection, n * d of the attention's output, H of the MLP's, whose base is 8/3 of D's.
+  """
+
+  def scale(names, leaf):
+    grown = [i for i, name in enumerate(names) if name != "layers"]
+    if not cfg.mup_base_width or len(grown) < 2 or names[grown[0]] not in WIDTHS:
+      return 1.0
+    first = grown[0]
+    fan_in = leaf.shape[first] * (leaf.shape[first + 1] if names[first] == "heads" else 1)
+    return cfg.mup_base_width * (8 / 3 if names[first] == "mlp" else 1) / fan_in
+
+  return jax.tree.map(scale, axes, abstract, is_leaf=is_names)
+
+
+def decayed(axes):
+  """True for every parameter that decays, see the head of this module."""
+  matrix = lambda path, _: MATRIX.fullmatch(str(getattr(path[-1], "key", path[-1]))) is not None
+  return jax.tree_util.tree_map_with_path(matrix, axes, is_leaf=is_names)
+
+
+def make_optimizer(cfg: ConfigDict, steps: int, axes, abstract) -> tuple[optax.GradientTransformation, optax.Schedule]:
+  """(optimizer, learning-rate schedule) for parameters of these logical axes and shapes."""
+  rate = schedule(cfg, steps)
+  scales = lr_scales(cfg, axes, abstract)
+  scale = optax.stateless(lambda updates, _: jax.tree.map(lambda u, s: u * s, updates, scales))
+  chain = [
+    optax.clip_by_global_norm(cfg.clip) if cfg.clip else optax.identity(),
+    optax.scale_by_adam(cfg.b1, cfg.b2, eps=cfg.eps, mu_dtype=cfg.mu_dtype),
+    _decay(cfg, axes, abstract) if cfg.weight_decay else optax.identity(),
+    scale,
+    optax.scale_by_learning_rate(rate),
+  ]
+  return optax.chain(*chain), rate
+
+
+def _decay(cfg: ConfigDict, axes, abstract) -> optax.GradientTransformation:
+  """Adds what decays, over muP's factor, which comes after it; its place in the chain is that of old checkpoints."""
+  mask = decayed(axes)
+  of = lambda decays, mup: cfg.weight_decay / mup if decays else optax.MaskedNode()
+  weights = jax.tree.map(of, mask, mup_scales(cfg, axes, abstract))
+  add = lambda updates, params: jax.tree.map(lambda u, w, p: u + w * p, updates, weights, params)
+  return optax.masked(optax.stateless(add), mask)
+
+
+def _under(path, prefix: str) -> bool:
+  """Whether a tree path lies under a prefix such as "decoder" or "vae/encoder"."""
+  name = "/".join(str(getattr(p, "key", p)) for p in path)
+  return name == prefix or name.startswith(prefix + "/")
