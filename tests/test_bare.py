@@ -12,11 +12,11 @@ from vftok.io import video_writer
 TRAIN = """
 import jax
 from configs import {name} as experiment
-from vftok import evaluate, train
+from vftok.train import evaluate, loop
 
 cfg = experiment.get_config("smoke")
 cfg.media_every = 2
-train.run(cfg, {workdir!r})
+loop.run(cfg, {workdir!r})
 print("SCORES", evaluate.run(cfg, {workdir!r}))
 """
 
@@ -42,7 +42,8 @@ def test_every_public_name_and_one_sentence_for_what_is_missing(tmp_path):
     for name in vftok.__all__:
       getattr(vftok, name)
     import numpy as np
-    from vftok.data import ClipSpec, make_loader, video, video_writer, tfds_source
+    from vftok.data import ClipSpec, make_loader, tfds_source
+    from vftok.io import video, video_writer
     folder = dict(a=dict(kind="video_folder", path={str(tmp_path)!r}, split="all"))
     spec = ClipSpec(frames=2, size=(16, 16))
     tries = (

@@ -1,10 +1,11 @@
-"""The README's Python blocks run as they stand, in an empty folder with what their sentences presuppose.
+"""Python blocks of the README and of the rooms' own run as they stand, in an empty folder with what they presuppose.
 
-A block is known by its heading and its number there. Blocks that need the Hub's weights say so by a comment
+A block is known by its file's folder and its number there. Blocks that need the Hub's weights say so by a comment
 `# needs the Hub` in their first line and are left out; all others must be in CASES.
 """
 
 import ast
+import importlib.util
 import inspect
 import re
 from pathlib import Path
@@ -21,20 +22,18 @@ from vftok.models.ar import ARConfig
 from vftok.models.config import GeneratorConfig
 from vftok.tokens import VideoTokens
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", ROOT / ".github" / "CONTRIBUTING.md", *sorted(ROOT.glob("vftok/*/README.md")))
 NEEDS_THE_HUB = "# needs the Hub"
 T, S, C = 5, 3, 12
 
 
 def blocks() -> dict[tuple[str, int], str]:
-  """{(heading, number under it): code}."""
-  found, heading, counts = {}, "", {}
-  for part in re.split(r"^(## .*|```python\n(?:.*\n)*?```)$", README.read_text(), flags=re.MULTILINE):
-    if part.startswith("## "):
-      heading = part[3:]
-    elif part.startswith("```python"):
-      counts[heading] = counts.get(heading, 0) + 1
-      found[heading, counts[heading]] = part.removeprefix("```python\n").removesuffix("```")
+  """{(folder, number): code}."""
+  found = {}
+  for page in PAGES:
+    codes = re.findall(r"^```python\n((?:.*\n)*?)```$", page.read_text(), flags=re.MULTILINE)
+    found |= {(page.parent.name, i): code for i, code in enumerate(codes, start=1)}
   return found
 
 
@@ -68,11 +67,11 @@ def encoded():
 TEXTED = dict(n_classes=6, slots=16, ctx_dim=C, n_ctx_null=2)
 LENGTHS = dict(slots=8, lengths="length_first", levels=(1, 2, 4, 8))
 CASES = {
-  ("Three lines", 1): written_clip,
-  ("Three lines", 2): encoded,
-  ("Generation", 1): lambda: generator(**TEXTED) | {"cond": {"label": [1, 2]}},
-  ("A budget for every moment", 1): tokenizer,
-  ("A budget for every moment", 2): lambda: generator(**LENGTHS) | {"cond": None},
+  (ROOT.name, 1): written_clip,
+  ("tokenizer", 1): encoded,
+  ("generator", 1): lambda: generator(**TEXTED) | {"cond": {"label": [1, 2]}},
+  ("budget", 1): tokenizer,
+  ("generator", 2): lambda: generator(**LENGTHS) | {"cond": None},
 }
 SLOW = set(CASES)  # 10 to 60 s of compiling each; what they call is looked at in the fast suite, see below
 
@@ -112,3 +111,20 @@ def test_what_blocks_call_exists_and_takes_what_it_is_given():
           inspect.signature(called).bind(*bound, *node.args, **{k.arg: k.value for k in node.keywords})
           seen += 1
   assert seen > 20
+
+
+def test_the_first_page_is_short_and_what_pages_point_to_is_there():
+  assert len(PAGES[0].read_bytes()) <= 10_000 and len(PAGES) > 8
+  seen = 0
+  for page in PAGES:
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+      assert (page.parent / target).exists(), f"{page}: {target}"
+      seen += 1
+  assert seen > 20
+
+
+def test_the_picture_of_the_flow_is_its_scripts():
+  code = importlib.util.spec_from_file_location("flow", ROOT / "launch" / "flow.py")
+  flow = importlib.util.module_from_spec(code)
+  code.loader.exec_module(flow)
+  assert (ROOT / "launch" / "flow.svg").read_text() == flow.svg()

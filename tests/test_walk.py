@@ -162,7 +162,7 @@ def test_devices_share_a_batch():
     made = jax.jit(lambda p, v: (v * p["b"] @ p["w"]).sum(1))(chunks.copied({**params}), chunks.shared(video))
     places = [len(x.sharding.device_set) for x in jax.tree.leaves(params)]
     print(len(made.sharding.device_set), int(np.asarray(made)[3, 0]), places)
-    from vftok import sharding
+    from vftok.runtime import sharding
     with jax.set_mesh(sharding.make_mesh({"data": -1})):
       for count in (8, 6):
         mask, words = np.ones(count, bool), np.array(["a"] * count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
-FOLDER = pathlib.Path(__file__).parent / "weights"
+FOLDER = pathlib.Path(__file__).parents[1] / "weights"
 
 
 def names() -> list[str]:
