@@ -33,7 +33,8 @@ def blocks() -> dict[tuple[str, int], str]:
   found = {}
   for page in PAGES:
     codes = re.findall(r"^```python\n((?:.*\n)*?)```$", page.read_text(), flags=re.MULTILINE)
-    found |= {(page.parent.name, i): code for i, code in enumerate(codes, start=1)}
+    name = "README" if page.parent == ROOT else page.parent.name
+    found |= {(name, i): code for i, code in enumerate(codes, start=1)}
   return found
 
 
@@ -67,7 +68,7 @@ def encoded():
 TEXTED = dict(n_classes=6, slots=16, ctx_dim=C, n_ctx_null=2)
 LENGTHS = dict(slots=8, lengths="length_first", levels=(1, 2, 4, 8))
 CASES = {
-  (ROOT.name, 1): written_clip,
+  ("README", 1): written_clip,
   ("tokenizer", 1): encoded,
   ("generator", 1): lambda: generator(**TEXTED) | {"cond": {"label": [1, 2]}},
   ("budget", 1): tokenizer,

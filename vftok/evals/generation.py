@@ -20,6 +20,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import einops
 import jax
 import numpy as np
 
@@ -191,7 +192,7 @@ class Neighbours:
 
 def _small(video: np.ndarray) -> np.ndarray:
   """float32 [B, n]: five frames at 8x8, values 0..1."""
-  b, f, h, w, _ = video.shape
+  _, f, h, w, _ = video.shape
   frames = video[:, np.linspace(0, f - 1, 5).round().astype(int)].astype(np.float32) / 255
-  frames = frames[:, :, : h // 8 * 8, : w // 8 * 8].reshape(b, 5, 8, h // 8, 8, w // 8, 3)
-  return frames.mean((3, 5)).reshape(b, -1)
+  frames = frames[:, :, : h // 8 * 8, : w // 8 * 8]
+  return einops.reduce(frames, "b f (h i) (w j) c -> b (f h w c)", "mean", h=8, w=8)

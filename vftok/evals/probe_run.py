@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import einops
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -116,14 +117,14 @@ def _pooled(latents_BxTxhxwxC) -> np.ndarray:
   """float32 [B, F]: averaged over squares of space until at most POOLED numbers are left."""
   x = np.asarray(latents_BxTxhxwxC, np.float32)
   while x[0].size > POOLED and x.shape[2] % 2 == x.shape[3] % 2 == 0:
-    x = x.reshape(*x.shape[:2], x.shape[2] // 2, 2, x.shape[3] // 2, 2, -1).mean((3, 5))
+    x = einops.reduce(x, "b t (h i) (w j) c -> b t h w c", "mean", i=2, j=2)
   return x.reshape(len(x), -1)
 
 
 def _small(video_BxFxHxWx3) -> np.ndarray:
   """float32 [B, F] in [0, 1]: SHOWN frames of equal distance, means over squares of about H / SIDE pixels."""
-  b, f, h, w, _ = video_BxFxHxWx3.shape
+  _, f, h, w, _ = video_BxFxHxWx3.shape
   x = video_BxFxHxWx3[:, np.unique(np.linspace(0, f - 1, SHOWN).round().astype(int))] / np.float32(255)
   rows, columns = max(h // SIDE, 1), max(w // SIDE, 1)
   x = x[:, :, : h // rows * rows, : w // columns * columns]
-  return x.reshape(b, x.shape[1], h // rows, rows, w // columns, columns, 3).mean((3, 5)).reshape(b, -1)
+  return einops.reduce(x, "b f (h i) (w j) c -> b (f h w c)", "mean", i=rows, j=columns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,7 +72,7 @@ def clip_scores(params, video_BxFxHxWx3, videos_MxBxFxHxWx3):
 
   One frame with its M reconstructions at a time.
   """
-  m, b, f, *hw3 = videos_MxBxFxHxWx3.shape
+  f = videos_MxBxFxHxWx3.shape[2]
 
   def one(frames):
     real, others = (x.astype(jnp.float32) / 255 for x in frames)
@@ -81,5 +82,6 @@ def clip_scores(params, video_BxFxHxWx3, videos_MxBxFxHxWx3):
     lpips, apart = distances(params, real[None] * 2 - 1, others[:, None] * 2 - 1)
     return mse, ssim, lpips[:, 0], 1 - apart[:, 0]
 
-  real_N, others_N = video_BxFxHxWx3.reshape(-1, *hw3), jnp.moveaxis(videos_MxBxFxHxWx3.reshape(m, -1, *hw3), 1, 0)
-  return tuple(s.reshape(b, f, m).mean(1).T for s in jax.lax.map(one, (real_N, others_N)))
+  real_N = einops.rearrange(video_BxFxHxWx3, "b f h w c -> (b f) h w c")
+  others_N = einops.rearrange(videos_MxBxFxHxWx3, "m b f h w c -> (b f) m h w c")
+  return tuple(einops.reduce(s, "(b f) m -> m b", "mean", f=f) for s in jax.lax.map(one, (real_N, others_N)))

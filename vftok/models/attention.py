@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import math
 
+import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -202,26 +203,27 @@ def _attend_steps(q_BxnxNxd, k_BxnxNxd, v_BxnxNxd, layout: Layout, scale: float,
 
   Registers that are causal within their step are causal rows of the whole sequence: the second call is for them.
   """
-  b, n, length, d = q_BxnxNxd.shape
+  b = q_BxnxNxd.shape[0]
   steps, block, own = layout.steps, layout.block, layout.mode == "time_block_causal_last"
   rows = layout.patches if own else block
-  split = lambda x: x.reshape(b, -1, steps, block, d).swapaxes(1, 2)[:, :, :, :rows].reshape(b * steps, -1, rows, d)
+  split = lambda x: einops.rearrange(x, "b n (t s) d -> (b t) n s d", t=steps)[:, :, :rows]
   keys, values = (cudnn.for_each_step(x, steps) for x in (k_BxnxNxd, v_BxnxNxd))
   visible = jnp.tile(jnp.arange(steps, dtype=jnp.int32) * block + rows, b)
   attend_all = functools.partial(cudnn.attend, scale=scale, bias_M=bias_N)
   out = attend_all(split(q_BxnxNxd), keys, values, first_B=visible)
-  out = out.reshape(b, steps, rows, n, d)
+  out = einops.rearrange(out, "(b t) s n d -> b t s n d", t=steps)
   if own:
-    causal = attend_all(q_BxnxNxd, k_BxnxNxd, v_BxnxNxd, causal=True).reshape(b, steps, block, n, d)
+    causal = attend_all(q_BxnxNxd, k_BxnxNxd, v_BxnxNxd, causal=True)
+    causal = einops.rearrange(causal, "b (t s) n d -> b t s n d", t=steps)
     out = jnp.concatenate([out, causal[:, :, rows:]], axis=2)
-  return out.reshape(b, length, n, d)
+  return einops.rearrange(out, "b t s n d -> b (t s) n d")
 
 
 def _attend_rows(q_BxnxQxd, k_BxnxdxM, v_BxnxMxd, bias_M, *, bounded: bool, first_row=None, last_Q=None) -> jax.Array:
   """Rows that see all M keys; or (first_row given) key j only from absolute row i >= j on; or (last_Q given, of rows
   that are one chunk) keys up to a row's own last.
   """
-  b, n, q_len, d = q_BxnxQxd.shape
+  q_len = q_BxnxQxd.shape[2]
   chunks = -(-q_len // QUERY_CHUNK) if target.platform() == "cpu" else 1  # elsewhere a loop of small kernels
   size = -(-q_len // chunks)
 
@@ -243,6 +245,6 @@ def _attend_rows(q_BxnxQxd, k_BxnxdxM, v_BxnxMxd, bias_M, *, bounded: bool, firs
   if chunks == 1:
     return chunk(0, q_BxnxQxd)
   q = jnp.pad(q_BxnxQxd, ((0, 0), (0, 0), (0, chunks * size - q_len), (0, 0)))
-  q = q.reshape(b, n, chunks, size, d).transpose(2, 0, 1, 3, 4)
+  q = einops.rearrange(q, "b n (k c) d -> k b n c d", k=chunks)
   out = jax.lax.map(lambda args: chunk(*args), (jnp.arange(chunks) * size, q))
-  return out.swapaxes(0, 1).reshape(b, chunks * size, n, d)[:, :q_len]
+  return einops.rearrange(out, "k b c n d -> b (k c) n d")[:, :q_len]

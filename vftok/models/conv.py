@@ -13,6 +13,7 @@ What is done here and not left to the compiler:
 
 import math
 
+import einops
 import jax.numpy as jnp
 from jax import lax
 
@@ -145,13 +146,11 @@ def upsample_time(x_BxTxHxWxC, kernel_3x3x3xCxD):
   Output frame 2i sees input frames i-1, i-1, i and frame 2i+1 sees i-1, i, i: one 2-D convolution from the
   channels of frames i-1 and i to those of both outputs.
   """
-  b, t, h, w, _ = x_BxTxHxWxC.shape
-  d = kernel_3x3x3xCxD.shape[-1]
   k0, k1, k2 = (kernel_3x3x3xCxD[:, :, i] for i in range(3))
   before, now = jnp.concatenate([k0 + k1, k0], -1), jnp.concatenate([k2, k1 + k2], -1)
   both = jnp.concatenate([pad_front(x_BxTxHxWxC, 1)[:, :-1], x_BxTxHxWxC], -1)
-  y = conv2d(both, jnp.concatenate([before, now], -2)).reshape(b, t, h, w, 2, d)
-  return jnp.moveaxis(y, 4, 2).reshape(b, 2 * t, h, w, d)
+  y = conv2d(both, jnp.concatenate([before, now], -2))
+  return einops.rearrange(y, "b t h w (i d) -> b (t i) h w d", i=2)
 
 
 def repeat_time(x_BxTxHxWxC):

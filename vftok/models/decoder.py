@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -95,7 +96,7 @@ class Decoder(nn.Module):
         (velocity, features [B, T, h', w', F]).
     """
     cfg, dim = self.cfg, self.cfg.stack.dim
-    b, steps, k, _ = codes_BxTxkxc.shape
+    _, steps, k, _ = codes_BxTxkxc.shape
     total = cfg.registers if total is None else total
     dropped = total - k
     if dropped < 0 or (dropped and not cfg.collapsible):
@@ -120,8 +121,9 @@ class Decoder(nn.Module):
     temb_BxD = Linear(dim, ("embed", "embed_out"), name="time_out")(temb_BxD)
 
     layout = Layout(steps, h * w, registers.shape[2], cfg.mask, cfg.cross, last_stands_for=max(dropped, 1))
-    packed = jnp.concatenate([patches.reshape(b, steps, h * w, dim), registers], axis=2)
-    packed = packed.reshape(b, layout.length, dim)
+    packed, _ = einops.pack([patches, registers], "b t * d")
+    packed = einops.rearrange(packed, "b t s d -> b (t s) d")
+    patches_of = lambda x: einops.rearrange(x, "b (t s) d -> b t s d", t=steps)[:, :, : h * w]
     stack = Stack(cfg.stack, name="stack")
     blocks = tapped = None
     if collect:
@@ -130,16 +132,17 @@ class Decoder(nn.Module):
       out, tapped = stack(packed, layout, temb_BxD, tap=readout_at)
     else:
       out = stack(packed, layout, temb_BxD)
-    velocity = self._head(out.reshape(b, steps, layout.block, dim)[:, :, : h * w], temb_BxD)
-    velocity = unpatchify(velocity.reshape(b, steps, h, w, -1) + start, cfg.patch)
+    velocity = self._head(patches_of(out), temb_BxD)
+    velocity = unpatchify(einops.rearrange(velocity, "b t (h w) d -> b t h w d", h=h) + start, cfg.patch)
     if tapped is not None or (self.is_initializing() and cfg.readout is not None):
       if cfg.readout is None:
         raise ValueError("readout_at is set and the decoder has no readout: give its config one, (depth, features).")
       readout = Readout(readout_stack(cfg.stack, cfg.readout[0]), cfg.readout[1], name="readout")
-      source = patches if tapped is None else tapped.reshape(b, steps, layout.block, dim)[:, :, : h * w]
-      features = readout(source.reshape(b, steps * h * w, dim), Layout(steps, h * w, 0, "time_block_causal"))
+      source = einops.rearrange(patches, "b t h w d -> b t (h w) d") if tapped is None else patches_of(tapped)
+      source = einops.rearrange(source, "b t p d -> b (t p) d")
+      features = readout(source, Layout(steps, h * w, 0, "time_block_causal"))
       if tapped is not None:
-        return velocity, features.reshape(b, steps, h, w, -1)
+        return velocity, einops.rearrange(features, "b (t h w) d -> b t h w d", t=steps, h=h)
     named = {"patches": patches, "registers": registers, "packed": packed, "blocks": blocks, "temb": temb_BxD}
     return (velocity, named) if collect else velocity
 

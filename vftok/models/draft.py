@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -60,7 +61,7 @@ class Draft(nn.Module):
       nn.silu(Linear(cfg.hidden, ("embed", "embed_out"), name="mlp_in")(layer_norm(y)))
     )
     draft = Linear(h * w * self.features, ("embed", None), zero_init=True, name="patches_out")(y)
-    draft = draft.reshape(b, steps, h, w, self.features)
+    draft = einops.rearrange(draft, "b t (h w d) -> b t h w d", h=h, w=w)
 
     start = np.log(np.where(np.arange(self.registers + 1) > 0, VARIANCE_START, 1.0))
     init = nn.with_logical_partitioning(

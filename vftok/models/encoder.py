@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -69,9 +70,10 @@ class Encoder(nn.Module):
       registers = registers.at[:, :, 0].add(project(vector).astype(jnp.float32))
 
     layout = Layout(t, h * w, cfg.registers, cfg.mask, cfg.cross)
-    packed = jnp.concatenate([patches.reshape(b, t, h * w, dim), registers], axis=2).reshape(b, layout.length, dim)
+    packed, _ = einops.pack([patches, registers], "b t * d")
+    packed = einops.rearrange(packed, "b t s d -> b (t s) d")
     out, blocks = _run(Stack(cfg.stack, name="stack"), packed, layout, None, collect)
-    registers_out = out.reshape(b, t, layout.block, dim)[:, :, h * w :]
+    registers_out = einops.rearrange(out, "b (t s) d -> b t s d", t=t)[:, :, h * w :]
     z = Linear(cfg.out_dim, ("embed", None), use_bias=cfg.head_bias, zero_init=True, name="head")(
       layer_norm(registers_out)
     )
@@ -81,14 +83,15 @@ class Encoder(nn.Module):
 
   def _linear(self, x_BxTxhxwxD) -> jax.Array:
     cfg = self.cfg
-    b, t, h, w, d = x_BxTxhxwxD.shape
+    h, w, d = x_BxTxhxwxD.shape[2:]
     init = nn.with_logical_partitioning(xavier(h * w * d, cfg.registers * cfg.out_dim), (None, None, None))
     kernel = self.param("linear_kernel", init, (2, h * w * d, cfg.registers * cfg.out_dim)).astype(jnp.float32)
     zeros = nn.with_logical_partitioning(nn.initializers.zeros, (None, None))
     bias = self.param("linear_bias", zeros, (2, cfg.registers * cfg.out_dim)).astype(jnp.float32)
-    x = x_BxTxhxwxD.astype(jnp.float32).reshape(b, t, -1)
+    x = x_BxTxhxwxD.astype(jnp.float32)
+    x = einops.rearrange(x, "b t h w d -> b t (h w d)")
     z = jnp.concatenate([x[:, :1] @ kernel[0] + bias[0], x[:, 1:] @ kernel[1] + bias[1]], axis=1)
-    return z.reshape(b, t, cfg.registers, cfg.out_dim)
+    return einops.rearrange(z, "b t (k c) -> b t k c", k=cfg.registers)
 
 
 def _run(stack: Stack, packed, layout: Layout, cond, collect: bool) -> tuple[jax.Array, jax.Array | None]:

@@ -6,14 +6,15 @@ Convention: x_t = t * noise + (1 - t) * clean, t = 1 is pure noise; the model es
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-SOLVERS = ("euler", "heun", "ab2")
 TIME_LAWS = ("mode", "logit_normal", "uniform")
 
 
@@ -152,40 +153,59 @@ def sample(
   """
   if solver not in SOLVERS:
     raise ValueError(f"solver is {solver!r}, expected one of {', '.join(SOLVERS)}.")
-  h = 1.0 / steps
+  h, how = 1.0 / steps, SOLVERS[solver]
 
-  def guided(x, t, running, step):
+  def evaluate(x, t, running, i):
+    """(v, running) at (x, t) of step i; `running` is what guidance carries along."""
     if guidance is None:
       return velocity(x, t), running
-    return guidance.combine(*velocity(x, t), running, step)
+    return guidance.combine(*velocity(x, t), running, i)
 
-  def euler(i, carry):
+  def step(one, i, carry):
     x, running, previous = carry
     t = 1.0 - i * h
-    x = constrain(x, t)
-    v, running = guided(x, t, running, i)
-    if solver == "ab2":
-      x = x - h * jnp.where(i == 0, v, 1.5 * v - 0.5 * previous)
-    else:
-      x = x - h * v
-    return x, running, (v if solver == "ab2" else previous)
-
-  def heun(i, carry):
-    x, running, previous = carry
-    t = 1.0 - i * h
-    x = constrain(x, t)
-    v, running = guided(x, t, running, i)
-    v_next, running = guided(constrain(x - h * v, t - h), t - h, running, i)
-    return x - (h / 2) * (v + v_next), running, previous
+    return one(evaluate, constrain, constrain(x, t), t, h, i, running, previous)
 
   carry = (
     noise,
     jnp.zeros_like(noise) if guidance is not None else 0.0,
-    jnp.zeros_like(noise) if solver == "ab2" else 0.0,
+    jnp.zeros_like(noise) if how.remembers else 0.0,
   )
-  if solver == "heun":
-    carry = jax.lax.fori_loop(0, steps - 1, heun, carry)
-    carry = euler(steps - 1, carry)
-  else:
-    carry = jax.lax.fori_loop(0, steps, euler, carry)
+  carry = jax.lax.fori_loop(0, steps - (how.last is not None), functools.partial(step, how.step), carry)
+  if how.last is not None:
+    carry = step(how.last, steps - 1, carry)
   return constrain(carry[0], 0.0)
+
+
+class Solver(NamedTuple):
+  """How one step of size h goes from (x, t) to t - h.
+
+  Attributes:
+    step: (evaluate, constrain, x, t, h, i, running, previous) -> (x, running, previous); `evaluate(x, t, running, i)`
+      gives (v, running), `constrain(x, t)` is called on every other x before that.
+    last: the step that ends at t = 0, where that is another one: the velocity is never asked for there.
+    remembers: `previous` is an array like x from step to step, zeros at first.
+  """
+
+  step: Callable
+  last: Callable | None = None
+  remembers: bool = False
+
+
+def _euler(evaluate, constrain, x, t, h, i, running, previous):
+  v, running = evaluate(x, t, running, i)
+  return x - h * v, running, previous
+
+
+def _heun(evaluate, constrain, x, t, h, i, running, previous):
+  v, running = evaluate(x, t, running, i)
+  v_next, running = evaluate(constrain(x - h * v, t - h), t - h, running, i)
+  return x - (h / 2) * (v + v_next), running, previous
+
+
+def _adams_bashforth(evaluate, constrain, x, t, h, i, running, previous):
+  v, running = evaluate(x, t, running, i)
+  return x - h * jnp.where(i == 0, v, 1.5 * v - 0.5 * previous), running, v
+
+
+SOLVERS = {"euler": Solver(_euler), "heun": Solver(_heun, last=_euler), "ab2": Solver(_adams_bashforth, remembers=True)}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -80,16 +81,16 @@ class PrefixHead(nn.Module):
     keys = keys + Positions(slots, cfg.dim, name="register_positions")((steps, max(k, 1)))[:, :k]
     null = self.param("null_key", nn.with_logical_partitioning(trunc_normal, ("embed",)), (cfg.dim,))
     null = jnp.broadcast_to(null.astype(jnp.float32), (b, 1, cfg.dim))
-    keys_BxMxD = jnp.concatenate([null, keys.reshape(b, steps * k, cfg.dim)], axis=1)
-    kept = (jnp.arange(k) < keep_BxT[:, :, None]).reshape(b, steps * k)
+    keys_BxMxD = jnp.concatenate([null, einops.rearrange(keys, "b t k d -> b (t k) d")], axis=1)
+    kept = einops.rearrange(jnp.arange(k) < keep_BxT[:, :, None], "b t k -> b (t k)")
     seen_BxM = jnp.concatenate([jnp.ones((b, 1), bool), kept], axis=1)
 
     queries = Positions(PositionConfig("learnable_sum", cfg.max_grid), cfg.dim, name="positions")(grid)
-    x_BxTxPxD = jnp.broadcast_to(queries.reshape(steps, -1, cfg.dim), (b, steps, grid[1] * grid[2], cfg.dim))
+    x_BxTxPxD = einops.repeat(queries, "t h w d -> b t (h w) d", b=b)
     blocks = repeated(CrossBlock, cfg.depth, scan=cfg.scan)
     x_BxTxPxD, _ = blocks(cfg, k, name="blocks")(x_BxTxPxD, layer_norm(keys_BxMxD), seen_BxM)
     out = Linear(cfg.features, ("embed", None), zero_init=True, name="out")(layer_norm(x_BxTxPxD))
-    return out.reshape(b, *grid, cfg.features)
+    return einops.rearrange(out, "b t (h w) d -> b t h w d", h=grid[1])
 
 
 class CrossBlock(Weights):
@@ -114,7 +115,7 @@ class CrossBlock(Weights):
     k_BxMxnxe, v_BxMxnxe = parts(kv_BxMx2xnxe, 2)
     k_BxMxnxe = layer_norm(k_BxMxnxe).astype(cfg.dtype)
     steps, positions = x_BxTxPxD.shape[1:3]
-    q = q_BxTxPxnxe.reshape(-1, steps * positions, n, e)
+    q = einops.rearrange(q_BxTxPxnxe, "b t p n e -> b (t p) n e")
     if target.attention(cfg.dtype) == "cudnn" and cudnn.fits(e):
       out = self._by_cudnn(q, k_BxMxnxe, v_BxMxnxe, seen_BxM, steps)
     else:
@@ -123,7 +124,7 @@ class CrossBlock(Weights):
         step_M = (jnp.arange(k_BxMxnxe.shape[1]) - 1) // max(self.registers, 1)
         mask_Bx1x1xM = mask_Bx1x1xM & (step_M <= jnp.repeat(jnp.arange(steps), positions)[:, None])
       out = jax.nn.dot_product_attention(q, k_BxMxnxe, v_BxMxnxe, mask=mask_Bx1x1xM, scale=8.0 / e)
-    out_BxTxPxnxe = out.reshape(q_BxTxPxnxe.shape)
+    out_BxTxPxnxe = einops.rearrange(out, "b (t p) n e -> b t p n e", t=steps)
     kernel = self._param("proj_kernel", (n, e, d), ("heads", "head_dim", "embed"), xavier(d, d))
     return jnp.einsum("BTPnE,nED->BTPD", out_BxTxPxnxe, kernel).astype(jnp.float32)
 
@@ -133,7 +134,7 @@ class CrossBlock(Weights):
     q, k, v = (x.swapaxes(1, 2) for x in (q_BxQxnxe, k_BxMxnxe, v_BxMxnxe))
     if self.cfg.causal:
       step_M = (jnp.arange(seen_BxM.shape[1]) - 1) // max(self.registers, 1)
-      q = q_BxQxnxe.reshape(b * steps, rows // steps, n, e).swapaxes(1, 2)
+      q = einops.rearrange(q_BxQxnxe, "b (t p) n e -> (b t) n p e", t=steps)
       k, v = (cudnn.for_each_step(x, steps) for x in (k, v))
       seen_BxM = (seen_BxM[:, None] & (step_M <= jnp.arange(steps)[:, None])).reshape(b * steps, -1)
     return cudnn.attend(q, k, v, scale=8.0 / e, seen_BxM=seen_BxM).reshape(b, rows, n, e)

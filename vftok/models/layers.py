@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -170,18 +171,14 @@ def sincos_2d(sizes: Sequence[int], dim: int) -> np.ndarray:
 
 def patchify(x_BxTxHxWxC, patch: tuple[int, int, int]) -> jax.Array:
   """[B, T, H, W, C] -> [B, T/pt, H/ph, W/pw, pt*ph*pw*C], channel fastest."""
-  b, t, h, w, c = x_BxTxHxWxC.shape
   pt, ph, pw = patch
-  x = x_BxTxHxWxC.reshape(b, t // pt, pt, h // ph, ph, w // pw, pw, c)
-  return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, t // pt, h // ph, w // pw, pt * ph * pw * c)
+  return einops.rearrange(x_BxTxHxWxC, "b (t i) (h j) (w k) c -> b t h w (i j k c)", i=pt, j=ph, k=pw)
 
 
 def unpatchify(x_BxTxHxWxD, patch: tuple[int, int, int]) -> jax.Array:
   """Inverse of `patchify`."""
-  b, t, h, w, d = x_BxTxHxWxD.shape
   pt, ph, pw = patch
-  x = x_BxTxHxWxD.reshape(b, t, h, w, pt, ph, pw, d // (pt * ph * pw))
-  return x.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, t * pt, h * ph, w * pw, d // (pt * ph * pw))
+  return einops.rearrange(x_BxTxHxWxD, "b t h w (i j k c) -> b (t i) (h j) (w k) c", i=pt, j=ph, k=pw)
 
 
 def timestep_features(t_B, max_timestep: float, dim: int = 256, max_period: float = 256.0) -> jax.Array:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
+import einops
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -105,8 +106,9 @@ class RouterNet(nn.Module):
     x = _patches(self, latents_BxTxhxwxC)
     b, t, *_ = x.shape
     register = _table(self, "register", 1) + _table(self, "register_times", cfg.steps)[:t, None]
-    x = jnp.concatenate([x, jnp.broadcast_to(register, (b, t, 1, cfg.dim))], axis=2).reshape(b, -1, cfg.dim)
-    x = _stack(cfg)(x, Layout(t, cfg.patches, 1, "time_block_causal")).reshape(b, t, -1, cfg.dim)
+    x = jnp.concatenate([x, jnp.broadcast_to(register, (b, t, 1, cfg.dim))], axis=2)
+    x = _stack(cfg)(einops.rearrange(x, "b t s d -> b (t s) d"), Layout(t, cfg.patches, 1, "time_block_causal"))
+    x = einops.rearrange(x, "b (t s) d -> b t s d", t=t)
     # What all clips have in common, and what is this clip's own: mostly how much there is to lose at all.
     init = nn.with_logical_partitioning(nn.initializers.zeros, (None, None))
     common = self.param("common", init, (cfg.steps, len(cfg.levels) - 1))[:t]
@@ -127,7 +129,7 @@ class ClassRouterNet(nn.Module):
     x = _patches(self, latents_BxTxhxwxC)
     b, t, p, _ = x.shape
     cls = jnp.broadcast_to(_table(self, "register", 1), (b, 1, cfg.dim))
-    x = jnp.concatenate([x.reshape(b, -1, cfg.dim), cls], axis=1)
+    x = jnp.concatenate([einops.rearrange(x, "b t p d -> b (t p) d"), cls], axis=1)
     x = _stack(cfg)(x, Layout(1, t * p, 1, "full"))
     out = Linear(len(cfg.levels) ** cfg.steps, ("embed", None), dtype="float32", name="head")(x[:, -1])
     return out.astype(jnp.float32)
@@ -142,11 +144,11 @@ def _patches(module, latents_BxTxhxwxC):
   """float32 [B, T', P, D]: what moved is what costs tokens, so a patch and its change since the step before."""
   cfg = module.cfg
   x = patchify(latents_BxTxhxwxC.astype(jnp.float32), cfg.patch)
-  b, t, *_, size = x.shape
-  x = x.reshape(b, t, -1, size)
+  x = einops.rearrange(x, "b t h w d -> b t (h w) d")
   moved = x - jnp.concatenate([x[:, :1], x[:, :-1]], axis=1)
   x = Linear(cfg.dim, (None, "embed"), dtype=cfg.dtype, name="patch_in")(jnp.concatenate([x, moved], axis=-1))
-  return x.astype(jnp.float32) + _table(module, "places", cfg.patches) + _table(module, "times", cfg.steps)[:t, None]
+  times = _table(module, "times", cfg.steps)[: x.shape[1], None]
+  return x.astype(jnp.float32) + _table(module, "places", cfg.patches) + times
 
 
 def _stack(cfg):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -117,9 +118,8 @@ class Block(Weights):
 
   def _per_step(self, fn, *xs_BxNxD):
     """Applies fn to the sequences seen as [B, T, S, D], where the modulation of a slot repeats in every step."""
-    b, n, d = xs_BxNxD[0].shape
-    folded = [x.reshape(b, self.layout.steps, self.layout.block, d) for x in xs_BxNxD]
-    return fn(*folded).reshape(b, n, d)
+    folded = [einops.rearrange(x, "b (t s) d -> b t s d", t=self.layout.steps) for x in xs_BxNxD]
+    return einops.rearrange(fn(*folded), "b t s d -> b (t s) d")
 
   def _attention(self, x_BxNxD):
     cfg = self.cfg

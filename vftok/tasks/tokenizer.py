@@ -20,9 +20,9 @@ from safetensors.numpy import load_file, save_file
 from vftok.convert.load import load_vae
 from vftok.io.video_writer import to_uint8
 from vftok.models import config_checks, config_json, flops, flow, fsq
-from vftok.models.decoder import Decoder, draft_of
+from vftok.models.decoder import Decoder
 from vftok.models.encoder import Encoder
-from vftok.models.heads import PrefixHead, PrefixHeadConfig, cosine_similarity
+from vftok.models.heads import PrefixHead, PrefixHeadConfig
 from vftok.models.layers import patchify
 from vftok.models.vae import VAE
 from vftok.runtime.files import whole_file
@@ -31,6 +31,7 @@ from vftok.tasks.draws import RoutedKeep, draw
 from vftok.tasks.frozen_nets import FrozenNets
 from vftok.tasks.high_noise import HighNoise
 from vftok.tasks.linear_codes import step_code
+from vftok.tasks.objectives import OBJECTIVES, Made, per_example
 from vftok.tokenizer import programs
 from vftok.tokenizer.api import Tokenizer
 from vftok.tokenizer.checks import guidance_of
@@ -83,7 +84,7 @@ class TokenizerTask:
         features=sizes[name](),
         code_dim=dec.code_dim,
         registers=dec.registers,
-        max_grid=self._queries(name),
+        max_grid=self.queries(name),
         dim=self.law.prefix_width,
         depth=self.law.prefix_depth,
         dtype=dec.stack.dtype,  # float32 has no fused attention on a GPU
@@ -91,7 +92,7 @@ class TokenizerTask:
     )
     return {name: make(name) for name in sizes if self.law[f"prefix_{name}"]}
 
-  def _queries(self, head: str) -> tuple[int, int, int]:
+  def queries(self, head: str) -> tuple[int, int, int]:
     """(T, h, w) of what a head predicts: every patch, or one class feature a step."""
     return (self.tok.chunk_steps, 1, 1) if head == "class" else self._grid()
 
@@ -110,7 +111,7 @@ class TokenizerTask:
     if self.heads:
       codes = jnp.zeros((1, self.tok.chunk_steps, self.tok.registers, self.tok.cfg.decoder.code_dim))
       keep = jnp.ones(codes.shape[:2], jnp.int32)
-      run = lambda name, head, k: head.init(k, codes, keep, grid=self._queries(name))["params"]
+      run = lambda name, head, k: head.init(k, codes, keep, grid=self.queries(name))["params"]
       params["heads"] = {n: run(n, h, k) for (n, h), k in zip(self.heads.items(), head_keys, strict=True)}
     return params
 
@@ -157,24 +158,11 @@ class TokenizerTask:
     seen = self.nets.see(frozen, batch, latents, self._grid())
     z = Encoder(cfg.encoder).apply({"params": params["encoder"]}, seen.grid, seen.vector)
     codes = fsq.quantize(z, cfg.levels)
-    terms = {}
+    made = Made(latents, seen, z, codes, draws)
     if law.flow:
       flow_B, readout = self._flow(params, latents, codes, draws)
-      terms["flow"] = law.flow * flow_B
-    if law.draft:
-      guess, _ = draft_of(cfg.decoder).apply({"params": params["decoder"]["draft"]}, codes, draws["keep"])
-      terms["draft"] = law.draft * jnp.square(guess - self._patches(latents)).mean((1, 2, 3, 4))
-    if law.repa:
-      terms["repa"] = law.repa * (1 - cosine_similarity(readout, seen.patches).mean((1, 2, 3)))
-    for name, head in self.heads.items():
-      guess = head.apply({"params": params["heads"][name]}, codes, draws["keep"], grid=self._queries(name))
-      if name == "latents":
-        error_B = jnp.square(guess - self._patches(latents)).mean((1, 2, 3, 4))
-      else:
-        error_B = self._from_features(guess, {"features": seen.patches, "class": seen.classes}[name])
-      terms[f"prefix_{name}"] = law[f"prefix_{name}"] * error_B
-    if law.usage:
-      terms["usage"] = law.usage * jnp.broadcast_to(_usage(z), (len(latents),))
+      made = made._replace(flow_B=flow_B, readout=readout)
+    terms = {name: law[name] * objective(self, params, made) for name, objective in OBJECTIVES.items() if law[name]}
 
     total_B = sum(terms.values())
     metrics = {name: mean(value) for name, value in terms.items()} | _codes_used(
@@ -201,7 +189,7 @@ class TokenizerTask:
       readout_at=law.repa_layer if law.repa else None,
     )
     velocity, readout = out if law.repa else (out, None)
-    return _per_example(velocity, flow.target(latents, draws["noise"]), ~draws["given_BxL"]), readout
+    return per_example(velocity, flow.target(latents, draws["noise"]), ~draws["given_BxL"]), readout
 
   def _at_high_noise(self, flow_B, draws) -> Metrics:
     high = draws["t"] > HIGH_TIME
@@ -214,20 +202,6 @@ class TokenizerTask:
       return batch["latents"].astype(jnp.float32)
     mean_latents, _ = programs.vae_encode(self.tok.cfg, {"vae": frozen["vae"]}, batch["video"], quick=True)
     return jax.lax.stop_gradient(mean_latents)
-
-  def _from_features(self, guess, targets) -> jax.Array:
-    """float32 [B]: one minus the cosine (SemanTok), or the squared error of standardised channels.
-
-    What all clips share (floor, sky) owns the cosine of raw features; standardised over the batch, what differs counts.
-    """
-    if not self.law.features_standard:
-      return 1 - cosine_similarity(guess, targets).mean((1, 2, 3))
-    off = targets - targets.mean((0, 1, 2, 3))
-    scaled = off * jax.lax.rsqrt(jnp.square(off).mean((0, 1, 2, 3)) + 1e-6)
-    return jnp.square(guess - jnp.clip(scaled, -5, 5)).mean((1, 2, 3, 4))
-
-  def _patches(self, latents) -> jax.Array:
-    return patchify(latents, self.tok.cfg.decoder.patch)
 
   @property
   def dtype(self) -> str:
@@ -311,12 +285,6 @@ class TokenizerTask:
         save_file(flat, path)
 
 
-def _per_example(velocity, target, valid_BxL) -> jax.Array:
-  """float32 [B]: mean squared error over the latents that were not given clean."""
-  error_BxL = jnp.square(velocity.astype(jnp.float32) - target).mean((2, 3, 4))
-  return (error_BxL * valid_BxL).sum(1) / jnp.maximum(valid_BxL.sum(1), 1)
-
-
 def _like(heads, flat):
   """Stored heads where they fit these; else these, which start anew."""
   stored = traverse_util.unflatten_dict(flat, sep="/")
@@ -330,15 +298,6 @@ def _codes_used(ids_BxTxK, codes: int) -> Metrics:
   seen_KxV = jnp.zeros((registers, codes), bool).at[jnp.arange(registers), ids_BxTxK.reshape(-1, registers)].set(True)
   used_K = seen_KxV.sum(1).astype(jnp.float32)
   return {"codes/used_mean": mean(used_K), "codes/used_min": (used_K.min(), jnp.ones(()))}
-
-
-def _usage(z_BxTxKxc) -> jax.Array:
-  """How far each register's features are from mean 0 and variance 1 over the batch: 0 when codes are spread.
-
-  Without it the encoder of a short run gives nearly the same code for every video (its own embedding wins).
-  """
-  spread = jnp.sqrt(z_BxTxKxc.var(0) + 1e-6)
-  return jnp.mean(jnp.square(z_BxTxKxc.mean(0)) + jnp.square(spread - 1))
 
 
 def _fitting(part: str, loaded, params, mine, theirs):
