@@ -6,6 +6,16 @@ Public names load on first use, so that ``import vftok`` costs next to nothing.
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # for type checkers and editors
+  from vftok.budget.auto import Auto as Auto
+  from vftok.budget.router import Router as Router
+  from vftok.generator.api import Generator as Generator
+  from vftok.models.flow import APG as APG
+  from vftok.models.flow import CFG as CFG
+  from vftok.tokenizer.api import Tokenizer as Tokenizer
+  from vftok.tokens import VideoTokens as VideoTokens
 
 __version__ = "0.1.0"
 

@@ -18,7 +18,7 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +197,22 @@ def _check_codec(codec, path):
     raise ValueError(f"{path} holds {codec} pictures, which this Pillow was built without: pip install 'pillow>=11.3'.")
 
 
+def _check_meta(meta: Any, path: Path, bad: Callable[[str], ValueError]) -> None:
+  if not isinstance(meta, dict) or meta.get("format") != FORMAT or meta.get("version") != VERSION:
+    raise bad(f"its meta is not of format {FORMAT} {VERSION}")
+  size, fps, names = meta.get("size"), meta.get("fps"), meta.get("label_names")
+  whole = lambda x: isinstance(x, int) and not isinstance(x, bool)
+  if not isinstance(size, list) or len(size) != 2 or not all(whole(x) and 0 < x <= _MOST_SIDE for x in size):
+    raise bad(f"its size is {str(size)[:40]}")
+  if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not 0.01 <= fps <= 1000:
+    raise bad(f"its fps is {str(fps)[:40]}")
+  if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    raise bad("its label_names are not a list of text")
+  if not isinstance(meta.get("codec"), str):
+    raise bad(f"its codec is {str(meta.get('codec'))[:40]}")
+  _check_codec(meta["codec"], path)
+
+
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
   """The arrays and meta of a file, all checked against each other; no picture is decoded."""
 
@@ -217,20 +233,8 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     same = arrays[key].dtype.kind == "U" if kind == "U" else arrays[key].dtype == np.dtype(kind)
     if not same or arrays[key].ndim != (key != "meta"):
       raise bad(f"{key} is {arrays[key].dtype} {arrays[key].shape}")
-  if not isinstance(meta, dict) or meta.get("format") != FORMAT or meta.get("version") != VERSION:
-    raise bad(f"its meta is not of format {FORMAT} {VERSION}")
-  size, fps, names = meta.get("size"), meta.get("fps"), meta.get("label_names")
-  whole = lambda x: isinstance(x, int) and not isinstance(x, bool)
-  if not isinstance(size, list) or len(size) != 2 or not all(whole(x) and 0 < x <= _MOST_SIDE for x in size):
-    raise bad(f"its size is {str(size)[:40]}")
-  if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not 0.01 <= fps <= 1000:
-    raise bad(f"its fps is {str(fps)[:40]}")
-  if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-    raise bad("its label_names are not a list of text")
-  if not isinstance(meta.get("codec"), str):
-    raise bad(f"its codec is {str(meta.get('codec'))[:40]}")
-  _check_codec(meta["codec"], path)
-  frames, offsets, label = arrays["frames"], arrays["offsets"], arrays["label"]
+  _check_meta(meta, path, bad)
+  frames, offsets, label, names = arrays["frames"], arrays["offsets"], arrays["label"], meta["label_names"]
   count = len(frames)
   if not count or any(len(arrays[key]) != count for key in ("label", "split", "caption", "name")):
     raise bad(f"it has {count} clips and other counts beside them")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -131,6 +132,8 @@ class AR(nn.Module):
       self.head_bias = self.param("head_bias", init, (cfg.total_vocab,))
 
   def __call__(self, ids_BxL, places: Places, cond: Condition) -> jax.Array:
+    chex.assert_rank(ids_BxL, 2)
+    chex.assert_type(ids_BxL, int)
     x = self.embed(shifted(ids_BxL, places), places, cond)
     context = self.context(cond, places, ids_BxL.shape)
     (x, _), _ = self.blocks((x, None), context, places.segment_BxL)

@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import math
 
+import chex
 import einops
 import jax
 import jax.numpy as jnp
@@ -95,6 +96,8 @@ def attend(q_BxnxNxd, k_BxnxNxd, v_BxnxNxd, layout: Layout, *, bounded: bool = T
   `bounded=True` promises q and k after QK-norm (LayerNorm without affine): |logit| <= 8, channels that sum to 0.
   Softmax runs in float32.
   """
+  chex.assert_equal_shape([k_BxnxNxd, v_BxnxNxd])
+  chex.assert_axis_dimension(q_BxnxNxd, 2, layout.length)
   if layout.mode == "flexible":
     return attend_dense(q_BxnxNxd, k_BxnxNxd, v_BxnxNxd, layout)
   scale = 8.0 / k_BxnxNxd.shape[-1]  # the muP form of 1/sqrt(64)

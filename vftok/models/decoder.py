@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import chex
 import einops
 import flax.linen as nn
 import jax
@@ -96,6 +97,9 @@ class Decoder(nn.Module):
         (velocity, features [B, T, h', w', F]).
     """
     cfg, dim = self.cfg, self.cfg.stack.dim
+    chex.assert_shape(codes_BxTxkxc, (None, None, None, cfg.code_dim))
+    chex.assert_shape(noisy_BxTxhxwxC, (None, None, None, None, cfg.channels))
+    chex.assert_rank(t_B, 1)
     _, steps, k, _ = codes_BxTxkxc.shape
     total = cfg.registers if total is None else total
     dropped = total - k

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import chex
 import einops
 import flax.linen as nn
 import jax
@@ -50,6 +51,7 @@ class Encoder(nn.Module):
   def __call__(self, latents_BxTxhxwxC, global_BxTxG=None, *, collect: bool = False):
     """With collect=True also a dict of named intermediates."""
     cfg, dim = self.cfg, self.cfg.stack.dim
+    chex.assert_shape(latents_BxTxhxwxC, (None, None, None, None, cfg.channels))
     x = patchify(latents_BxTxhxwxC, cfg.patch)
     b, t, h, w, _ = x.shape
     if t > cfg.t_max:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ TIME_LAWS = ("mode", "logit_normal", "uniform")
 
 def interpolate(clean, noise, t_B) -> jax.Array:
   """x_t = t * noise + (1 - t) * clean for t [B]."""
+  chex.assert_equal_shape([clean, noise])
   t = t_B.reshape(t_B.shape + (1,) * (clean.ndim - t_B.ndim))
   return t * noise + (1 - t) * clean
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +36,7 @@ def bound(z, levels: Sequence[int]) -> jax.Array:
 
 def quantize(z, levels: Sequence[int]) -> jax.Array:
   """Codes of z [..., c]: float32 [..., c] in [-1, 1]; the gradient passes straight through the rounding."""
+  chex.assert_axis_dimension(z, -1, len(levels))
   y = bound(z, levels)
   rounded = y + jax.lax.stop_gradient(jnp.round(y) - y)
   return rounded / (np.asarray(levels, np.float32) // 2)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import chex
 import einops
 import flax.linen as nn
 import jax
@@ -76,6 +77,7 @@ class PrefixHead(nn.Module):
     b, steps, k, _ = codes_BxTxKxc.shape
     if grid[0] != steps:
       raise ValueError(f"the grid {tuple(grid)} has {grid[0]} steps, expected {steps} as in the codes: change one.")
+    chex.assert_equal_shape_prefix([codes_BxTxKxc, keep_BxT], 2)
     keys = Linear(cfg.dim, (None, "embed"), dtype=cfg.dtype, name="codes_in")(codes_BxTxKxc).astype(jnp.float32)
     slots = PositionConfig("learnable_sum", (cfg.max_grid[0], cfg.registers))
     keys = keys + Positions(slots, cfg.dim, name="register_positions")((steps, max(k, 1)))[:, :k]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
+import chex
 import einops
 import flax.linen as nn
 import jax.numpy as jnp
@@ -143,6 +144,7 @@ def net(cfg: RouterConfig) -> nn.Module:
 def _patches(module, latents_BxTxhxwxC):
   """float32 [B, T', P, D]: what moved is what costs tokens, so a patch and its change since the step before."""
   cfg = module.cfg
+  chex.assert_rank(latents_BxTxhxwxC, 5)
   x = patchify(latents_BxTxhxwxC.astype(jnp.float32), cfg.patch)
   x = einops.rearrange(x, "b t h w d -> b t (h w) d")
   moved = x - jnp.concatenate([x[:, :1], x[:, :-1]], axis=1)

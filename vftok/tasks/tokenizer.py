@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -164,6 +165,7 @@ class TokenizerTask:
       made = made._replace(flow_B=flow_B, readout=readout)
     terms = {name: law[name] * objective(self, params, made) for name, objective in OBJECTIVES.items() if law[name]}
 
+    chex.assert_shape(list(terms.values()), (len(latents),))
     total_B = sum(terms.values())
     metrics = {name: mean(value) for name, value in terms.items()} | _codes_used(
       fsq.codes_to_ids(codes, cfg.levels), math.prod(cfg.levels)
