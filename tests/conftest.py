@@ -103,9 +103,10 @@ def pytest_collection_modifyitems(items):
 def _smoke_tokenizer():
   from configs import tokenizer as experiment
   from vftok import Tokenizer
+  from vftok.models.config import TokenizerConfig
   from vftok.models.config_json import from_dict
 
-  return Tokenizer(from_dict(experiment.get_config("smoke").model.to_dict()))
+  return Tokenizer(from_dict(TokenizerConfig, experiment.get_config("smoke").model.to_dict()))
 
 
 @pytest.fixture(scope="session")

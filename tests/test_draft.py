@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from vftok.models import config_json
+from vftok.models.config import TokenizerConfig
 from vftok.models.decoder import Decoder, draft_of
 from vftok.models.draft import draft_velocity
 from vftok.models.encoder import Encoder
@@ -18,7 +19,9 @@ from vftok.tasks.linear_codes import step_code
 from vftok.tokenizer.api import Tokenizer
 from vftok.tools import linear_limit
 
-CFG = config_json.from_dict(importlib.import_module("configs.tokenizer").get_config("smoke").model.to_dict())
+CFG = config_json.from_dict(
+  TokenizerConfig, importlib.import_module("configs.tokenizer").get_config("smoke").model.to_dict()
+)
 T, K, C = 3, CFG.decoder.registers, CFG.decoder.code_dim
 
 
@@ -150,7 +153,7 @@ def test_impossible_drafts_are_named():
       changed["encoder"]["linear"] = False
       message = r"encoder\.net = False, expected True, or encoder\.linear"
     with pytest.raises(ValueError, match=message):
-      config_json.from_dict(changed)
+      config_json.from_dict(TokenizerConfig, changed)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from vftok.evals import alignment, generation, generation_report
 from vftok.generator.api import Generator
 from vftok.models import config_json
 from vftok.models.ar import ARConfig
-from vftok.models.config import GeneratorConfig
+from vftok.models.config import GeneratorConfig, TokenizerConfig
 
 
 def test_captions_are_read_back_exactly():
@@ -79,7 +79,7 @@ def test_neighbours_find_copies():
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["length_first", "end_of_step"])
 def test_a_generator_that_says_lengths_is_scored_at_means_and_its_own(form, tmp_path):
-  tok = vftok.Tokenizer(config_json.from_dict(tokenizer_configs.get_config("smoke").model.to_dict()))
+  tok = vftok.Tokenizer(config_json.from_dict(TokenizerConfig, tokenizer_configs.get_config("smoke").model.to_dict()))
   params = jax.jit(tok.init)(jax.random.key(0))
   levels = (1, 2, 4) if form == "length_first" else ()
   gen = Generator(GeneratorConfig(ARConfig(vocab=25, steps=5, slots=4, depth=1, lengths=form, levels=levels)))
@@ -108,7 +108,7 @@ def test_a_generator_that_says_lengths_is_scored_at_means_and_its_own(form, tmp_
 
 
 def test_a_generator_is_scored_at_every_budget(tmp_path):
-  tok = vftok.Tokenizer(config_json.from_dict(tokenizer_configs.get_config("smoke").model.to_dict()))
+  tok = vftok.Tokenizer(config_json.from_dict(TokenizerConfig, tokenizer_configs.get_config("smoke").model.to_dict()))
   params = jax.jit(tok.init)(jax.random.key(0))
   gen = Generator(GeneratorConfig(ARConfig(vocab=25, steps=5, slots=4, depth=1, n_classes=3)))
   gen_params = gen.init(jax.random.key(1))

@@ -12,7 +12,7 @@ from vftok.generator.api import Generator
 from vftok.models import lengths, order
 from vftok.models.ar import ARConfig
 from vftok.models.config import GeneratorConfig
-from vftok.models.config_json import generator_from_json, generator_to_json
+from vftok.models.config_json import from_json, to_json
 
 T, K, V, LEVELS = 5, 4, 29, (1, 2, 4)
 
@@ -71,8 +71,8 @@ def test_masks_separate_the_kinds():
 def test_configs_round_trip_and_old_files_load(form, tmp_path):
   odds = ((0.1, 0.2, 0.7),) * T if form == "length_first" else ()
   gen = Generator(GeneratorConfig(config(form, width=64), length_odds=odds))
-  data = json.loads(json.dumps(generator_to_json(gen.cfg)))
-  assert generator_from_json(data) == gen.cfg
+  data = json.loads(json.dumps(to_json(gen.cfg)))
+  assert from_json(GeneratorConfig, data) == gen.cfg
   params = gen.init(jax.random.key(0))
   gen.save(params, tmp_path / "model")
   again, loaded = Generator.load(tmp_path / "model")
@@ -83,7 +83,7 @@ def test_configs_round_trip_and_old_files_load(form, tmp_path):
     for key in ("lengths", "levels"):
       del data["ar"][key]
     del data["length_odds"]
-    assert generator_from_json(data) == gen.cfg
+    assert from_json(GeneratorConfig, data) == gen.cfg
     return
   assert params["token_table"].shape[0] == params["head"].shape[1] == gen.cfg.ar.total_vocab > V
   with pytest.raises(ValueError, match=f"lengths are '{form}', expected 'none' for SemanTok"):

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from configs import ar, c2v, common, router, t2v, tokenizer
 from vftok.models import config_json
+from vftok.models.config import TokenizerConfig
 from vftok.models.flow import APG, CFG
 from vftok.tokenizer.checks import guidance_of
 
@@ -50,7 +51,7 @@ def test_tokenizers_follow_the_paper(size):
   assert cfg.optim.warmup * tokens == pytest.approx(4e9, rel=0.01)  # 4 B VAE tokens
   total = {"d12_d12": 100e9, "semantok": 131e9}.get(size, 400e9)
   assert size.endswith("stage2") or cfg.steps * tokens == pytest.approx(total, rel=0.01)
-  model = config_json.from_dict(cfg.model.to_dict())
+  model = config_json.from_dict(TokenizerConfig, cfg.model.to_dict())
   assert (model.guidance, model.scale, model.solver_steps) == ("apg", 3.0, 50)  # SemanTok's, of retrained decoders
   asked = guidance_of(cfg.eval.guidance_kind, cfg.eval.guidance, model)
   assert (asked, cfg.eval.steps, cfg.loss.show_guidance) == (APG(3.0), 50, 0.0)
@@ -68,7 +69,7 @@ def test_what_is_ours_has_a_name_of_its_own():
 
 def test_semantok_is_its_paper_as_a_config():
   cfg = tokenizer.get_config("semantok")
-  model = config_json.from_dict(cfg.model.to_dict())
+  model = config_json.from_dict(TokenizerConfig, cfg.model.to_dict())
   assert (model.encoder.channels, model.encoder.global_token) == (1024 + 16, 1024)
   assert (model.dino_frames, model.dino_class, model.decoder.readout) == ("avg", "per_frame", None)
   law = cfg.loss
@@ -95,7 +96,7 @@ def test_every_generator_can_be_asked_for_its_evaluation(kind, size):
 
 def test_semantoks_protocol():
   law = c2v.get_config("201m_semantok").eval.generation
-  model = config_json.from_dict(tokenizer.get_config("d18_d18").model.to_dict())
+  model = config_json.from_dict(TokenizerConfig, tokenizer.get_config("d18_d18").model.to_dict())
   assert guidance_of(law.decoder, law.decoder_scale, model) == APG(3.0, eta=0.0, momentum=0.0, threshold=0.6)
   assert (law.steps, law.clips, law.anew) == (50, 2048, True)
   assert guidance_of("", 0.0, dataclasses.replace(model, guidance="cfg", scale=2.0)) == CFG(2.0)

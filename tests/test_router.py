@@ -296,6 +296,12 @@ def test_a_stream_is_routed_like_the_whole(random_model, trained):
   np.testing.assert_array_equal(np.concatenate([piece.keep for piece in pieces], 1), whole.keep)
   total = tok.encode(params, video, budget=Auto(total=20, router=trained[1] / "model"))
   assert total.total().tolist() == [20, 20]
+  pair = Router.load(trained[1] / "model")
+  again = tok.encode(params, video, budget=Auto(total=20, router=pair))
+  np.testing.assert_array_equal(again.keep, total.keep)
+  other = dataclasses.replace(pair[0], cfg=dataclasses.replace(pair[0].cfg, fingerprint="0" * 16))
+  with pytest.raises(ValueError, match="the router is for the tokenizer 0000"):
+    tok.encode(params, video, budget=Auto(total=20, router=(other, pair[1])))
 
 
 @pytest.mark.parametrize(

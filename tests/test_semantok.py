@@ -12,6 +12,7 @@ from configs import tokenizer as experiment
 from vftok import Tokenizer
 from vftok.frozen.features.dino_inputs import dino_features, dino_inputs
 from vftok.models import config_json
+from vftok.models.config import TokenizerConfig
 from vftok.tasks import frozen_nets, make_task
 from vftok.train import evaluate, loop
 
@@ -103,7 +104,7 @@ def test_what_cannot_be_trained_is_said(weights):
     make_task(cfg)
   cfg = experiment.smoke()
   cfg.loss.prefix_class, cfg.loss.features = 0.5, "vgg16"
-  net, plain = object(), config_json.from_dict(cfg.model.to_dict())
+  net, plain = object(), config_json.from_dict(TokenizerConfig, cfg.model.to_dict())
   with pytest.raises(ValueError, match="prefix_class is set and vgg16 has no class feature"):
     frozen_nets.FrozenNets(cfg, plain, load_features=lambda *_: (net, {}))
   task = make_task(config(weights))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from vftok.budget import spread
 from vftok.budget.reward import check_weight
+from vftok.budget.router import Router
 from vftok.runtime.words import brief, is_number, is_whole
 from vftok.tokens import VideoTokens
 
@@ -20,7 +22,8 @@ class Auto:
     mean: tokens per time step; the total over a video (in a stream: over a chunk) is its nearest whole number, exactly.
     total: tokens of a whole video, exactly; not for streams.
     preference: w_q in R = w_q Q - (2 - w_q) L, 0..2: more is better and longer. EVATok's default is 1.2.
-    router: a directory or the name of a shipped router; None: the shipped one for this tokenizer.
+    router: (router, params) as `Router.load` gives them; or a directory or the name of a shipped router, which is read
+      on first use; None: the shipped one for this tokenizer, likewise.
     first: counts that the first time steps of the video must have; they are part of the mean or total.
     tries: how many ways to spread a chunk's tokens are decoded and compared by LPIPS; 0: what the router says is done.
   """
@@ -28,7 +31,7 @@ class Auto:
   mean: float | None = None
   total: int | None = None
   preference: float | None = None
-  router: str | os.PathLike | None = None
+  router: str | os.PathLike | tuple[Router, Any] | None = None
   first: tuple[int, ...] = ()
   tries: int = 0
 
@@ -42,8 +45,11 @@ class Auto:
       raise ValueError(f"budget.total is {brief(self.total)}, expected tokens of a video, a whole number of 1 or more.")
     if self.preference is not None:
       check_weight(self.preference)
-    if self.router is not None and not isinstance(self.router, str | os.PathLike):
-      raise ValueError(f"budget.router is {brief(self.router)}, expected a directory or the name of a shipped router.")
+    pair = isinstance(self.router, tuple) and len(self.router) == 2 and isinstance(self.router[0], Router)
+    if self.router is not None and not pair and not isinstance(self.router, str | os.PathLike):
+      raise ValueError(
+        f"budget.router is {brief(self.router)}, expected (router, params), a directory or the name of a shipped one."
+      )
     if not isinstance(self.first, tuple | list) or not all(is_whole(k) and k >= 1 for k in self.first):
       raise ValueError(f"budget.first is {brief(self.first)}, expected whole numbers of at least 1.")
     if not is_whole(self.tries) or self.tries < 0 or self.tries == 1:

@@ -20,7 +20,7 @@ from vftok.budget import allocate
 from vftok.budget.reward import Reward
 from vftok.budget.search import all_assignments
 from vftok.io import hub, shipped
-from vftok.models.config_json import FORMAT_ROUTER, router_from_json, router_to_json
+from vftok.models.config_json import FORMAT_ROUTER, from_json, to_json
 from vftok.models.router import RouterConfig, net
 from vftok.tokenizer import programs
 
@@ -47,14 +47,14 @@ class Router:
     kind = checkpoint.config.get("format")
     if kind != FORMAT_ROUTER:
       raise ValueError(f"{checkpoint.path} is no router, its format is {kind!r}: expected {FORMAT_ROUTER}.")
-    router = Router(router_from_json(checkpoint.config))
+    router = Router(from_json(RouterConfig, checkpoint.config))
     return router, read_leaves(checkpoint, leaves_of(router.cfg, router.init))
 
   def save(self, params: Params, directory: str | os.PathLike) -> None:
     """Writes config.json and model.safetensors, whole or not at all."""
     from vftok.io.layout import save_leaves
 
-    save_leaves(params, router_to_json(self.cfg), directory)
+    save_leaves(params, to_json(self.cfg), directory)
 
   def init(self, key: jax.Array) -> Params:
     """Fresh parameters in boxes that carry their logical axis names."""
@@ -128,17 +128,18 @@ def _predict(cfg: RouterConfig, params, latents):
   return out if cfg.head == "classes" else out * cfg.drop_scale
 
 
-def find(name: str | os.PathLike | None, fingerprint: str) -> tuple[Router, Params]:
-  """The router `name`, or the shipped one for a tokenizer; it must be of that tokenizer.
+def find(name: str | os.PathLike | tuple[Router, Params] | None, fingerprint: str) -> tuple[Router, Params]:
+  """The router `name`, itself or read, or the shipped one for a tokenizer; it must be of that tokenizer.
 
   Raises:
     ValueError, FileNotFoundError: none, or one for another tokenizer.
   """
   if name is not None:
-    router, params = _loaded(os.fspath(name))
+    router, params = name if isinstance(name, tuple) else _loaded(os.fspath(name))
     if router.cfg.fingerprint and router.cfg.fingerprint != fingerprint:
+      which = "the router" if isinstance(name, tuple) else f"the router {name}"
       raise ValueError(
-        f"the router {name} is for the tokenizer {router.cfg.fingerprint}, this one is {fingerprint}: train one for it."
+        f"{which} is for the tokenizer {router.cfg.fingerprint}, this one is {fingerprint}: train one for it."
       )
     return router, params
   for known in shipped.names():

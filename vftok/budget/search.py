@@ -31,13 +31,6 @@ def all_assignments(levels: Sequence[int], steps: int) -> np.ndarray:
   return np.array(list(itertools.product(levels, repeat=steps)), np.int32)
 
 
-def brute_force(evaluate: Evaluate, reward: Reward, weight: float, levels: Sequence[int], steps: int) -> Found:
-  """Measures all m^T assignments."""
-  keep = all_assignments(levels, steps)
-  rewards = reward(evaluate(keep), keep, weight)
-  return Found(keep[rewards.argmax()], float(rewards.max()), len(keep))
-
-
 def greedy_forward(evaluate: Evaluate, reward: Reward, weight: float, levels: Sequence[int], steps: int) -> Found:
   """Step after step, the later ones at the middle level meanwhile: m T measurements. Encoder and decoder are causal."""
   seen = _Seen(evaluate, reward, weight)

@@ -16,7 +16,7 @@ from vftok.io import hub
 from vftok.io.layout import converted, read_leaves, save_leaves
 from vftok.io.leaves import leaves_of
 from vftok.models.config import TokenizerConfig
-from vftok.models.config_json import FORMAT, FORMAT_VAE, from_json, to_json, vae_from_json, vae_to_json
+from vftok.models.config_json import FORMAT, FORMAT_VAE, from_json, to_json
 from vftok.models.init import init_tokenizer
 from vftok.models.vae import VAE, VAEConfig
 
@@ -46,14 +46,14 @@ def load_vae(name: str | os.PathLike) -> tuple[VAEConfig, dict[str, Any]]:
   if checkpoint.config.get("format") != FORMAT_VAE:
     cfg, params = load(name)
     return cfg.vae, params["vae"]
-  cfg = vae_from_json(checkpoint.config)
+  cfg = from_json(VAEConfig, checkpoint.config)
   video = jax.ShapeDtypeStruct((1, 1, cfg.space_stride, cfg.space_stride, cfg.in_channels), np.float32)
   return cfg, read_leaves(checkpoint, leaves_of(cfg, lambda key, video: VAE(cfg).init(key, video)["params"], video))
 
 
 def save_vae(cfg: VAEConfig, params, directory: str | os.PathLike) -> None:
   """A VAE by itself, in vftok's layout: what `configs/tokenizer.py` trains on."""
-  save_leaves(params, vae_to_json(cfg), directory)
+  save_leaves(params, to_json(cfg), directory)
 
 
 def _load_own(checkpoint: hub.Checkpoint) -> tuple[TokenizerConfig, dict[str, Any]]:
@@ -61,7 +61,7 @@ def _load_own(checkpoint: hub.Checkpoint) -> tuple[TokenizerConfig, dict[str, An
     raise ValueError(
       f"{checkpoint.path} has format {checkpoint.config['format']!r}, expected {FORMAT!r}: it is no tokenizer."
     )
-  cfg = from_json(checkpoint.config)
+  cfg = from_json(TokenizerConfig, checkpoint.config)
   return cfg, read_leaves(checkpoint, abstract_params(cfg))
 
 

@@ -16,7 +16,7 @@ from vftok.io import hub
 from vftok.io.layout import converted, read_leaves, save_leaves
 from vftok.io.leaves import leaves_of
 from vftok.models.config import GeneratorConfig
-from vftok.models.config_json import FORMAT_GENERATOR, generator_from_json, generator_to_json
+from vftok.models.config_json import FORMAT_GENERATOR, from_json, to_json
 from vftok.models.init import init_generator
 
 
@@ -30,7 +30,7 @@ def load(name: str | os.PathLike) -> tuple[GeneratorConfig, dict[str, Any]]:
   checkpoint = hub.open_checkpoint(name)
   kind = checkpoint.config.get("format")
   if kind == FORMAT_GENERATOR:
-    cfg = generator_from_json(checkpoint.config)
+    cfg = from_json(GeneratorConfig, checkpoint.config)
     return cfg, read_leaves(checkpoint, abstract_params(cfg))
   if kind is not None or "seq_len" not in checkpoint.config:
     raise ValueError(f"{checkpoint.path} is no generator: its config has no seq_len and format {kind!r}.")
@@ -43,7 +43,7 @@ def load(name: str | os.PathLike) -> tuple[GeneratorConfig, dict[str, Any]]:
 
 def save(cfg: GeneratorConfig, params, directory: str | os.PathLike) -> None:
   """vftok's own layout."""
-  save_leaves(params, generator_to_json(cfg), directory)
+  save_leaves(params, to_json(cfg), directory)
 
 
 def export(cfg: GeneratorConfig, params, directory: str | os.PathLike) -> None:

@@ -18,68 +18,33 @@ FORMAT_ROUTER = "vftok-router"
 FORMAT_VERSION = 1
 
 
-def to_json(cfg: TokenizerConfig) -> dict[str, Any]:
-  return {"format": FORMAT, "version": FORMAT_VERSION, **dataclasses.asdict(cfg)}
+KINDS = {  # dataclass -> (its format, what checks its values)
+  TokenizerConfig: (FORMAT, check),
+  VAEConfig: (FORMAT_VAE, check_vae),
+  GeneratorConfig: (FORMAT_GENERATOR, check_generator),
+  RouterConfig: (FORMAT_ROUTER, lambda cfg: None),  # its own __post_init__
+}
+Config = typing.TypeVar("Config", TokenizerConfig, VAEConfig, GeneratorConfig, RouterConfig)
 
 
-def from_json(data: dict[str, Any]) -> TokenizerConfig:
-  """Raises ValueError naming the first unknown, missing or mistyped key."""
-  return from_dict(_without_header(data))
+def to_json(cfg: Config) -> dict[str, Any]:
+  """What stands in config.json: format, version and all fields."""
+  return {"format": KINDS[type(cfg)][0], "version": FORMAT_VERSION, **dataclasses.asdict(cfg)}
 
 
-def _without_header(data: dict[str, Any]) -> dict[str, Any]:
+def from_json(kind: type[Config], data: dict[str, Any]) -> Config:
+  """Inverse of `to_json`. Raises ValueError naming the first unknown, missing or mistyped key, or another version."""
   version = data.get("version")
   if version != FORMAT_VERSION:
     raise ValueError(f"config version is {brief(version)}, expected {FORMAT_VERSION}: update vftok to read this model.")
-  return {k: v for k, v in data.items() if k not in ("format", "version")}
+  return from_dict(kind, {k: v for k, v in data.items() if k not in ("format", "version")})
 
 
-def from_dict(data: dict[str, Any]) -> TokenizerConfig:
+def from_dict(kind: type[Config], data: dict[str, Any]) -> Config:
   """A checked config of plain data, `dataclasses.asdict` undone."""
-  cfg = _build(TokenizerConfig, data, "config")
-  check(cfg)
+  cfg = _build(kind, data, "config")
+  KINDS[kind][1](cfg)
   return cfg
-
-
-def vae_to_json(cfg: VAEConfig) -> dict[str, Any]:
-  return {"format": FORMAT_VAE, "version": FORMAT_VERSION, **dataclasses.asdict(cfg)}
-
-
-def vae_from_json(data: dict[str, Any]) -> VAEConfig:
-  """As `from_json`, of a VAE by itself."""
-  cfg = _build(VAEConfig, {k: v for k, v in data.items() if k not in ("format", "version")}, "config")
-  check_vae(cfg)
-  return cfg
-
-
-def generator_to_json(cfg: GeneratorConfig) -> dict[str, Any]:
-  return {"format": FORMAT_GENERATOR, "version": FORMAT_VERSION, **dataclasses.asdict(cfg)}
-
-
-def generator_from_json(data: dict[str, Any]) -> GeneratorConfig:
-  """As `from_json`, of a generator (`GeneratorConfig`)."""
-  return generator_from_dict(_without_header(data))
-
-
-def generator_from_dict(data: dict[str, Any]) -> GeneratorConfig:
-  """As `from_dict`, of a generator."""
-  cfg = _build(GeneratorConfig, data, "config")
-  check_generator(cfg)
-  return cfg
-
-
-def router_to_json(cfg: RouterConfig) -> dict[str, Any]:
-  return {"format": FORMAT_ROUTER, "version": FORMAT_VERSION, **dataclasses.asdict(cfg)}
-
-
-def router_from_json(data: dict[str, Any]) -> RouterConfig:
-  """As `from_json`, of a router."""
-  return router_from_dict(_without_header(data))
-
-
-def router_from_dict(data: dict[str, Any]) -> RouterConfig:
-  """As `from_dict`, of a router."""
-  return _build(RouterConfig, data, "config")
 
 
 def _build(kind, value, where: str):

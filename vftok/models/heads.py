@@ -142,30 +142,9 @@ class CrossBlock(Weights):
     return cudnn.attend(q, k, v, scale=8.0 / e, seen_BxM=seen_BxM).reshape(b, rows, n, e)
 
 
-def cosine_loss(features_xF, targets_xF, weight=None) -> jax.Array:
-  """1 - cosine similarity over the last axis, float32 scalar in [0, 2]; exactly 1 where the features are zero.
-
-  `weight` is broadcast against the leading axes (e.g. [B, T, 1, 1]); the mean is over what it selects.
-  """
-  return _mean(1 - cosine_similarity(features_xF, targets_xF), weight)
-
-
 def cosine_similarity(features_xF, targets_xF) -> jax.Array:
   """Cosine over the last axis, float32 [x]; 0 where the features are zero."""
   a, b = jnp.asarray(features_xF, jnp.float32), jnp.asarray(targets_xF, jnp.float32)
   # The squared norms get an eps per entry: the gradient at a zero-initialised output stays finite.
   square = lambda x: jnp.mean(x * x, axis=-1) + 1e-6
   return jnp.mean(a * b, axis=-1) * jax.lax.rsqrt(square(a) * square(b))
-
-
-def mse_loss(features_xF, targets_xF, weight=None) -> jax.Array:
-  """Mean squared error, float32 scalar; `weight` as in `cosine_loss`."""
-  error = jnp.asarray(features_xF, jnp.float32) - jnp.asarray(targets_xF, jnp.float32)
-  return _mean(jnp.mean(error * error, axis=-1), weight)
-
-
-def _mean(loss, weight):
-  if weight is None:
-    return loss.mean()
-  weight = jnp.broadcast_to(weight, loss.shape).astype(jnp.float32)
-  return jnp.sum(loss * weight) / jnp.maximum(weight.sum(), 1.0)

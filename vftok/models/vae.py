@@ -219,8 +219,6 @@ class VAE(nn.Module):
     """Decoded posterior mean; touches every parameter."""
     return self.decode(self.encode(video_BxFxHxWxC)[0])
 
-  init_all = __call__
-
 
 def sample(mean, logvar, eps):
   """A draw from the posterior, given standard normal `eps` of the same shape."""

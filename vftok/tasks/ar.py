@@ -17,7 +17,8 @@ from vftok.io.video_writer import to_uint8
 from vftok.models import order
 from vftok.models.ar import AR
 from vftok.models.ar_inputs import Condition, Places
-from vftok.models.config_json import generator_from_dict
+from vftok.models.config import GeneratorConfig
+from vftok.models.config_json import from_dict
 from vftok.models.flops import ar_flops
 from vftok.models.layers import as_trained
 from vftok.models.nested import powers_of_two, sample_keep
@@ -33,7 +34,7 @@ class ARTask:
     self.cfg, self.law = cfg, cfg.loss
     # Facts about the tokens travel with them: shape, codebook, whose they are.
     self.metas = metas or [read_meta(source["directory"]) for source in cfg.data.sources.to_dict().values()]
-    model = generator_from_dict(_of_tokens(cfg.model.to_dict(), self.metas))
+    model = from_dict(GeneratorConfig, _of_tokens(cfg.model.to_dict(), self.metas))
     self.gen = Generator(model)
 
   # ---- the protocol

@@ -23,10 +23,10 @@ from vftok.budget.curves import MEASURES, assignments, curve_table
 from vftok.budget.reward import check_weight, percentile
 from vftok.budget.router import Router
 from vftok.data.curves import read_meta
-from vftok.models.config_json import router_from_dict
+from vftok.models.config_json import from_dict
 from vftok.models.flops import stack_flops
 from vftok.models.flow import gaussian
-from vftok.models.router import net
+from vftok.models.router import RouterConfig, net
 from vftok.runtime.files import whole_file
 from vftok.tasks import Metrics, mean
 from vftok.tasks.curve_fits import centred, expected, explained, one_for_all, sizes, summed
@@ -56,7 +56,7 @@ class RouterTask:
         raise ValueError(f"loss.measure is {self.measure!r}, expected 'flow' for classes: only it is known for all.")
       check_weight(cfg.loss.preference)
       known |= dict(preference=cfg.loss.preference)
-    self.router = Router(router_from_dict({**cfg.model.to_dict(), **known, **scales}))
+    self.router = Router(from_dict(RouterConfig, {**cfg.model.to_dict(), **known, **scales}))
 
   def init(self, key: jax.Array) -> Any:
     return self.router.init(key)

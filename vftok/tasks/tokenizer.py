@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 from vftok.convert.load import load_vae
 from vftok.io.video_writer import to_uint8
 from vftok.models import config_checks, config_json, flops, flow, fsq
+from vftok.models.config import TokenizerConfig
 from vftok.models.decoder import Decoder
 from vftok.models.encoder import Encoder
 from vftok.models.heads import PrefixHead, PrefixHeadConfig
@@ -50,7 +51,7 @@ class TokenizerTask:
 
   def __init__(self, cfg: ConfigDict):
     self.cfg, self.law = cfg, cfg.loss
-    model = config_json.from_dict(cfg.model.to_dict())
+    model = config_json.from_dict(TokenizerConfig, cfg.model.to_dict())
     self.vae_params = None
     if cfg.vae:  # the VAE's config travels with its weights
       vae, self.vae_params = load_vae(cfg.vae)

@@ -16,7 +16,7 @@ from vftok.io.video_writer import to_uint8
 from vftok.models import config_json, flow
 from vftok.models.discriminator import Discriminator
 from vftok.models.flops import vae_flops
-from vftok.models.vae import VAE
+from vftok.models.vae import VAE, VAEConfig
 from vftok.tasks import Metrics, mean
 from vftok.tasks.linear_codes import patch_code
 from vftok.tokenizer import programs
@@ -27,7 +27,7 @@ class VAETask:
 
   def __init__(self, cfg: ConfigDict):
     self.cfg, self.law = cfg, cfg.loss
-    self.model = config_json.vae_from_json(cfg.model.to_dict())
+    self.model = config_json.from_json(VAEConfig, cfg.model.to_dict())
     self.vae, self.critic = VAE(self.model), Discriminator(width=cfg.loss.critic_width)
     n = self.model.space_stride
     self.size = (cfg.data.size, cfg.data.size)
