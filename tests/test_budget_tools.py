@@ -11,7 +11,8 @@ from configs import tokenizer as tokenizer_experiment
 from vftok.budget import allocate, search
 from vftok.budget.reward import Reward, lengths
 from vftok.show import page
-from vftok.tools import adaptive, oracle_budgets, search_budgets
+from vftok.tools import adaptive
+from vftok.tools.study import oracle_budgets, search_budgets
 
 
 def test_ways_are_ranked_as_they_must_be():

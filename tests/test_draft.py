@@ -17,7 +17,7 @@ from vftok.models.encoder import Encoder
 from vftok.tasks import make_task
 from vftok.tasks.linear_codes import step_code
 from vftok.tokenizer.api import Tokenizer
-from vftok.tools import linear_limit
+from vftok.tools.study import linear_limit
 
 CFG = config_json.from_dict(
   TokenizerConfig, importlib.import_module("configs.tokenizer").get_config("smoke").model.to_dict()

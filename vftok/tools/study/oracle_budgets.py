@@ -1,6 +1,6 @@
 """What knowing each clip would be worth: LPIPS of many assignments of the same total, clip by clip.
 
-`python -m vftok.tools.oracle_budgets --config=configs/router.py:mini [--model NAME] [--clips 16] [--budgets 2,4,8]`
+`python -m vftok.tools.study.oracle_budgets --config=configs/router.py:mini [--model NAME] [--clips 16] ...`
 
 Held-out clips are decoded under assignments whose totals equal the uniform budget's, with several seeds of the noise.
   one for all: the assignment that is best for these clips together;

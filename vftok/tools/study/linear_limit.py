@@ -1,4 +1,4 @@
-"""What limits a small tokenizer? `python -m vftok.tools.linear_limit --config=configs/tokenizer.py:mini`
+"""What limits a small tokenizer? `python -m vftok.tools.study.linear_limit --config=configs/tokenizer.py:mini`
 
 Scores held-out clips, decoded by the tokenizer's own VAE, out of
   linear n     the best n numbers per time step of a linear map of its latents (principal components of training clips,

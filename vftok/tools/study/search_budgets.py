@@ -1,6 +1,6 @@
 """How good choices of budgets are beside the best of all: every assignment of some clips is measured.
 
-`python -m vftok.tools.search_budgets --config=configs/router.py:mini [--router DIR,DIR] [--clips 8] [--skip 64]`
+`python -m vftok.tools.study.search_budgets --config=configs/router.py:mini [--router DIR,DIR] [--clips 8] [--skip 64]`
 
 Rewards are of the measured flow loss, not of separable curves. Prints proxy-reward percentiles by preference:
   best uniform per clip, and one uniform for all;

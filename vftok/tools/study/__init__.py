@@ -1,0 +1,1 @@
+"""Studies: what was asked once, and how it was measured."""
