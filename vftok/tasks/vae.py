@@ -27,7 +27,7 @@ class VAETask:
 
   def __init__(self, cfg: ConfigDict):
     self.cfg, self.law = cfg, cfg.loss
-    self.model = config_json.from_json(VAEConfig, cfg.model.to_dict())
+    self.model = config_json.from_dict(VAEConfig, cfg.model.to_dict())
     self.vae, self.critic = VAE(self.model), Discriminator(width=cfg.loss.critic_width)
     n = self.model.space_stride
     self.size = (cfg.data.size, cfg.data.size)

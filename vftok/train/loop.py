@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import gc
 import json
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 import zlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vftok.data import bad_clips
@@ -29,7 +32,7 @@ from vftok.runtime.alone import alone
 from vftok.runtime.files import whole_file
 from vftok.runtime.lock import locked
 from vftok.runtime.process import agreed, local, whole
-from vftok.tasks import make_task
+from vftok.tasks import Task, make_task
 from vftok.train import optim
 from vftok.train.checkpoint import Checkpoints
 from vftok.train.evaluate import evaluate_sets
@@ -85,8 +88,9 @@ def _run(cfg: ConfigDict, workdir: Path, mesh, lead: bool) -> TrainState:
     loader = train_loader(cfg, examples, workers=cfg.data.workers, log=workdir / BAD_CLIPS)
     writer = Writer(workdir, active=lead, resume=step, wandb=cfg.wandb, config=cfg.to_dict())
     with contextlib.closing(loader), contextlib.closing(writer):
-      loop = _Loop(cfg, workdir, mesh, task, tx, rate, places, checkpoints, loader, writer, examples)
-      return loop.run(state, frozen, step)
+      one = compiled_step(cfg, mesh, task, tx, places)
+      made = dict(step=one, rate=rate, checkpoints=checkpoints, loader=loader, writer=writer, examples=examples)
+      return Run(cfg, workdir, mesh, task, **made).steps(state, frozen, step)
 
 
 def train_step(state: TrainState, frozen, batch, *, task, tx, cfg: ConfigDict) -> tuple[TrainState, dict[str, Any]]:
@@ -143,20 +147,34 @@ def step_arrays(host, mesh) -> dict[str, jax.Array]:
   return sharding.to_devices({k: v for k, v in host.items() if v.dtype != object and k not in left}, mesh)
 
 
-class _Loop:
-  """The steps of one run. Its arrays live in the state that travels through `run`."""
+@dataclasses.dataclass
+class Run:
+  """What the steps of one run are made of. Its arrays live in the state that travels through `steps`.
 
-  def __init__(self, cfg, workdir, mesh, task, tx, rate, places, checkpoints, loader, writer, examples):
-    self.cfg, self.workdir, self.mesh, self.task, self.rate = cfg, workdir, mesh, task, rate
-    self.checkpoints, self.loader, self.writer = checkpoints, loader, writer
-    self.step = compiled_step(cfg, mesh, task, tx, places)
-    self.meter = Meter(cfg.steps, task.flops() * cfg.batch_size, task.dtype, 60 * cfg.minutes)
-    self.examples = examples  # seen so far: carried from batch to batch and from run to run, whatever their sizes
-    self.left_out = bad_clips.Tally(workdir / BAD_CLIPS)
+  Attributes:
+    step: `compiled_step`. rate: step -> learning rate.
+    examples: seen so far: carried from batch to batch and from run to run, whatever their sizes.
+  """
+
+  cfg: ConfigDict
+  workdir: Path
+  mesh: Mesh
+  task: Task
+  step: Callable
+  rate: Callable
+  checkpoints: Checkpoints
+  loader: Iterable[dict]
+  writer: Writer
+  examples: int
+
+  def __post_init__(self):
+    cfg = self.cfg
+    self.meter = Meter(cfg.steps, self.task.flops() * cfg.batch_size, self.task.dtype, 60 * cfg.minutes)
+    self.left_out = bad_clips.Tally(self.workdir / BAD_CLIPS)
     self.sums: dict[str, np.ndarray] = {}
     self.began: float | None = None  # of a run by the clock: when its program was compiled
 
-  def run(self, state: TrainState, frozen, step: int) -> TrainState:
+  def steps(self, state: TrainState, frozen, step: int) -> TrainState:
     cfg, began, pending, done = self.cfg, time.monotonic(), None, False
     gc.collect()
     gc.freeze()  # what is alive now stays: collections between steps stay short
