@@ -21,7 +21,8 @@ print("SCORES", evaluate.run(cfg, {workdir!r}))
 """
 
 
-@pytest.mark.parametrize("name", ["vae", pytest.param("tokenizer", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vae", "tokenizer"])
 def test_a_run_and_its_evaluation(name, tmp_path, cache_dir):
   out = run_bare(TRAIN.format(name=name, workdir=str(tmp_path)), JAX_COMPILATION_CACHE_DIR=cache_dir)
   assert "no TensorBoard events are written" in out and "psnr" in out.rsplit("SCORES")[1]

@@ -22,6 +22,8 @@ from vftok.tokens import VideoTokens
 T, K, V, LEVELS = 5, 4, 29, (1, 2, 4)
 B = 150  # the same in all tests, so that they share programs
 KINDS = [(form, kind) for form in lengths.FORMATS[1:] for kind in order.ORDERS]
+# Each format and each order once; the other two pairs in the slow half.
+CROSSED = [pytest.param(*pair, marks=[pytest.mark.slow] * (i in (1, 2))) for i, pair in enumerate(KINDS)]
 
 
 @functools.cache
@@ -66,7 +68,7 @@ def guided(gen, null, full, end_bias=0.0):
   return out
 
 
-@pytest.mark.parametrize("form, kind", KINDS)
+@pytest.mark.parametrize("form, kind", CROSSED)
 def test_ten_thousand_tokens_of_the_right_kind(form, kind):
   """Read from the state itself: what stands where it was written, before anything is stripped."""
   gen, params = model(form, kind)
@@ -96,7 +98,7 @@ def test_ten_thousand_tokens_of_the_right_kind(form, kind):
     assert (is_length | (np.arange(K) == K - 1))[last].all()  # and END at the end, but of full steps
 
 
-@pytest.mark.parametrize("form, kind", KINDS)
+@pytest.mark.parametrize("form, kind", CROSSED)
 def test_cached_equals_uncached(form, kind):
   """Greedy, guided: every token is the likeliest of the whole forward pass over what was made."""
   gen, params = model(form, kind, 2 if (form, kind) == KINDS[0] else 1)
@@ -108,7 +110,7 @@ def test_cached_equals_uncached(form, kind):
   np.testing.assert_array_equal(guided(gen, *logits, **bias).argmax(-1)[seq.valid_BxL], ids[seq.valid_BxL])
 
 
-@pytest.mark.parametrize("form, kind", KINDS)
+@pytest.mark.parametrize("form, kind", CROSSED)
 def test_a_row_of_a_batch_equals_the_row_alone(form, kind):
   gen, params = model(form, kind)
   wish = dict(mean_length=2.2) if form == "length_first" else dict(end_bias=0.5)
@@ -119,7 +121,7 @@ def test_a_row_of_a_batch_equals_the_row_alone(form, kind):
   assert len({tuple(row) for row in np.asarray(many.keep).tolist()}) > 1
 
 
-@pytest.mark.parametrize("form, kind", KINDS)
+@pytest.mark.parametrize("form, kind", CROSSED)
 def test_forced_lengths_are_met_and_given_steps_stay(form, kind):
   gen, params = model(form, kind)
   keep = np.array([[1, 2, 4, 1, 4], [4, 4, 4, 4, 4], [1, 1, 1, 1, 1]] * (B // 3))
@@ -142,7 +144,7 @@ def test_forced_lengths_are_met_and_given_steps_stay(form, kind):
     np.testing.assert_array_equal(guided(gen, *logits).argmax(-1)[free], ids[free])
 
 
-@pytest.mark.parametrize("form, kind", KINDS)
+@pytest.mark.parametrize("form, kind", CROSSED)
 def test_what_is_forced_is_made(form, kind):
   gen, params = model(form, kind)
   forced = np.full((B, T, K), -1)
@@ -234,7 +236,7 @@ def test_lengths_without_guidance_have_the_odds_of_the_condition(form):
     assert (first(guidance=6.0) != plain).any()
 
 
-@pytest.mark.parametrize("form, kind", KINDS)
+@pytest.mark.parametrize("form, kind", CROSSED)
 def test_stream_ends_with_what_generate_gives(form, kind):
   gen, params = model(form, kind)
   pieces = list(gen.stream(params, jax.random.key(1), labels(B)))

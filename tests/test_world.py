@@ -90,6 +90,7 @@ def test_kept_clips_are_painted_once(source, monkeypatch):
   assert asked == [[3, 1, 1], [1, 3, 7]]
 
 
+@pytest.mark.slow
 def test_the_object_has_its_colour(source, scenes, seen):
   video = np.asarray(WorldSource("train", COUNT, size=48).take(range(COUNT), _spec(48))["video"]) / 255.0
   table = np.array(list(COLOURS.values()))
