@@ -5,8 +5,9 @@ Public names load on first use, so that ``import vftok`` costs next to nothing.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from vftok.runtime import lazy
 
 if TYPE_CHECKING:  # for type checkers and editors
   from vftok.budget.auto import Auto as Auto
@@ -31,11 +32,7 @@ _PUBLIC = {
 
 __all__ = ["__version__", *_PUBLIC]
 
-
-def __getattr__(name: str):
-  if name not in _PUBLIC:
-    raise AttributeError(f"module 'vftok' has no attribute {name!r}")
-  return getattr(importlib.import_module(_PUBLIC[name]), name)
+__getattr__, _ = lazy.names(__name__, _PUBLIC)
 
 
 def __dir__() -> list[str]:

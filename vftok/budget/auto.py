@@ -31,7 +31,7 @@ class Auto:
   mean: float | None = None
   total: int | None = None
   preference: float | None = None
-  router: str | os.PathLike | tuple[Router, Any] | None = None
+  router: str | os.PathLike | tuple[Router, Any] | None = dataclasses.field(default=None, repr=False)  # may hold arrays
   first: tuple[int, ...] = ()
   tries: int = 0
 

@@ -84,7 +84,7 @@ def sampled_losses(tok, params, net, video, tokens, keep_BxMxT, noise_1xTxhxwxC,
   A step has the sum over its frames times T / F, so that the mean over steps is the clip's.
 
   Args:
-    net: of `evals.nets.weights.load_lpips("vgg")`.
+    net: of `frozen.metrics.weights.load_lpips("vgg")`.
     video: [B, F, H, W, 3], uint8 or float in [-1, 1], one chunk; tokens: of it, all of them.
     noise_1xTxhxwxC: the same for every clip and assignment.
     sampling: of `Tokenizer.decode`.

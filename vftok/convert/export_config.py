@@ -36,7 +36,7 @@ DECODER_NAMES = {
 def reference_config(cfg: TokenizerConfig) -> dict[str, Any]:
   """The config.json that describes `cfg` in the reference's terms."""
   size = cfg.vae.space_stride * cfg.latent_size[0]
-  steps = (cfg.chunk_frames - 1) // 4 + 1
+  steps = cfg.chunk_latents
   wrapper = {
     "video_flex_tok": {
       "_target_": "videoflextok.wrappers.VideoFlexTok",

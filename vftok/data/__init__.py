@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+from vftok.runtime import lazy
 
 _PUBLIC = {
   "ClipSpec": "vftok.data.clip",
@@ -13,8 +13,4 @@ _PUBLIC = {
 
 __all__ = [*_PUBLIC]
 
-
-def __getattr__(name: str):
-  if name not in _PUBLIC:
-    raise AttributeError(f"module 'vftok.data' has no attribute {name!r}")
-  return getattr(importlib.import_module(_PUBLIC[name]), name)
+__getattr__, __dir__ = lazy.names(__name__, _PUBLIC)

@@ -1,9 +1,5 @@
 """A condition -> tokens, and tokens -> video by a tokenizer."""
 
+from vftok.runtime import lazy
 
-def __getattr__(name: str):  # loads on first use, so that the files of this room cost nothing more
-  if name != "Generator":
-    raise AttributeError(f"module 'vftok.generator' has no attribute {name!r}")
-  from vftok.generator.api import Generator
-
-  return Generator
+__getattr__, __dir__ = lazy.names(__name__, {"Generator": "vftok.generator.api"})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -40,13 +42,14 @@ def step_options() -> dict[str, str | int] | None:
   return {"xla_gpu_enable_command_buffer": "", "xla_gpu_graph_min_graph_size": 1 << 30} if platform() == "gpu" else None
 
 
-def once_options() -> dict[str, int] | None:
-  """Compiler options of a program that runs once, such as one that draws fresh parameters: on a CPU made quickly.
+def once(fn: Callable, **options: Any):
+  """`jax.jit` of a program that runs once, such as one that draws fresh parameters: on a CPU made quickly.
 
   LLVM takes 17 s for the draws of configs/tokenizer.py:smoke, most of them the VAE's, and 5 s for code that is not
   optimised; they run for a tenth of a second or two.
   """
-  return {"xla_backend_optimization_level": 0} if platform() == "cpu" else None
+  quick = {"xla_backend_optimization_level": 0} if platform() == "cpu" else None
+  return jax.jit(fn, compiler_options=quick, **options)
 
 
 FEW_ROWS = 3  # of what weights are multiplied with: up to here YNNPACK is faster than Eigen

@@ -63,7 +63,7 @@ class Geometry:
 
   @property
   def chunk_steps(self) -> int:
-    return latents_for(self.chunk_frames) // self.cfg.encoder.patch[0]
+    return self.cfg.chunk_latents // self.cfg.encoder.patch[0]
 
   @property
   def overlap_steps(self) -> int:

@@ -99,7 +99,7 @@ def bench_transformers(report: Report, mask: str) -> dict[str, float]:
   """Encoder, decoder at each keep, guided evaluation, forward + backward. Returns cost ratios between them."""
   cfg = config_m(mask)
   tok = Tokenizer(cfg)
-  params = nn.unbox(jax.jit(tok.init, compiler_options=target.once_options())(jax.random.key(0)))
+  params = nn.unbox(target.once(tok.init)(jax.random.key(0)))
   key = jax.random.key(1)
   latents = jax.random.normal(key, (1, 5, 16, 16, 16))
   tokens = VideoTokens.full(jax.random.randint(key, (1, 5, 256), 0, tok.codebook_size))
@@ -164,7 +164,7 @@ def bench_vae(report: Report) -> None:
   cfg = VAEConfig()
   model = VAE(cfg)
   video = jax.random.uniform(jax.random.key(0), (1, 17, 64, 64, 3), minval=-1.0)
-  params = nn.unbox(jax.jit(model.init, compiler_options=target.once_options())(jax.random.key(0), video[:, :1]))
+  params = nn.unbox(target.once(model.init)(jax.random.key(0), video[:, :1]))
   encode = jax.jit(lambda p, x: model.apply(p, x, method=VAE.encode)[0])
   decode = jax.jit(lambda p, z: model.apply(p, z, method=VAE.decode))
   flops_encode, flops_decode = vae_flops(cfg, 17, 64, 64)

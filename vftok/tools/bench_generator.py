@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
   memory.keep_memory()
   ar = ARConfig(vocab=args.vocab, steps=5, slots=args.slots, depth=args.depth, n_classes=10)
   gen = Generator(GeneratorConfig(ar))
-  params = jax.jit(gen.init, compiler_options=target.once_options())(jax.random.key(0))
+  params = target.once(gen.init)(jax.random.key(0))
   quarters = _cached(gen, params, args.batch, args.guidance)
   length = ar.length
   out = {

@@ -74,7 +74,7 @@ def video(frames: int, keep: int, size: int, batch: int) -> dict[str, float]:
 
   cfg = dataclasses.replace(config_m(), latent_size=(size // 8, size // 8))
   tok = Tokenizer(cfg)
-  params = jax.jit(tok.init, compiler_options=target.once_options())(jax.random.key(0))
+  params = target.once(tok.init)(jax.random.key(0))
   rng = np.random.default_rng(0)
   pieces = lambda: (rng.integers(0, 256, (batch, 1, size, size, 3), np.uint8) for _ in range(frames))
   encode = lambda: jax.block_until_ready(list(tok.encode_stream(params, pieces(), budget=keep)))

@@ -79,7 +79,7 @@ def init_state(
   """
   make, key = _maker(init, tx, ema, freeze), jax.random.key(seed)
   shardings = state_shardings(init, tx, mesh, jax.eval_shape(make, key), freeze)
-  return jax.jit(make, out_shardings=shardings, compiler_options=target.once_options())(key), shardings
+  return target.once(make, out_shardings=shardings)(key), shardings
 
 
 def planned_state(
