@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from vftok.models import lengths
 from vftok.models.ar_inputs import Condition, Context, Places, of_segment, shifted
 from vftok.models.attention import attend_causal, attend_filled, attend_seen
-from vftok.models.layers import parts, repeated, trunc_normal, xavier
+from vftok.models.layers import matmul, parts, repeated, trunc_normal, xavier
 from vftok.models.order import ORDERS
 from vftok.runtime.sharding import constrain
 
@@ -188,7 +188,7 @@ class AR(nn.Module):
   def logits(self, x_BxLxD) -> jax.Array:
     dtype = self.cfg.dtype
     x = self.norm(constrain(x_BxLxD, "batch", "length", None)).astype(dtype)
-    y = jnp.einsum("BLD,DV->BLV", x, self.head.astype(dtype), preferred_element_type=jnp.float32)
+    y = matmul(x, self.head.astype(dtype), jnp.float32)
     return y + self.head_bias if self.cfg.head_bias else y
 
 
@@ -229,7 +229,7 @@ class Block(nn.Module):
   def __call__(self, carry, context: Context | None, segment_BxL=None, seen_BxLxM=None, text_kv=None, position=0):
     (x, cache), cast = carry, lambda a: a.astype(self.cfg.dtype)
     # Axes of a result stay where the matmul puts them: what is cut is the small result, never a weight made over.
-    qkv = jnp.einsum("BLD,DxnE->BLxnE", cast(self.n1(x)), cast(self.qkv))
+    qkv = matmul(cast(self.n1(x)), cast(self.qkv))
     q, k, v = (part.swapaxes(1, 2) for part in parts(qkv, 2))
     if cache is None:
       y = attend_causal(q, k, v, segment_BxL)
@@ -241,11 +241,11 @@ class Block(nn.Module):
     y = checkpoint_name(y, "attn_out").swapaxes(1, 2)
     x = x + jnp.tensordot(y, cast(self.proj), axes=2).astype(jnp.float32)  # einsum would contract (E, n): a transpose
     if context is not None:
-      q = jnp.einsum("BLD,DnE->BLnE", cast(self.nx(x)), cast(self.text_q)).swapaxes(1, 2)
+      q = matmul(cast(self.nx(x)), cast(self.text_q)).swapaxes(1, 2)
       k, v = self.text_keys(context) if text_kv is None else text_kv
       y = attend_seen(q, k, v, context.seen_BxLxM)
       x = x + jnp.tensordot(y.swapaxes(1, 2), cast(self.text_proj), axes=2).astype(jnp.float32)
-    up = jnp.einsum("BLD,DxH->BLxH", cast(self.n2(x)), cast(self.up))
+    up = matmul(cast(self.n2(x)), cast(self.up))
     hidden, gate = parts(up, 2)
     hidden = checkpoint_name(nn.silu(hidden) * gate, "mlp_up")
     x = x + (hidden @ cast(self.down)).astype(jnp.float32)
@@ -254,6 +254,6 @@ class Block(nn.Module):
   def text_keys(self, context: Context):
     """(k, v) [B, n, M, d] of the text, the same for every position: made once per generated sequence."""
     dtype = self.cfg.dtype
-    kv = jnp.einsum("BMD,DxnE->BMxnE", context.vectors_BxMxD.astype(dtype), self.text_kv.astype(dtype))
+    kv = matmul(context.vectors_BxMxD.astype(dtype), self.text_kv.astype(dtype))
     k, v = (part.swapaxes(1, 2) for part in parts(kv, 2))
     return k, v

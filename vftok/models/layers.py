@@ -81,6 +81,19 @@ def parts(x: jax.Array, axis: int) -> list[jax.Array]:
   return [part.squeeze(axis) for part in jnp.split(x, x.shape[axis], axis)]
 
 
+def matmul(x_xD: jax.Array, w_Dxo: jax.Array, dtype=None) -> jax.Array:
+  """[..., D] by [D, ...] -> [..., ...], accumulated and returned in `dtype`, None: theirs.
+
+  A CPU gets two matrices: then XLA writes the gradient of w as w lies, otherwise it transposes the gradient of the
+  result for it, which is larger than x. Elsewhere axes stay apart: a sharded one cannot be joined to another for free.
+  """
+  if target.platform() != "cpu":
+    return jnp.tensordot(x_xD, w_Dxo, 1, preferred_element_type=dtype)
+  d = len(w_Dxo)
+  flat = jnp.matmul(x_xD.reshape(-1, d), w_Dxo.reshape(d, -1), preferred_element_type=dtype)
+  return flat.reshape(*x_xD.shape[:-1], *w_Dxo.shape[1:])
+
+
 class Weights(nn.Module):
   """Base of blocks whose `cfg` names a compute dtype; it makes their parameters and their MLP."""
 
@@ -92,7 +105,7 @@ class Weights(nn.Module):
     """[..., D] -> [..., D] in the compute dtype: SwiGLU of `hidden` channels, or SiLU where it is not gated."""
     d, h, branches = x_xD.shape[-1], hidden, 2 if gated else 1
     kernel = self._param("up_kernel", (d, branches, h), ("embed", None, "mlp"), xavier(d, h))
-    up_x2xH = jnp.einsum("...D,DxH->...xH", x_xD.astype(self.cfg.dtype), kernel)
+    up_x2xH = matmul(x_xD.astype(self.cfg.dtype), kernel)
     if bias:
       up_x2xH += self._param("up_bias", (branches, h), (None, "mlp"), nn.initializers.zeros)
     hidden_xH, *gate_xH = parts(up_x2xH, -2)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from vftok.models.attention import Layout, attend
-from vftok.models.layers import Weights, layer_norm, parts, repeated, xavier
+from vftok.models.layers import Weights, layer_norm, matmul, parts, repeated, xavier
 from vftok.runtime.sharding import constrain
 
 
@@ -125,7 +125,7 @@ class Block(Weights):
     cfg = self.cfg
     d, n, e = cfg.dim, cfg.heads, cfg.head_dim
     kernel = self._param("qkv_kernel", (d, 3, n, e), ("embed", None, "heads", "head_dim"), xavier(d, d))
-    qkv_BxNx3xnxe = jnp.einsum("BND,DxnE->BNxnE", x_BxNxD.astype(cfg.dtype), kernel)
+    qkv_BxNx3xnxe = matmul(x_BxNxD.astype(cfg.dtype), kernel)
     if cfg.qkv_bias:
       qkv_BxNx3xnxe += self._param("qkv_bias", (3, n, e), (None, "heads", "head_dim"), nn.initializers.zeros)
     q, k, v = (part.swapaxes(1, 2) for part in parts(qkv_BxNx3xnxe, 2))

@@ -13,6 +13,7 @@ import os
 import platform
 import statistics
 import time
+from pathlib import Path
 
 import jax
 from absl import flags
@@ -23,6 +24,7 @@ from vftok.runtime.process import begin
 from vftok.tasks import make_task
 from vftok.tools.bench import matmul_rate
 from vftok.tools.command import or_exit
+from vftok.tools.trace import PROGRAM
 from vftok.train import optim
 from vftok.train.experiment import define_config
 from vftok.train.experiment import run as run_main
@@ -32,11 +34,15 @@ from vftok.train.state import init_state, logical_axes
 
 def main(argv: list[str]) -> None:
   begin(argv, distributed=False)
-  or_exit(lambda: print(json.dumps(measured(flags.FLAGS.config, flags.FLAGS.steps), indent=2)))
+  given = flags.FLAGS
+  or_exit(lambda: print(json.dumps(measured(given.config, given.steps, given.trace), indent=2)))
 
 
-def measured(cfg, steps: int) -> dict:
-  """Of `steps` steps after two that compile and warm up. Raises ValueError for data that cannot be had."""
+def measured(cfg, steps: int, trace: str | None = None) -> dict:
+  """Of `steps` steps after two that compile and warm up; `trace`: a directory for a profile of three more.
+
+  Raises ValueError for data that cannot be had.
+  """
   mesh = sharding.make_mesh(cfg.mesh.to_dict())
   task = make_task(cfg)
   with jax.set_mesh(mesh):
@@ -57,6 +63,11 @@ def measured(cfg, steps: int) -> dict:
       state, metrics = jax.block_until_ready(step(state, frozen, batch))
       times.append(time.perf_counter() - start)
     rates.append(matmul_rate())
+    if trace:
+      with jax.profiler.trace(trace):
+        for _ in range(3):
+          state, metrics = jax.block_until_ready(step(state, frozen, batch))
+      Path(trace, PROGRAM).write_text(step.lower(state, frozen, batch).compile().as_text())
   took, rate = statistics.median(times), statistics.mean(rates)
   flops = task.flops() * cfg.batch_size
   return {
@@ -78,6 +89,7 @@ def define_flags() -> None:
   """Not at import: other tools import `measured`."""
   define_config("Experiment file of what is trained.")
   flags.DEFINE_integer("steps", 15, "Timed steps; the median counts.", lower_bound=1)
+  flags.DEFINE_string("trace", None, "Directory for a profile of three steps, read by vftok.tools.trace.")
 
 
 if __name__ == "__main__":

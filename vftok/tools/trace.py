@@ -1,6 +1,7 @@
 """Where the time of profiled steps went: `python -m vftok.tools.trace RUN/profile [--hlo PROGRAM.txt]`.
 
-A run writes the trace with `--config.profile="(6,9)"`: steps 6 to 8. Kernels are summed over all of them by what they
+A run writes the trace with `--config.profile="(6,9)"`: steps 6 to 8; `vftok.tools.bench_step --trace RUN` writes one of
+three steps, and the program beside it. Kernels are summed over all of them by what they
 compute, longest first; `busy` is the share of the time between the first and the last in which the device did anything.
 With the optimised program (`XLA_FLAGS="--xla_dump_to=DIR --xla_dump_hlo_as_text"`, the file
 `*jit_train_step*after_optimizations.txt`) kernels are named by the module they belong to.
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jax.profiler import ProfileData
+
+PROGRAM = "program.txt"  # the optimised program beside a trace
 
 _NAMED = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = .*metadata=\{[^}]*op_name="([^"]+)"', re.MULTILINE)
 _AROUND = ("while", "call", "conditional")  # they last as long as what they run
@@ -101,14 +104,15 @@ def table(calls: list[Kernel], names: dict[str, str], top: int) -> str:
 def main(argv: list[str] | None = None) -> None:
   parser = argparse.ArgumentParser(prog="python -m vftok.tools.trace", description=__doc__.split("\n\n")[0])
   parser.add_argument("directory", type=Path)
-  parser.add_argument("--hlo", type=Path, help="the optimised program, as text")
+  parser.add_argument("--hlo", type=Path, help=f"the optimised program, as text; default: {PROGRAM} in the directory")
   parser.add_argument("--module", default="train_step", help="only programs with this in their name; '' for all")
   parser.add_argument("--depth", type=int, default=4, help="of module names")
   parser.add_argument("--top", type=int, default=30)
   args = parser.parse_args(argv)
   everything = kernels(args.directory)
   calls = [call for call in everything if args.module in call.module] or everything
-  names = scopes(args.hlo.read_text(), args.depth) if args.hlo else {}
+  program = args.hlo or args.directory / PROGRAM
+  names = scopes(program.read_text(), args.depth) if args.hlo or program.exists() else {}
   other = sum(call.length for call in everything) - sum(call.length for call in calls)
   print(f"{len(calls)} calls, busy {busy(calls):.0%}, other programs {1e-6 * other:.1f} ms\n")
   print(table(calls, names, args.top))

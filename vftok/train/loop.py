@@ -138,7 +138,8 @@ def compiled_step(cfg: ConfigDict, mesh, task, tx, places: TrainState):
   """(state, frozen, arrays of a batch) -> (state, metrics) on the mesh; the state that goes in is given up."""
   step = functools.partial(train_step, task=task, tx=tx, cfg=cfg)
   out = (places, sharding.replicated(mesh))
-  return jax.jit(step, donate_argnums=0, out_shardings=out, compiler_options=target.step_options())
+  options = target.step_options(convolutions=cfg.task == "vae")
+  return jax.jit(step, donate_argnums=0, out_shardings=out, compiler_options=options)
 
 
 def step_arrays(host, mesh) -> dict[str, jax.Array]:
