@@ -39,6 +39,7 @@ class Fake:
     solver_steps=30,
   )
   chunk_steps = 5
+  nested, one_pass = True, False
 
   def __init__(self):
     self.calls = []

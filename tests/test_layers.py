@@ -16,6 +16,7 @@ RANKS = (
   {"models", "show"},
   {"data", "frozen", "convert"},
   {"tokenizer"},
+  {"families"},
   {"generator", "budget"},
   {"evals"},
   {"tasks"},

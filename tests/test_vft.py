@@ -18,6 +18,7 @@ TOK = types.SimpleNamespace(
   frame_size=(128, 96),
   chunk_frames=17,
   overlap_frames=1,
+  nested=True,
   frames_for=lambda steps: 1 + 4 * (steps - 1),
 )
 PRINT = "0123456789abcdef"

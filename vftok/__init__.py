@@ -16,11 +16,13 @@ if TYPE_CHECKING:  # for type checkers and editors
   from vftok.models.flow import APG as APG
   from vftok.models.flow import CFG as CFG
   from vftok.tokenizer.api import Tokenizer as Tokenizer
+  from vftok.tokenizer.families import load as load
   from vftok.tokens import VideoTokens as VideoTokens
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
+  "load": "vftok.tokenizer.families",
   "Tokenizer": "vftok.tokenizer.api",
   "Generator": "vftok.generator.api",
   "VideoTokens": "vftok.tokens",

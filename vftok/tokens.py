@@ -18,6 +18,9 @@ def is_concrete(x) -> bool:
   return not isinstance(x, jax.core.Tracer)
 
 
+NO_ORDER = "these tokens have no order, so none can be left out: encode again with a budget, if the model takes one."
+
+
 @flax.struct.dataclass
 class VideoTokens:
   """Ordered tokens of a batch of videos; any prefix of each time step decodes.
@@ -26,23 +29,27 @@ class VideoTokens:
     ids: int32 [B, T, K], codebook indices, coarse to fine along K.
     keep: int32 [B, T], how many of the K ids count in each time step (0..K). Length is data, never a shape.
     frames: true number of frames where the video was padded to fit (static), or None: as many as T stands for.
+    nested: whether a step's first ids are a whole, coarser code of it (static). False for grids and other sets, which
+      are all read, or as many as the encoder was asked for: those cannot be cut afterwards.
   """
 
   ids: jax.Array
   keep: jax.Array
   frames: int | None = flax.struct.field(pytree_node=False, default=None)
+  nested: bool = flax.struct.field(pytree_node=False, default=True)
 
   @classmethod
-  def full(cls, ids, frames: int | None = None) -> VideoTokens:
+  def full(cls, ids, frames: int | None = None, *, nested: bool = True) -> VideoTokens:
     """Tokens that keep every id of `ids` int [B, T, K]."""
     ids = jnp.asarray(ids, jnp.int32)
-    return cls(ids=ids, keep=jnp.full(ids.shape[:2], ids.shape[2], jnp.int32), frames=frames)
+    return cls(ids, jnp.full(ids.shape[:2], ids.shape[2], jnp.int32), frames, nested)
 
   def truncate(self, keep) -> VideoTokens:
     """Keeps at most `keep` tokens: an int, one count per time step [T], or [B, T]. Counts never grow.
 
     Raises:
-      ValueError: a count outside 0..K, or a shape that is none of the three.
+      ValueError: a count outside 0..K, a shape that is none of the three, or a count below what tokens without an
+        order have.
     """
     b, t, k = self.ids.shape
     try:
@@ -58,6 +65,8 @@ class VideoTokens:
         f"keep has shape {counts.shape}, expected an int, [{t}] (one count per time step) or [{b}, {t}]."
       )
     check_counts(counts, k)
+    if not self.nested and (not is_concrete(counts) or not is_concrete(self.keep) or np.any(self.keep > counts)):
+      raise ValueError(NO_ORDER)
     return self.replace(keep=jnp.minimum(self.keep, counts.astype(jnp.int32)))
 
   def widen(self, slots: int) -> VideoTokens:
@@ -80,6 +89,8 @@ class VideoTokens:
     if not pieces:
       raise ValueError("there are no token pieces to join: pass at least one VideoTokens.")
     first = pieces[0].ids.shape
+    if len({p.nested for p in pieces}) > 1:
+      raise ValueError("some pieces are nested and some have no order, expected one kind: they are two models'.")
     for shape in (p.ids.shape for p in pieces):
       if (shape[0], shape[2]) != (first[0], first[2]):
         raise ValueError(f"the pieces have ids {first} and {shape}, expected one batch size and one K.")
@@ -88,6 +99,7 @@ class VideoTokens:
       ids=jnp.concatenate([p.ids for p in pieces], axis=1),
       keep=jnp.concatenate([p.keep for p in pieces], axis=1),
       frames=None if any(f is None for f in frames) else sum(frames),
+      nested=pieces[0].nested,
     )
 
 

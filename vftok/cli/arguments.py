@@ -65,7 +65,7 @@ def parser(runs: Sequence[Callable]) -> argparse.ArgumentParser:
     ("video", "video to read"),
     ("out", ".mp4 or .gif to write; the curves go beside it as .png"),
   )
-  sub.add_argument("--keep", type=_counts, default=[1, 4, 16, 64, 256], metavar="K1,K2,...", help="budgets to show")
+  sub.add_argument("--keep", type=_counts, metavar="K1,K2,...", help="budgets to show (default: 1,4,16,64 and all)")
   sub.add_argument("--json", action="store_true", help="print JSON")
   _reading(sub)
   _sampling(sub)

@@ -69,6 +69,7 @@ def info(args):
       "bits_per_second": vft.bits * vft.fps / vft.frames,
       "levels": list(vft.levels),
       "codebook_size": vft.codebook_size,
+      "nested": vft.nested,
       "chunk_frames": vft.chunk_frames,
       "overlap_frames": vft.overlap_frames,
       "model": vft.fingerprint,
@@ -161,8 +162,9 @@ def reconstruct(args):
   check_target(args.out)
   if Path(args.out).exists() and Path(args.out).samefile(args.video):
     raise ValueError(f"{args.out} is the input itself, expected another file to write: choose another name.")
-  keeps = sorted(set(args.keep))
   tok, params = load_tokenizer(args.model, args.dino)
+  usual = [k for k in (1, 4, 16, 64) if tok.nested and k < tok.registers] + [tok.registers]
+  keeps = sorted(set(args.keep or usual))
   for keep in keeps:
     _check_keep(keep, tok)
   options = _sampler(args, tok)
@@ -172,7 +174,8 @@ def reconstruct(args):
   rows = side_by_side(tok, params, tokens, originals, args.out, fps, keeps, key, **options)
   curves = str(Path(args.out).with_suffix(".png"))
   height, width = tok.frame_size
-  what = f"{tokens.frames} frames at {fps:.3g} fps, {width} x {height}, {options['steps']} steps"
+  how = f"{options['steps']} steps" if options else "one pass"
+  what = f"{tokens.frames} frames at {fps:.3g} fps, {width} x {height}, {how}"
   values = {"PSNR (dB)": [r["psnr"] for r in rows], "SSIM": [r["ssim"] for r in rows]}
   curves_png(curves, keeps, [r["bits"] for r in rows], values, f"{Path(args.video).name}: {what}")
   if args.json:
@@ -221,6 +224,11 @@ def _encode(tok, params, args, budget=None):
 def _sampler(args, tok) -> dict:
   from vftok import APG, CFG
 
+  if tok.one_pass:
+    for name in ("steps", "guidance", "scale"):
+      if getattr(args, name) not in (None, "none"):
+        raise ValueError(f"--{name} is {getattr(args, name)}, but {args.model} decodes in one pass: leave it out.")
+    return {}
   kinds = {"apg": (APG, 20.0), "cfg": (CFG, 3.0)}
   name = args.guidance or (tok.cfg.guidance if "null" in tok.cfg.decoder.replacements else "none")
   if args.scale is None and args.guidance in (None, tok.cfg.guidance) and name in kinds:
@@ -247,8 +255,8 @@ def _check_model(vft, tok, params, args):
       f"{args.vft} was made by model {vft.fingerprint}, but {args.model} is model {fingerprint}: "
       "decode with the model that encoded it."
     )
-  mine = (tok.registers, tuple(tok.levels), tuple(tok.frame_size), tok.chunk_frames, tok.overlap_frames)
-  theirs = (vft.registers, vft.levels, vft.size, vft.chunk_frames, vft.overlap_frames)
+  mine = (tok.registers, tuple(tok.levels), tuple(tok.frame_size), tok.chunk_frames, tok.overlap_frames, tok.nested)
+  theirs = (vft.registers, vft.levels, vft.size, vft.chunk_frames, vft.overlap_frames, vft.nested)
   if mine != theirs or vft.frames > tok.frames_for(len(vft.keep)):
     raise ValueError(f"{args.vft} contradicts the model it names, expected {mine} and not {theirs}: encode it again.")
 

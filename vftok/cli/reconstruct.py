@@ -36,7 +36,7 @@ def side_by_side(
   labels = [f"original\n{frames} frames at {fps:.3g} fps"]
   labels += [f"k = {r['keep']}\n{r['tokens']} tokens, {si(r['bits'], 'bit')}" for r in rows]
   # One key for all budgets: the same noise, so that columns differ by their tokens alone.
-  slots = shared_slots(tok, keeps, steps, options["steps"] * (1 if options["guidance"] is None else 2))
+  slots = None if tok.one_pass else shared_slots(tok, keeps, steps, options["steps"] * (1 + bool(options["guidance"])))
   streams = [tok.decode_stream(params, tokens.truncate(k), key, slots=slots, **options) for k in keeps]
   scores, seconds = [PixelScores() for _ in keeps], [0.0] * len(keeps)
   with (

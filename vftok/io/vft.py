@@ -12,7 +12,7 @@ Little-endian, no gaps:
   24      2+2    height, width of the frames in pixels
   28      2+2    frames per chunk, frames by which chunks overlap
   32      8      fingerprint of the model that made the ids
-  40      1      L, number of FSQ dimensions
+  40      1      L, number of FSQ dimensions; 128 more where tokens have no order (grids, sets), so none can be cut
   41      2L     levels of each; their product V <= 65536 is the codebook size
   ..      2T     keep, tokens kept in each time step, 0..K
   ..      2N     ids, N = sum(keep): step after step, coarse to fine, 0..V-1
@@ -36,6 +36,7 @@ from vftok.io.video import check_fps
 from vftok.runtime.files import whole_file
 
 MAGIC, VERSION = b"\x89VFT", 1
+NO_ORDER_BIT = 128  # beside the number of levels
 _HEADER = struct.Struct("<4sHHdIIHHHH8sB")
 
 
@@ -53,6 +54,7 @@ class Vft:
     size: (height, width) in pixels.
     chunk_frames, overlap_frames: how the model cuts long videos.
     fingerprint: 16 hex digits that name the model's weights and graph.
+    nested: whether the first tokens of a step are a coarser code of it, so that it can be cut.
 
   Raises:
     ValueError: a field out of range or of another length than the others say.
@@ -68,13 +70,14 @@ class Vft:
   chunk_frames: int
   overlap_frames: int
   fingerprint: str
+  nested: bool = True
 
   def __post_init__(self):
     check_fps(self.fps)
     if self.codebook_size > 1 << 16:
       raise ValueError(f"the codebook has {self.codebook_size} ids, expected at most 65536: .vft holds 16 bits per id.")
-    if not 1 <= len(self.levels) <= 255 or min(self.levels) < 1 or max(self.levels) > 0xFFFF:
-      raise ValueError(f"levels are {self.levels}, expected 1 to 255 numbers of 1 to 65535: check the model.")
+    if not 1 <= len(self.levels) < NO_ORDER_BIT or min(self.levels) < 1 or max(self.levels) > 0xFFFF:
+      raise ValueError(f"levels are {self.levels}, expected 1 to 127 numbers of 1 to 65535: check the model.")
     for name, value, high in (
       ("registers", self.registers, 0xFFFF),
       ("height", self.size[0], 0xFFFF),
@@ -133,6 +136,7 @@ class Vft:
       chunk_frames=tok.chunk_frames,
       overlap_frames=tok.overlap_frames,
       fingerprint=fingerprint,
+      nested=tok.nested,
     )
 
   def tokens(self):
@@ -141,7 +145,7 @@ class Vft:
 
     ids_TxK = np.zeros((len(self.keep), self.registers), np.int32)
     ids_TxK[np.arange(self.registers) < self.keep[:, None]] = self.ids
-    return VideoTokens(ids=ids_TxK[None], keep=self.keep[None].astype(np.int32), frames=self.frames)
+    return VideoTokens(ids=ids_TxK[None], keep=self.keep[None].astype(np.int32), frames=self.frames, nested=self.nested)
 
   def truncate(self, keep) -> Vft:
     """At most `keep` tokens per time step, an int or one count per step [T], 0..K. Counts never grow."""
@@ -155,6 +159,10 @@ class Vft:
       bad = keep.min() if keep.min() < 0 else keep.max()
       raise ValueError(f"keep is {bad}, expected 0 to {self.registers} tokens per time step: pass a count in between.")
     shorter = np.minimum(self.keep, keep)
+    if not self.nested and (shorter < self.keep).any():
+      from vftok.tokens import NO_ORDER
+
+      raise ValueError(NO_ORDER)
     rank = np.arange(len(self.ids)) - np.repeat(np.cumsum(self.keep, dtype=np.int64) - self.keep, self.keep)
     return dataclasses.replace(self, keep=shorter, ids=self.ids[rank < np.repeat(shorter, self.keep)])
 
@@ -172,7 +180,7 @@ class Vft:
           self.chunk_frames,
           self.overlap_frames,
           bytes.fromhex(self.fingerprint),
-          len(self.levels),
+          len(self.levels) | (0 if self.nested else NO_ORDER_BIT),
         ),
         np.asarray(self.levels, "<u2").tobytes(),
         self.keep.tobytes(),
@@ -191,6 +199,7 @@ class Vft:
     if len(data) < _HEADER.size:
       raise ValueError(f"it was cut short, it has {len(data)} bytes and its header {_HEADER.size}: get a whole copy.")
     _, _, k, fps, frames, t, height, width, chunk, overlap, fingerprint, n_levels = _HEADER.unpack_from(data)
+    nested, n_levels = n_levels < NO_ORDER_BIT, n_levels % NO_ORDER_BIT
     start = _HEADER.size + 2 * n_levels
     counts_end = start + 2 * t
     size = counts_end + 4
@@ -214,6 +223,7 @@ class Vft:
       chunk_frames=chunk,
       overlap_frames=overlap,
       fingerprint=fingerprint.hex(),
+      nested=nested,
     )
 
 

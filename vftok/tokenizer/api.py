@@ -19,7 +19,7 @@ from vftok.models.config import TokenizerConfig
 from vftok.models.flow import gaussian
 from vftok.models.init import init_tokenizer
 from vftok.runtime.words import brief
-from vftok.tokenizer import identity, programs, stream
+from vftok.tokenizer import families, identity, programs, stream
 from vftok.tokenizer.checks import (
   check_array,
   check_dtype,
@@ -32,14 +32,14 @@ from vftok.tokenizer.checks import (
   check_tokens,
   check_video,
 )
-from vftok.tokenizer.geometry import Geometry, check_whole_latents
+from vftok.tokenizer.geometry import FlowGeometry, check_whole_latents
 from vftok.tokens import Budget, VideoTokens, is_concrete
 
 Params = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Tokenizer(Geometry):
+class Tokenizer(FlowGeometry):
   """A tokenizer's configuration and its functions; it owns no arrays. `dino`: the net its encoder reads, if any.
 
   Letters: B videos, F frames, T time steps of tokens, K registers per step, h w the VAE's grid.
@@ -50,34 +50,7 @@ class Tokenizer(Geometry):
 
   # ---- loading and saving
 
-  @staticmethod
-  def load(
-    name: str | os.PathLike,
-    *,
-    dtype: str | None = None,
-    vae: str | os.PathLike | None = None,
-    dino: str | os.PathLike | None = None,
-  ):
-    """(tokenizer, params) of a directory, a safetensors file with its config inside, a shipped name, or a Hub id.
-
-    Reads vftok's own layout, VideoFlexTok's and SemanTok's. Tensors keep the dtype they are stored in, but float16 in
-    vftok's own layout becomes float32.
-
-    Args:
-      dtype: compute dtype, "float32" (default) or "bfloat16"; norms, softmax, FSQ and flow time stay float32.
-      vae: where to take `vae.*` from if the file has none; default the source its config names.
-      dino: DINOv2 weights (a path or Hub id), which SemanTok's encoders read; without them such a model only decodes.
-
-    Raises:
-      FileNotFoundError, ValueError: one sentence that names the file and what is wrong with it.
-    """
-    from vftok.convert.load import load
-
-    check_dtype(dtype)
-    cfg, params = load(name, vae)
-    if dino is not None:
-      dino, params["dino"] = load_dino(cfg, dino)
-    return Tokenizer(cfg if dtype is None else cfg.with_dtype(dtype), dino), params
+  load = staticmethod(families.load)  # any family: `vftok.load`
 
   def save(self, params: Params, directory: str | os.PathLike) -> None:
     """Writes vftok's own layout, whole or not at all: config.json and model.safetensors, without the net `dino`."""
@@ -300,3 +273,32 @@ class Tokenizer(Geometry):
   def describe(self, params: Params) -> dict[str, Any]:
     """What `vftok info` shows: geometry, parameter counts per part, switches, fingerprint."""
     return identity.describe(self, params)
+
+
+def load(
+  name: str | os.PathLike,
+  *,
+  dtype: str | None = None,
+  vae: str | os.PathLike | None = None,
+  dino: str | os.PathLike | None = None,
+):
+  """(tokenizer, params) of a directory, a safetensors file with its config inside, a shipped name, or a Hub id.
+
+  Reads vftok's own layout, VideoFlexTok's and SemanTok's. Tensors keep the dtype they are stored in, but float16 in
+  vftok's own layout becomes float32.
+
+  Args:
+    dtype: compute dtype, "float32" (default) or "bfloat16"; norms, softmax, FSQ and flow time stay float32.
+    vae: where to take `vae.*` from if the file has none; default the source its config names.
+    dino: DINOv2 weights (a path or Hub id), which SemanTok's encoders read; without them such a model only decodes.
+
+  Raises:
+    FileNotFoundError, ValueError: one sentence that names the file and what is wrong with it.
+  """
+  from vftok.convert.load import load
+
+  check_dtype(dtype)
+  cfg, params = load(name, vae)
+  if dino is not None:
+    dino, params["dino"] = load_dino(cfg, dino)
+  return Tokenizer(cfg if dtype is None else cfg.with_dtype(dtype), dino), params

@@ -24,50 +24,28 @@ def check_whole_latents(frames: int) -> None:
 
 
 class Geometry:
-  """The sizes that follow from a config. F frames and T time steps of chunk-with-overlap video correspond."""
+  """The sizes of a tokenizer of any family. F frames and T time steps of chunk-with-overlap video correspond.
 
-  cfg: TokenizerConfig
+  A family gives the properties below; the rest follows.
+  """
 
-  @property
-  def registers(self) -> int:
-    return self.cfg.encoder.registers
-
-  @property
-  def levels(self) -> tuple[int, ...]:
-    return self.cfg.levels
+  registers: int  # K, the most tokens of a time step
+  levels: tuple[int, ...]  # of FSQ; of a table, its length alone
+  frame_size: tuple[int, int]  # (H, W) in pixels
+  chunk_frames: int
+  overlap_frames: int
+  chunk_steps: int
+  overlap_steps: int
+  nested: bool  # whether a prefix of a step's tokens decodes
+  one_pass: bool  # whether decoding takes one pass: no noise, no solver steps, no guidance
 
   @property
   def codebook_size(self) -> int:
-    return fsq.codebook_size(self.cfg.levels)
-
-  @property
-  def spatial_factor(self) -> int:
-    return self.cfg.vae.space_stride
-
-  @property
-  def frame_size(self) -> tuple[int, int]:
-    """(H, W) in pixels."""
-    return tuple(self.spatial_factor * n for n in self.cfg.latent_size)
-
-  @property
-  def chunk_frames(self) -> int:
-    return self.cfg.chunk_frames
-
-  @property
-  def overlap_frames(self) -> int:
-    return self.cfg.overlap_frames
+    return fsq.codebook_size(self.levels)
 
   @property
   def stride(self) -> int:
     return self.chunk_frames - self.overlap_frames
-
-  @property
-  def chunk_steps(self) -> int:
-    return self.cfg.chunk_latents // self.cfg.encoder.patch[0]
-
-  @property
-  def overlap_steps(self) -> int:
-    return latents_for(self.overlap_frames) // self.cfg.encoder.patch[0]
 
   def steps_for(self, frames: int) -> int:
     """Time steps of a video whose frames fit: 17 -> 5, 33 -> 9 with one frame of overlap; 34 -> 10 with none."""
@@ -98,6 +76,46 @@ class Geometry:
     return (
       f"the video has {frames} frames, expected a count that fits chunks such as {fitting}: cut it, or pass fit='pad'."
     )
+
+
+class FlowGeometry(Geometry):
+  """Of latents of a causal VAE, 1 + 4m frames a chunk, and a flow decoder."""
+
+  cfg: TokenizerConfig
+  nested = True
+  one_pass = False
+
+  @property
+  def registers(self) -> int:
+    return self.cfg.encoder.registers
+
+  @property
+  def levels(self) -> tuple[int, ...]:
+    return self.cfg.levels
+
+  @property
+  def spatial_factor(self) -> int:
+    return self.cfg.vae.space_stride
+
+  @property
+  def frame_size(self) -> tuple[int, int]:
+    return tuple(self.spatial_factor * n for n in self.cfg.latent_size)
+
+  @property
+  def chunk_frames(self) -> int:
+    return self.cfg.chunk_frames
+
+  @property
+  def overlap_frames(self) -> int:
+    return self.cfg.overlap_frames
+
+  @property
+  def chunk_steps(self) -> int:
+    return self.cfg.chunk_latents // self.cfg.encoder.patch[0]
+
+  @property
+  def overlap_steps(self) -> int:
+    return latents_for(self.overlap_frames) // self.cfg.encoder.patch[0]
 
   def slots(self, keep, collapse: bool = True, least: int | None = None) -> int | None:
     """How many registers a program must compute one by one for these counts: a power of two, or None for all.

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from vftok.models.config import TokenizerConfig
-from vftok.tokenizer.geometry import Geometry
+from vftok.tokenizer.geometry import FlowGeometry
 
 SAMPLES = 64  # values of each tensor that enter the fingerprint
 
@@ -28,16 +28,20 @@ def fingerprint(cfg: TokenizerConfig, params) -> str:
   if cfg.dino_class != "per_frame":
     decides.append(cfg.dino_class)
   digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode())
-  tensors = nn.unbox({"vae": params["vae"]["encoder"], "encoder": params["encoder"]})
+  sampled(digest, nn.unbox({"vae": params["vae"]["encoder"], "encoder": params["encoder"]}))
+  return digest.hexdigest()[:16]
+
+
+def sampled(digest, tensors) -> None:
+  """Adds the path, shape and some values of every tensor of a tree to a hash."""
   here = np.asarray if jax.default_backend() == "cpu" else lambda x: x  # JAX would compile a program per shape
   for path, value in jax.tree_util.tree_flatten_with_path(tensors)[0]:
     flat = here(value).reshape(-1)
     sample = np.asarray(flat[:: max(1, flat.size // SAMPLES)][:SAMPLES], np.float32)
     digest.update(f"{jax.tree_util.keystr(path)}{value.shape}".encode() + sample.tobytes())
-  return digest.hexdigest()[:16]
 
 
-def describe(tok: Geometry, params) -> dict[str, Any]:
+def describe(tok: FlowGeometry, params) -> dict[str, Any]:
   """Geometry, parameter counts per part, switches, fingerprint: plain JSON."""
   parts = {name: sum(int(x.size) for x in jax.tree.leaves(tree)) for name, tree in params.items()}
   enc, dec = tok.cfg.encoder, tok.cfg.decoder

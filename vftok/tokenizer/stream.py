@@ -23,7 +23,7 @@ def encode_chunks(tok: Geometry, run: Callable, pieces: Iterable, fit: str) -> I
 
   def tokens(chunk, frames: int) -> VideoTokens:
     ids = run(chunk)
-    return VideoTokens.full(ids if first else ids[:, tok.overlap_steps :], frames)
+    return VideoTokens.full(ids if first else ids[:, tok.overlap_steps :], frames, nested=tok.nested)
 
   for piece in pieces:
     piece = piece if hasattr(piece, "ndim") else np.asarray(piece)

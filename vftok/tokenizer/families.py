@@ -1,0 +1,49 @@
+"""Families of tokenizers: which one a model's config names, one row each. `vftok.load` opens a model of any of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vftok.io import hub
+from vftok.tokenizer.checks import check_options
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """`knows`: whether a config.json is of this family. `module` has `load(name, *, dtype=None, ...)`."""
+
+  name: str
+  module: str
+  knows: Callable[[Mapping[str, Any]], bool]
+
+
+FAMILIES = (Family("flow", "vftok.tokenizer.api", lambda config: True),)  # last: it says what is wrong with the rest
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+  """The first row that knows this config.json."""
+  return next(family for family in FAMILIES if family.knows(config))
+
+
+def load(name: str | os.PathLike, **options: Any):
+  """(tokenizer, params) of a directory, a safetensors file with its config inside, a shipped name, or a Hub id.
+
+  Whose functions the tokenizer has is the same for all families: `encode`, `decode`, their streams, `truncate` of what
+  they give. What a family cannot do it refuses in one sentence.
+
+  Args:
+    options: dtype="float32" or "bfloat16" for every family; what else one takes is said by its own `load`.
+
+  Raises:
+    FileNotFoundError, ValueError: one sentence that names the file and what is wrong with it.
+  """
+  family = family_of(hub.open_checkpoint(name).config)
+  open_model = importlib.import_module(family.module).load
+  known = [p for p in inspect.signature(open_model).parameters if p != "name"]
+  check_options(options, known, f"loading a model of the family {family.name}")
+  return open_model(name, **options)
