@@ -1,1 +1,1 @@
-"""Other families of tokenizers behind the interface of `vftok.Tokenizer`, a folder each; rows in tokenizer/families.py."""
+"""Other families of tokenizers behind `vftok.Tokenizer`'s interface, a folder each; their rows: tokenizer/families.py."""
