@@ -1,1 +1,4 @@
-"""Other families of tokenizers behind `vftok.Tokenizer`'s interface, a folder each; their rows: tokenizer/families.py."""
+"""Other families of tokenizers, a folder each, behind the interface of `vftok.Tokenizer`.
+
+Their rows are in vftok/tokenizer/families.py.
+"""
