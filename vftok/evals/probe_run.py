@@ -18,7 +18,6 @@ from vftok.evals.alignment import labels as captioned
 from vftok.evals.probe import MIN_CLIPS, ProbeTable, probe
 from vftok.io.video_writer import to_uint8
 from vftok.models import fsq
-from vftok.models.nested import powers_of_two
 from vftok.show.progress import progress
 from vftok.tokenizer import programs
 
@@ -45,7 +44,7 @@ def probe_set(cfg: ConfigDict, tok, params, split: str) -> ProbeTable | None:
   if law.probe_train:
     sources = cfg.data.sources.to_dict() if law.probe_train == "train" else sets[law.probe_train]
     train = gather(cfg, tok, params, sources, law.probe_clips, law.probe_train)
-  keeps = [k for k in law.keeps or powers_of_two(tok.registers) if k]
+  keeps = [k for k in law.keeps or tok.budgets if k]
   codes, attributes, extra = test
   try:
     return probe(codes, attributes, keeps, tuple(range(3)), extra, train=train, train_set=law.probe_train)

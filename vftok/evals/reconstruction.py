@@ -95,7 +95,7 @@ def evaluate(
   Raises:
     ValueError: no clips, clips of several sizes, or settings that do not fit the model, in one sentence.
   """
-  keeps = _powers(tok.registers) if keeps is None else sorted(set(keeps))
+  keeps = tok.budgets if keeps is None else sorted(set(keeps))
   bits = math.log2(tok.codebook_size)
   names = [f"keep {k}" for k in keeps]
   usage = CodebookUsage(tok.registers, tok.codebook_size)
@@ -234,10 +234,6 @@ def _places(media, total) -> list[int]:
   if not isinstance(media, int):
     return list(media)
   return list(range(media)) if not total else np.linspace(0, total - 1, min(media, total)).round().astype(int).tolist()
-
-
-def _powers(registers: int) -> list[int]:
-  return sorted({min(1 << i, registers) for i in range(registers.bit_length() + 1)})
 
 
 def text_of(guidance: Guidance) -> str:

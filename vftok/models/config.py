@@ -40,6 +40,12 @@ class TokenizerConfig:
     """Latent time steps of a chunk: one for the first frame, then one for every four."""
     return (self.chunk_frames - 1) // 4 + 1
 
+  @property
+  def step_tokens(self) -> int:
+    """K, the tokens of a time step: the registers, or where there are none the patches."""
+    (h, w), (_, ph, pw) = self.latent_size, self.encoder.patch
+    return self.encoder.registers or (h // ph) * (w // pw)
+
   def with_dtype(self, dtype: str) -> TokenizerConfig:
     """The same model computing in `dtype`; norms, softmax, FSQ and flow time stay float32."""
     stack = lambda part: dataclasses.replace(part, stack=dataclasses.replace(part.stack, dtype=dtype))
