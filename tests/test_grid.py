@@ -16,6 +16,7 @@ from vftok.models.config import TokenizerConfig
 from vftok.models.config_json import from_dict, from_json, to_json
 from vftok.models.decoder import Decoder
 from vftok.models.encoder import Encoder
+from vftok.runtime import target
 
 
 def config(name: str) -> TokenizerConfig:
@@ -35,7 +36,7 @@ def moved(params):
 
 @pytest.fixture(scope="module")
 def params():
-  return moved(jax.jit(TOK.init)(jax.random.key(0)))
+  return moved(target.once(TOK.init)(jax.random.key(0)))
 
 
 @pytest.fixture(scope="module")
