@@ -68,6 +68,7 @@ class GeneratorConfig:
   guidance: (largest budget, scale) pairs: what `generate` uses by itself.
   length_odds: how often each time step has each of `ar.levels` in what it was trained on; () where that is not known.
     A mean length is spread over time by it.
+  nested: whether the tokens it makes can be cut, as their tokenizer says.
   """
 
   ar: ARConfig
@@ -79,6 +80,7 @@ class GeneratorConfig:
   classes: tuple[str, ...] = ()
   guidance: tuple[tuple[int, float], ...] = ((4, 3.0), (32, 2.0), (65536, 1.0))  # VideoFlexTok on K600, by SemanTok
   length_odds: tuple[tuple[float, ...], ...] = ()
+  nested: bool = True
 
   def __post_init__(self):
     odds, steps, levels = self.length_odds, self.ar.steps, len(self.ar.levels)
