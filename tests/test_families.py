@@ -154,6 +154,7 @@ def test_evaluations_know_one_budget_and_no_vae(model, tokens, tmp_path):
   names = [row["name"] for row in evaluation.rows]
   assert "keep 4" in names and reconstruction.VAE not in names
   assert evaluation.rows[0]["solver"] == "one pass" and evaluation.rows[0]["seeds"] == []
+  assert len(next(row for row in evaluation.rows if row["name"] == "keep 4")["per_seed"]["psnr"]) == 1
   report.write_report(tmp_path / "report", [evaluation], title="grey", fps=8.0)
   cfg = c2v.get_config("smoke")
   cfg.data.sources.tokens.directory = cfg.eval.sets.val.tokens.directory = str(tokens)
