@@ -1,4 +1,4 @@
-"""FlexTok (Bachmann et al. 2025, arXiv 2502.13967): images to nested tokens, VideoFlexTok's design for one time step."""
+"""FlexTok (Bachmann et al. 2025, arXiv 2502.13967): images to nested tokens, VideoFlexTok's design at T = 1."""
 
 from vftok.runtime import lazy
 

@@ -11,7 +11,8 @@ from vftok.convert import reference_weights, wiring
 from vftok.convert.reference_config import Names, decoder_config, encoder_config, noise_keys
 from vftok.convert.wiring import HARMLESS, Wiring, check_arguments, check_targets, class_of, need, target_of
 from vftok.families.flextok import vae_weights
-from vftok.families.flextok.config import FlexTokConfig, KLConfig
+from vftok.families.flextok.config import FlexTokConfig
+from vftok.families.flextok.vae import KLConfig
 from vftok.io.layout import SAME, Rule
 from vftok.models.config_checks import check
 from vftok.runtime.words import brief

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from vftok.convert import vidtok
-from vftok.families.flextok.config import KLConfig
+from vftok.families.flextok.vae import KLConfig
 from vftok.io import hub
 from vftok.io.layout import LINEAR, VECTOR, Rule, converted
 from vftok.io.leaves import Leaves, leaves_of
@@ -30,51 +30,64 @@ _KIND = {
 
 def rules(cfg: KLConfig, path: tuple[str, ...] = ()) -> dict[str, Rule]:
   """diffusers key -> Rule, for every tensor of the VAE; ours lie below `path`."""
-  table: dict[str, Rule] = {}
-
-  def pair(theirs: str, ours: tuple[str, ...], weight: str, kind) -> None:
-    table[f"{theirs}.weight"] = Rule((*path, *ours, weight), (), *kind)
-    table[f"{theirs}.bias"] = Rule((*path, *ours, "bias"), (), *VECTOR)
-
-  def norm(theirs, *ours):
-    pair(theirs, ours, "scale", VECTOR)
-
-  def conv(theirs, *ours, kind="conv2d"):
-    pair(theirs, ours, "kernel", _KIND[kind])
-
-  def block(theirs, *ours, shortcut=False):
-    for n in "12":
-      norm(f"{theirs}.norm{n}", *ours, f"norm{n}")
-      conv(f"{theirs}.conv{n}", *ours, f"conv{n}")
-    if shortcut:
-      conv(f"{theirs}.conv_shortcut", *ours, "shortcut", kind="point2d")
-
+  table = _Table(path)
   for side, way in (("encoder", "down"), ("decoder", "up")):
-    conv(f"{side}.conv_in", side, "conv_in")
-    conv(f"{side}.conv_out", side, "conv_out")
-    norm(f"{side}.conv_norm_out", side, "norm_out")
-    for n in (0, 1):
-      block(f"{side}.mid_block.resnets.{n}", side, "mid", f"block_{n + 1}")
-    if cfg.attention:
-      theirs, ours = f"{side}.mid_block.attentions.0", (side, "mid", "attn")
-      norm(f"{theirs}.group_norm", *ours, "norm")
-      for name, mine in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "out")):
-        conv(f"{theirs}.{name}", *ours, mine, kind="linear")
-    last = len(cfg.widths) - 1
-    before = cfg.widths[0] if way == "down" else cfg.widths[-1]
-    for place in range(last + 1):  # of the file: the decoder's levels come from the smallest picture on
-      i = place if way == "down" else last - place
-      for j in range(cfg.blocks + (way == "up")):
-        theirs = f"{side}.{way}_blocks.{place}.resnets.{j}"
-        block(theirs, side, f"{way}_{i}_block_{j}", shortcut=j == 0 and before != cfg.widths[i])
-      before = cfg.widths[i]
-      if place < last:
-        conv(f"{side}.{way}_blocks.{place}.{way}samplers.0.conv", side, f"{way}_{i}_space")
-  if cfg.code_out:
-    conv("quant_conv", "encoder", "code_out", kind="point2d")
-  if cfg.code_in:
-    conv("post_quant_conv", "decoder", "code_in", kind="point2d")
-  return table
+    _side(table, cfg, side, way)
+  for key, side, name, there in (
+    ("quant_conv", "encoder", "code_out", cfg.code_out),
+    ("post_quant_conv", "decoder", "code_in", cfg.code_in),
+  ):
+    if there:
+      table.conv(key, side, name, kind="point2d")
+  return table.rules
+
+
+class _Table:
+  """Rules of norms, convolutions and residual blocks, by their place in the file and in ours."""
+
+  def __init__(self, path: tuple[str, ...]):
+    self.path, self.rules = path, {}
+
+  def _pair(self, theirs: str, ours: tuple[str, ...], weight: str, kind) -> None:
+    self.rules[f"{theirs}.weight"] = Rule((*self.path, *ours, weight), (), *kind)
+    self.rules[f"{theirs}.bias"] = Rule((*self.path, *ours, "bias"), (), *VECTOR)
+
+  def norm(self, theirs: str, *ours: str) -> None:
+    self._pair(theirs, ours, "scale", VECTOR)
+
+  def conv(self, theirs: str, *ours: str, kind: str = "conv2d") -> None:
+    self._pair(theirs, ours, "kernel", _KIND[kind])
+
+  def block(self, theirs: str, *ours: str, shortcut: bool = False) -> None:
+    for n in "12":
+      self.norm(f"{theirs}.norm{n}", *ours, f"norm{n}")
+      self.conv(f"{theirs}.conv{n}", *ours, f"conv{n}")
+    if shortcut:
+      self.conv(f"{theirs}.conv_shortcut", *ours, "shortcut", kind="point2d")
+
+
+def _side(table: _Table, cfg: KLConfig, side: str, way: str) -> None:
+  table.conv(f"{side}.conv_in", side, "conv_in")
+  table.conv(f"{side}.conv_out", side, "conv_out")
+  table.norm(f"{side}.conv_norm_out", side, "norm_out")
+  for n in (0, 1):
+    table.block(f"{side}.mid_block.resnets.{n}", side, "mid", f"block_{n + 1}")
+  if cfg.attention:
+    theirs, ours = f"{side}.mid_block.attentions.0", (side, "mid", "attn")
+    table.norm(f"{theirs}.group_norm", *ours, "norm")
+    for name, mine in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "out")):
+      table.conv(f"{theirs}.{name}", *ours, mine, kind="linear")
+  levels = list(enumerate(cfg.widths))
+  if way == "up":
+    levels.reverse()  # in the file they come from the smallest picture on
+  before = levels[0][1]
+  for place, (i, width) in enumerate(levels):
+    for j in range(cfg.blocks + (way == "up")):
+      theirs = f"{side}.{way}_blocks.{place}.resnets.{j}"
+      table.block(theirs, side, f"{way}_{i}_block_{j}", shortcut=j == 0 and before != width)
+    before = width
+    if place < len(levels) - 1:
+      table.conv(f"{side}.{way}_blocks.{place}.{way}samplers.0.conv", side, f"{way}_{i}_space")
 
 
 def plain_key(key: str) -> str:
@@ -125,6 +138,9 @@ _MUST_BE = {
   "in_channels": (3,),
   "out_channels": (3,),
 }
+
+
+_NUMBERS = {"scaling": ("scaling_factor", float), "shift": ("shift_factor", float), "groups": ("norm_num_groups", int)}
 
 
 def load_vae(name: str | os.PathLike) -> tuple[KLConfig, dict[str, Any]]:
