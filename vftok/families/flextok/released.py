@@ -146,7 +146,7 @@ def vae_config(spec: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
   scaling, shift = float(need(spec, "scaling_factor", "vae")), float(spec.get("shift_factor") or 0.0)
   cfg = vae_weights.infer_config(shapes, scaling=scaling, shift=shift)
   if wrong := vae_weights.stated_otherwise(cfg, spec):
-    raise ValueError(f"the config of the VAE has {wrong}: check that both are of one model.")
+    raise ValueError(f"the VAE has a config of {wrong}: check that both are of one model.")
   return cfg
 
 

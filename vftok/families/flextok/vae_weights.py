@@ -183,6 +183,8 @@ def load_vae(name: str | os.PathLike) -> tuple[KLConfig, dict[str, Any]]:
     cfg = infer_config({key: weights.shapes[own] for key, (_, own) in sources.items()}, **known)
   except ValueError as error:
     raise ValueError(f"{weights.path} cannot be read: {str(error).rstrip('.')}; pass another file.") from None
+  if wrong := stated_otherwise(cfg, config):
+    raise ValueError(f"{weights.path} has a config of {wrong}: check that both are of one model.")
   table = rules(cfg)
   hub.report_keys(weights.path, table.keys() - sources.keys(), sources.keys() - table.keys())
   return cfg, converted(table, sources, abstract_params(cfg))
