@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flextok_files import changed, golden_parts, pictures, written
 from jax.sharding import PartitionSpec
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import vftok
 from vftok.families.flextok import FlexTok, api, released, vae_weights
@@ -253,6 +253,21 @@ def test_names_in_the_file_may_be_wrapped_or_old(model, parts, tmp_path):
   assert len(renamed.keys() - weights.keys()) >= 16 + 8
   tok, params = vftok.load(written(tmp_path, renamed, config))
   assert tok == model[0] and jax.tree.all(jax.tree.map(np.array_equal, params, model[1]))
+
+
+def test_one_file_with_its_config_as_python_literals(model, parts, tmp_path):
+  """As released files carry it: None, True, tuples and small numbers that YAML takes for text."""
+  config = changed(
+    parts[1],
+    ("vae.dtype_override", None),
+    ("enc/enc_patch_emb.patch_sizes", (2, 2)),
+    ("dec/dec_transformer.drop_path_rate", 1e-06),
+    ("dec/dec_seq_packer.something", None),
+  )
+  metadata = {key: value if isinstance(value, str) else repr(value) for key, value in config.items()}
+  save_file(parts[0], tmp_path / "flextok.safetensors", metadata=metadata)
+  tok, params = vftok.load(tmp_path / "flextok.safetensors")
+  assert tok == model[0] and tok.fingerprint(params) == tok.fingerprint(model[1])
 
 
 def test_registers_packed_first_swap_the_modulations(model, parts):

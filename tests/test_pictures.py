@@ -230,7 +230,7 @@ def test_more_frames_are_no_picture(tmp_path):
     with pytest.raises(ValueError):
       write_video(tmp_path / "a.png", frames, 8)
   assert [p.name for p in tmp_path.iterdir()] == ["a.png"] and (tmp_path / "a.png").read_bytes() == b"old"
-  with pytest.raises(ValueError, match=r"a video of 3 frames, and \.png holds one: use \.mp4"):
+  with pytest.raises(ValueError, match=r"a video, and \.png holds one frame: use \.mp4"):
     check_video_name("a.png", 3)
 
 
@@ -291,5 +291,5 @@ def test_a_film_is_no_picture_before_anything_is_decoded(run, tmp_path, capsys):
   run("encode", "m", "film.mp4", "film.vft")
   for words in (("decode", "m", "film.vft", "out.png"), ("reconstruct", "m", "film.mp4", "out.png")):
     assert commands.main(list(words)) == 2
-    assert "a video of 3 frames, and .png holds one" in capsys.readouterr().err
+    assert "a video, and .png holds one frame" in capsys.readouterr().err
   assert sorted(p.name for p in tmp_path.iterdir()) == ["film.mp4", "film.vft"]

@@ -52,7 +52,7 @@ def check_video_name(path, frames: int = 1) -> None:
       f"{path} ends in {kind!r}, expected a video to write: use .mp4 or .gif or .webp, or .png of one frame."
     )
   if kind in PICTURES and frames > 1:
-    raise ValueError(f"{path} is to hold a video of {frames} frames, and {kind} holds one: use .mp4 or .gif or .webp.")
+    raise ValueError(f"{path} is to hold a video, and {kind} holds one frame: use .mp4 or .gif or .webp.")
 
 
 def film_ending() -> str:
