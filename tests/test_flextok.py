@@ -14,7 +14,8 @@ from jax.sharding import PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 import vftok
-from vftok.families.flextok import FlexTok, api, released, vae_weights
+from vftok.convert.load import abstract_params
+from vftok.families.flextok import FlexTok, released, vae_weights
 from vftok.models import flow
 from vftok.models.encoder import Encoder
 from vftok.models.layers import PositionConfig
@@ -174,7 +175,7 @@ def test_switches_are_read_written_and_read_again(name, model, parts, tmp_path):
   tok = FlexTok(cfg)
   rng = np.random.default_rng(0)
   fresh = lambda leaf: (0.2 * rng.standard_normal(leaf.shape)).astype(np.float32)
-  params = traverse.unflatten_dict({path: fresh(leaf) for path, leaf in api.abstract_params(cfg).items()})
+  params = traverse.unflatten_dict({path: fresh(leaf) for path, leaf in abstract_params(cfg).items()})
   tok.save(params, tmp_path / "model")
   assert load_file(tmp_path / "model" / "model.safetensors").keys() == released.rules(cfg, names).keys()
   again, loaded = vftok.load(tmp_path / "model")
@@ -210,7 +211,7 @@ def test_a_model_of_other_switches_encodes_and_decodes(parts, tmp_path):
   cfg, _ = released.parse(changed(parts[1], *changes), vae_weights.KLConfig((32,), 1, 4, scaling=0.6))
   rng = np.random.default_rng(0)
   fresh = lambda leaf: (0.2 * rng.standard_normal(leaf.shape)).astype(np.float32)
-  params = traverse.unflatten_dict({path: fresh(leaf) for path, leaf in api.abstract_params(cfg).items()})
+  params = traverse.unflatten_dict({path: fresh(leaf) for path, leaf in abstract_params(cfg).items()})
   tok = FlexTok(cfg)
   video = rng.integers(0, 256, (2, 1, 4, 6, 3)).astype(np.uint8)
   tokens = tok.encode(params, video, budget=3)
@@ -253,6 +254,63 @@ def test_names_in_the_file_may_be_wrapped_or_old(model, parts, tmp_path):
   assert len(renamed.keys() - weights.keys()) >= 16 + 8
   tok, params = vftok.load(written(tmp_path, renamed, config))
   assert tok == model[0] and jax.tree.all(jax.tree.map(np.array_equal, params, model[1]))
+
+
+def test_a_stored_feature_head_is_read_along(model, tmp_path):
+  cfg = dataclasses.replace(model[0].cfg, decoder=dataclasses.replace(model[0].cfg.decoder, readout=(1, 8)))
+  cfg = dataclasses.replace(cfg, vae=vae_weights.KLConfig((32,), 1, 4, scaling=0.6))
+  params = traverse.unflatten_dict({k: np.zeros(leaf.shape, np.float32) for k, leaf in abstract_params(cfg).items()})
+  FlexTok(cfg).save(params, tmp_path / "model")
+  assert vftok.load(tmp_path / "model")[0] == FlexTok(cfg)
+
+
+def test_released_sizes(parts):
+  """d18_d28 by the spec's table of shapes; the VAE has Stable Diffusion's 83,653,863 parameters but for its latents."""
+  changes = [
+    *(
+      (f"enc/{name}.dim", 1152)
+      for name in ("enc_patch_emb", "enc_posemb_module", "enc_register_module", "enc_to_latents")
+    ),
+    *((f"{part}_transformer.head_dim", 64) for part in ("enc/enc", "dec/dec")),
+    *((f"{name}.channels_in", 16) for name in ("enc/enc_patch_emb", "dec/dec_noise_patch_emb")),
+    *((f"{name}.max_sizes", [16, 16]) for name in ("enc/enc_posemb_module", "dec/dec_patches_posemb_module")),
+    ("enc/enc_transformer.dim", 1152),
+    ("enc/enc_transformer.depth", 18),
+    ("dec/dec_transformer.dim", 1792),
+    ("dec/dec_transformer.depth", 28),
+    ("enc/enc_register_module.n_max", 256),
+    ("dec/dec_registers_posemb_module.max_sizes", [256]),
+    ("dec/dec_to_patches.channels_out", 16),
+  ]
+  cfg, names = released.parse(changed(parts[1], *changes), vae_weights.KLConfig(scaling=0.6))
+  assert FlexTok(cfg).frame_size == (256, 256)
+  leaves = abstract_params(cfg)
+  shape = lambda rule: rule.to_theirs(np.broadcast_to(np.int8(0), leaves[rule.path].shape)[rule.index]).shape
+  table = released.rules(cfg, names)
+  expected = {
+    "encoder.module_dict.enc_patch_emb.patch_proj.weight": (1152, 64),
+    "encoder.module_dict.enc_posemb_module.posembs": (1, 1152, 16, 16),
+    "encoder.module_dict.enc_register_module.registers": (256, 1152),
+    "encoder.module_dict.enc_transformer.blocks.17.mlp.fc1.weight": (3072, 1152),
+    "encoder.module_dict.enc_to_latents.proj.weight": (6, 1152),
+    "decoder.module_dict.dec_from_latents.proj.weight": (1792, 6),
+    "decoder.module_dict.dec_registers_posemb_module.posembs": (1, 1, 1792, 256),
+    "decoder.module_dict.dec_nested_dropout.dropout_mask_token": (1792,),
+    "decoder.module_dict.dec_latent_dropout.nullcond": (1792,),
+    "decoder.module_dict.dec_patches_posemb_module.posembs": (1, 1792, 16, 16),
+    "decoder.module_dict.dec_time_embedder.mlp.0.weight": (1792, 256),
+    "decoder.module_dict.dec_transformer.blocks.27.adaLN_modulation.1.weight": (12 * 1792, 1792),
+    "decoder.module_dict.dec_transformer.blocks.27.mlp.fc2.weight": (1792, 4778),
+    "decoder.module_dict.dec_to_patches.proj.weight": (64, 1792),
+    "decoder.module_dict.dec_to_patches.adaLN_modulation.1.weight": (3584, 1792),
+    "vae.vae.quant_conv.weight": (32, 32, 1, 1),
+    "vae.vae.decoder.up_blocks.0.upsamplers.0.conv.weight": (512, 512, 3, 3),
+    "vae.vae.encoder.mid_block.attentions.0.to_out.0.weight": (512, 512),
+  }
+  assert {key: shape(table[key]) for key in expected} == expected
+  sizes = lambda start: sum(leaf.size for path, leaf in leaves.items() if path[0] == start)
+  more = 24 * (512 * 9 + 1) + 12 * 512 * 9 + (32 * 33 - 8 * 9) + (16 * 17 - 4 * 5)  # 16 latent channels for 4
+  assert sizes("vae") == 83_653_863 + more
 
 
 def test_one_file_with_its_config_as_python_literals(model, parts, tmp_path):

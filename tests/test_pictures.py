@@ -12,9 +12,10 @@ from flextok_files import changed, golden_parts
 from PIL import Image, ImageOps
 
 from vftok.cli import commands
+from vftok.convert.load import abstract_params
 from vftok.data.clip import ClipSpec, load_clip
 from vftok.data.sources import make_source
-from vftok.families.flextok import FlexTok, api, released, vae_weights
+from vftok.families.flextok import FlexTok, released, vae_weights
 from vftok.io.container import VideoBytes
 from vftok.io.vft import read_vft
 from vftok.io.video import read_video, video_info
@@ -250,7 +251,7 @@ def model():
   cfg, _ = released.parse(changed(golden_parts()[1], *changes), vae_weights.KLConfig((32,), 1, 4, scaling=0.6))
   rng = np.random.default_rng(0)
   fresh = lambda leaf: (0.2 * rng.standard_normal(leaf.shape)).astype(np.float32)
-  return FlexTok(cfg), traverse.unflatten_dict({path: fresh(leaf) for path, leaf in api.abstract_params(cfg).items()})
+  return FlexTok(cfg), traverse.unflatten_dict({path: fresh(leaf) for path, leaf in abstract_params(cfg).items()})
 
 
 @pytest.fixture

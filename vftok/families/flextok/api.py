@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,13 +10,12 @@ from typing import Any
 
 import jax
 
+from vftok.convert.load import abstract_params
 from vftok.convert.reference_weights import infer_readout, plain_keys
 from vftok.families.flextok import export, released, vae_weights
 from vftok.families.flextok.config import FlexTokConfig
 from vftok.io import hub
 from vftok.io.layout import converted
-from vftok.io.leaves import Leaves, leaves_of
-from vftok.models.init import init_tokenizer
 from vftok.tokenizer.api import Params, Tokenizer
 from vftok.tokenizer.checks import check_dtype
 from vftok.tokens import VideoTokens
@@ -63,12 +61,6 @@ class FlexTok(Tokenizer):
     if first_frames is not None:
       raise ValueError("first_frames are given, expected none: this model makes pictures, leave them out.")
     return super().decode_stream(params, tokens, key, noise=noise, clip=clip, slots=slots, **sampling)
-
-
-@functools.cache
-def abstract_params(cfg: FlexTokConfig) -> Leaves:
-  """Path -> shape of every parameter, without making one."""
-  return leaves_of(cfg, functools.partial(init_tokenizer, cfg))
 
 
 def load(name: str | os.PathLike, *, dtype: str | None = None) -> tuple[FlexTok, Params]:

@@ -109,11 +109,6 @@ class ImageWiring(Wiring):
   }
 
 
-def is_flextok(config: Mapping[str, Any]) -> bool:
-  """Whether a config.json is an image model's: its class is called FlexTok, FlexTokFromHub or the like."""
-  return isinstance(config, Mapping) and class_of(config).startswith("FlexTok")
-
-
 def parts_of(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
   """The model's parts, {} for those that only training or the sampler need and a config may lack.
 
