@@ -22,7 +22,14 @@ class Family:
   knows: Callable[[Mapping[str, Any]], bool]
 
 
-FAMILIES = (Family("flow", "vftok.tokenizer.api", lambda config: True),)  # last: it says what is wrong with the rest
+def _class(config: Mapping[str, Any]) -> str:
+  return str(config.get("_target_")).rsplit(".", 1)[-1]
+
+
+FAMILIES = (
+  Family("flextok", "vftok.families.flextok.api", lambda config: _class(config).startswith("FlexTok")),
+  Family("flow", "vftok.tokenizer.api", lambda config: True),  # last: it says what is wrong with the rest
+)
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
