@@ -22,7 +22,13 @@ class Family:
   knows: Callable[[Mapping[str, Any]], bool]
 
 
-FAMILIES = (Family("flow", "vftok.tokenizer.api", lambda config: True),)  # last: it says what is wrong with the rest
+FAMILIES = (
+  Family("adaptok", "vftok.families.query.tokenizer", lambda config: {"bottleneck", "mask_generator"} <= config.keys()),
+  Family(
+    "larp", "vftok.families.query.tokenizer", lambda config: {"bottleneck", "bottleneck_token_num"} <= config.keys()
+  ),
+  Family("flow", "vftok.tokenizer.api", lambda config: True),  # last: it says what is wrong with the rest
+)
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
