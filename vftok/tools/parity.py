@@ -21,6 +21,8 @@ from vftok.models.vae import VAE, kl
 from vftok.tools.golden import Errors, first, last
 from vftok.tools.parity_generator import check_generator
 from vftok.tools.parity_model import check_model, check_sliding_window
+from vftok.tools.parity_query import INPUTS as QUERY_INPUTS
+from vftok.tools.parity_query import check_adaptok, check_larp
 
 TOLERANCE = 1e-4
 FLEXIBLE = {  # the order of cross-step switches behind each flexible mask in the file
@@ -99,8 +101,11 @@ CHECKS = {
   "sliding_window": check_sliding_window,
   "ar_class": check_generator,
   "ar_text": check_generator,
+  "larp_small": check_larp,
+  "adaptok_small": check_adaptok,
 }
 INPUTS = {
+  **QUERY_INPUTS,
   "fsq": tuple(f"{n}.{k}" for n in ("L888555", "L8555", "L7543") for k in ("z", "levels", "lookup_indices", "ste_w")),
   "vae_layernorm_ch16": tuple(f"T{t}.video" for t in (1, 5, 9, 16, 18)),
   "sliding_window": (

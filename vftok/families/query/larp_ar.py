@@ -41,9 +41,7 @@ class LarpGenerator:
     return params if boxed else nn.unbox(params)
 
   def logits(self, params: Params, ids, *, labels=None, given=None, guidance: float = 1.0) -> jax.Array:
-    """float32 [B, L, V] of clips' ids int [B, l], l up to L: position i has read the ids before i.
-
-    The result has l positions, of l + 1 if the clip goes on: pass ids of the whole clip to score it.
+    """float32 [B, l, V] of clips' first ids int [B, l], l up to L: position i has read the condition and ids before i.
 
     Args:
       labels: int [B], of a class-to-video model; negative: no class.

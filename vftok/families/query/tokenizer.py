@@ -170,7 +170,7 @@ class AdapTok(QueryTokenizer):
   def score_counts(self) -> tuple[int, ...]:
     """Counts of a block that `scores` predicts losses for."""
     step = self.cfg.scorer_step
-    return tuple(range(step, self.registers + 1, step)) if step else ()
+    return tuple(range(step, self.registers + 1, step)) if self.cfg.scorer else ()
 
   def scores(self, params: Params, video, keep=None) -> jax.Array:
     """Predicted losses float32 [B, T, m] of one chunk: of block t, if it keeps `score_counts[j]` tokens (section 2).
@@ -181,11 +181,15 @@ class AdapTok(QueryTokenizer):
     Raises:
       ValueError: the file has no scorer.
     """
-    ids, _, features = programs.encode(self.cfg, params, self._chunk(video))
-    return self.scores_of(params, ids, features, keep)
+    return self.scores_of(params, *self.ids_and_features(params, self._chunk(video)), keep)
+
+  def ids_and_features(self, params: Params, video) -> tuple[jax.Array, jax.Array]:
+    """(ids int32 [B, T, K], encoder outputs float32 [B, T K, D]) of a chunk as `ids_of` takes it."""
+    ids, _, features = programs.encode(self.cfg, params, video)
+    return ids, features
 
   def scores_of(self, params: Params, ids, features, keep=None) -> jax.Array:
-    """As `scores`, where `ids` and encoder outputs [B, T K, D] (`programs.encode`) are known."""
+    """As `scores`, of what `ids_and_features` gives."""
     if not self.cfg.scorer or "scorer" not in params:
       raise ValueError("this model's file has no scorer, expected scorer tensors: load one that has, or pass counts.")
     keep = jnp.full(ids.shape[:2], self.registers) if keep is None else jnp.asarray(keep)
