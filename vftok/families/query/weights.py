@@ -24,6 +24,7 @@ from vftok.models.config_checks import MAX_DEPTH
 from vftok.runtime.words import brief, cut
 
 PRIOR, SCORER = "prior_model.", "scorer."
+INVERSE = "bottleneck.regularizer.stochastic_temperature_inv"
 TABLES = {  # ours -> theirs
   "patch_positions": "encoder_patch_pe",
   "queries": "encoder_latent_query_embed",
@@ -96,7 +97,7 @@ def rules(cfg: QueryConfig) -> dict[str, Rule]:
     norm(f"bottleneck.{cfg.vq.norm_module}", "quantizer", "norm")
   add("bottleneck.regularizer.embedding.weight", ("quantizer", "table"), SAME)
   if cfg.vq.stochastic_temperature < 0:
-    add("bottleneck.regularizer.stochastic_temperature_inv", ("quantizer", "inverse_temperature"), SAME)
+    add(INVERSE, ("quantizer", "inverse_temperature"), SAME)
   linear("bottleneck.out_linear", "decoder", "codes_in")
   norm("final_layer.norm_final", "decoder", "norm")
   linear("final_layer.linear", "decoder", "head")
@@ -159,6 +160,8 @@ def load(name: str | os.PathLike, prior_heads: int | None = None) -> tuple[Query
   table, shapes = rules(cfg), checkpoint.shapes
   if not cfg.learned_encoder_latent_query_embed and len(shapes.get(TABLES["queries"], ())) == 3:
     table[TABLES["queries"]] = Rule(("fixed", "queries"), (), *ONE)  # whether the axis is there is not published
+  if INVERSE in table and shapes.get(INVERSE) == (1,):  # nor is this
+    table[INVERSE] = Rule(table[INVERSE].path, (), *ONE)
   hub.report_keys(checkpoint.path, table.keys() - shapes.keys(), shapes.keys() - table.keys())
   return cfg, converted(table, {key: (checkpoint, key) for key in table}, abstract_params(cfg))
 
