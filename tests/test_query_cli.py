@@ -165,7 +165,7 @@ def test_scores_need_a_scorer(scored):
   with pytest.raises(ValueError, match="of an AdapTok model with a scorer"):
     bare.encode(params, random_video(bare), budget=Scored(2))
   for mean in (0, "4", float("nan"), None):
-    with pytest.raises(ValueError, match="budget.mean is"):
+    with pytest.raises(ValueError, match=r"budget\.mean is"):
       Scored(mean)
   with pytest.raises(ValueError, match="this model lacks"):
     tok.encode(params, random_video(tok), budget=Auto(mean=1))
@@ -189,6 +189,8 @@ BAD_CONFIGS = [  # family, change of the golden model's config, words of the sen
   ("larp", lambda c: _args(c)["regularizer"]["args"].update(stochastic="yes"), "stochastic = 'yes'"),
   ("larp", lambda c: _args(c)["regularizer"]["args"].update(stochastic_temperature=-1), "lacks bottleneck.regularizer"),
   ("larp", lambda c: _args(c)["regularizer"]["args"].update(codebook_size=161), "shape (160, 8), expected (161, 8)"),
+  ("larp", lambda c: _args(c)["regularizer"]["args"].update(codebooks=2), "bottleneck.args.regularizer.args.codebooks"),
+  ("larp", lambda c: _args(c).update(groups=2), "bottleneck.args.groups = 2"),
   ("larp", lambda c: c.pop("patch_size"), "lacks 'patch_size'"),
   ("larp", lambda c: c.update(patch_size=7, decoder_patch_size=7), "input_size = 32 and patch_size = 7"),
   ("larp", lambda c: c.update(patch_size=True), "patch_size = True"),
@@ -240,6 +242,7 @@ def test_bad_configs(family, change, sentence, place, tmp_path):
 
 def test_adaptoks_config_may_hold_more(place, tmp_path):
   config = json.loads((place / "adaptok" / "config.json").read_text()) | {"mystery": 1, "encoder_attn_type": "none"}
+  config |= {"use_decoder_latent_token_type_embed": None}
   (tmp_path / "model.safetensors").symlink_to(place / "adaptok" / "model.safetensors")
   (tmp_path / "config.json").write_text(json.dumps(config))
   tok, params = vftok.load(tmp_path)

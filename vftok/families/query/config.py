@@ -135,6 +135,9 @@ NAMES = ("transformer_name", "encoder_name", "decoder_name")
 ADAPTOK = {"encoder_attn_type", "decoder_attn_type"} | {name for name in PLAIN if name.startswith("scorer_")}
 CHECKED = {"bottleneck", "prior_model", "in_channels", "decoder_temporal_patch_size", "decoder_patch_size", *NAMES}
 TRAINING = {"encoder_query_gaussian_init"}
+OF_BOTTLENECK = {"bottleneck_dim", "norm", "regularizer"}
+OF_VQ = {f.name for f in dataclasses.fields(VQConfig)} - {*OF_BOTTLENECK, "norm_module"}
+OF_VQ |= {"entropy_loss_weight", "entropy_loss_temperature", "eval_deterministic"}  # of training, or of what is sampled
 
 
 def is_adaptok(config: Mapping[str, Any]) -> bool:
@@ -188,9 +191,10 @@ def to_json(cfg: QueryConfig) -> dict[str, Any]:
 
 
 def _overwrite(config: dict[str, Any], values: Mapping[str, Any]) -> None:
-  """Puts values where they differ: 10000 stays 10000 where 10000.0 is meant."""
+  """Puts values where they differ: 10000 stays 10000 where 10000.0 is meant, and null where it means the default."""
   for name, value in values.items():
-    if config.get(name) != value:
+    default = config.get(name, value) is None and value == getattr(QueryConfig, name, None)
+    if config.get(name) != value and not default:
       config[name] = value
 
 
@@ -215,6 +219,9 @@ def _groups(config: Mapping[str, Any]) -> dict[str, Any]:
 def _vq(config: Mapping[str, Any]) -> VQConfig:
   args = _args(config["bottleneck"], "bottleneck", "bottleneck")
   regularizer = _args(args.get("regularizer"), "vq", where := "bottleneck.args.regularizer")
+  for place, known, at in ((args, OF_BOTTLENECK, "bottleneck.args."), (regularizer, OF_VQ, f"{where}.args.")):
+    if unknown := sorted(place.keys() - known):
+      raise ValueError(f"the config has {at}{cut(unknown[0])} = {brief(place[unknown[0]])}, which vftok does not know.")
   values = {}
   for field in dataclasses.fields(VQConfig):
     inside = field.name in ("bottleneck_dim", "norm")
@@ -240,7 +247,7 @@ def _args(part: Any, name: str, where: str) -> Mapping[str, Any]:
 
 def _value(config: Mapping[str, Any], name: str, kind: type, default: Any, where: str = "") -> Any:
   """A checked value of a config; `default`: None where the key must be there."""
-  if name not in config and default is not None:
+  if config.get(name) is None and default is not None:
     return default
   if name not in config:
     raise ValueError(f"the config lacks {where + name!r}, expected its value: add it.")

@@ -28,7 +28,14 @@ from vftok.runtime.words import brief, cut
 FIELDS = tuple(f.name for f in dataclasses.fields(LarpARConfig) if f.name not in ("dtype", "rest"))
 NEEDED = ("dim", "n_layer", "n_head", "vocab_size", "max_seq_len")
 OPTIONAL = ("n_kv_head", "ffn_dim_multiplier")  # may be null
-TRAINING = ("dropout", "drop", "initializer_range", "caption_dim", "model_type")  # name parts that change no inference
+TRAINING = (
+  "dropout",
+  "drop",
+  "initializer_range",
+  "caption_dim",
+  "model_type",
+  "max_batch_size",
+)  # name parts that change no inference
 
 
 def parse(config: Mapping[str, Any]) -> LarpARConfig:
