@@ -79,6 +79,15 @@ def test_a_saved_model_is_the_released_one(name, request, tmp_path):
   assert json.loads((tmp_path / "out" / "config.json").read_text()) == config
 
 
+@pytest.mark.parametrize("adaptok", [False, True])
+def test_configs_say_what_was_changed(adaptok):
+  cfg = configs.parse(small_config(adaptok))
+  quantiser = dataclasses.replace(cfg.vq, stochastic=False, codebook_size=7, norm="ln_d")
+  changed = dataclasses.replace(cfg, encoder_depth=3, use_decoder_latent_token_type_embed=True, vq=quantiser)
+  assert configs.parse(configs.to_json(changed)) == changed != cfg
+  assert configs.parse(configs.to_json(dataclasses.replace(changed, rest="{}"))) == changed
+
+
 def released(adaptok=False, **changes):
   big = {"bottleneck_token_num": 1024, "input_size": 128, "frame_num": 16, "bottleneck_dim": 16}
   big |= {f"{part}_hidden_size": 768 for part in ("encoder", "decoder")}
@@ -389,6 +398,7 @@ def test_fresh_parameters(tmp_path):
   assert all(hasattr(x, "names") for x in jax.tree.leaves(boxed, is_leaf=lambda x: hasattr(x, "names")))
   params = nn.unbox(boxed)
   assert not np.any(params["decoder"]["head"]["kernel"]) and np.std(params["encoder"]["queries"]) < 0.04
+  assert np.std(params["quantizer"]["table"]) == pytest.approx(0.5**0.5, rel=0.15)  # Kaiming, 4 channels
   tok.save(boxed, tmp_path / "model")
   again, loaded = vftok.load(tmp_path / "model")
   jax.tree.map(np.testing.assert_array_equal, loaded, params)
