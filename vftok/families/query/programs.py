@@ -24,11 +24,11 @@ def encode(cfg: QueryConfig, params, video_BxFxHxWx3, key=None):
   with exact(cfg.dtype):
     x = (video_BxFxHxWx3 + 1) / 2
     features = Encoder(cfg).apply({"params": params["encoder"]}, x, params.get("fixed"))
-    z = CodesIn(cfg).apply({"params": {k: v for k, v in params["quantizer"].items() if k in ("in", "norm")}}, features)
-    z = z.reshape(len(z), cfg.groups, cfg.group_tokens, -1)
-    table, inverse = params["quantizer"]["table"], params["quantizer"].get("inverse_temperature")
+  quantizer = params["quantizer"]
   with jax.default_matmul_precision("highest"):  # ids are of float32 products whatever the transformers compute in
-    return vq.ids_of(cfg.vq, table, z, key, inverse), z, features
+    z = CodesIn(cfg).apply({"params": {k: quantizer[k] for k in ("in", "norm") if k in quantizer}}, features)
+    z = z.reshape(len(z), cfg.groups, cfg.group_tokens, -1)
+    return vq.ids_of(cfg.vq, quantizer["table"], z, key, quantizer.get("inverse_temperature")), z, features
 
 
 @reads("decoder", abstract_params)
