@@ -119,7 +119,7 @@ def test_released_sizes():
 D, N = 16, 8
 SWITCHES = [  # config changes, keys that come with shapes, keys that go
   ({"learned_encoder_patch_pe": True},
-   {"encoder_t_embed": (1, 2, 1, 1, D), "encoder_h_embed": (1, 1, 2, 1, D), "encoder_w_embed": (1, 1, 1, 2, D)},
+   {"encoder_t_embed": (1, 2, 1, 1, D), "encoder_h_embed": (1, 1, 2, 1, D), "encode_w_embed": (1, 1, 1, 2, D)},
    {"encoder_patch_pe"}),
   ({"learned_decoder_patch_query_embed": True},
    {"decoder_t_embed": (1, 2, 1, 1, D), "decoder_h_embed": (1, 1, 2, 1, D), "decoder_w_embed": (1, 1, 1, 2, D)},
@@ -191,6 +191,21 @@ def test_learned_positions_are_summed_over_the_grid():
   np.testing.assert_allclose(named["placed"][0], expected.reshape(-1, 16), atol=2e-5)
 
 
+def test_what_the_decoder_reads_with_every_table_learned():
+  switches = {"learned_decoder_latent_pe": True, "use_decoder_latent_token_type_embed": True}
+  tok, params = random_model(small_config(True, **switches, learned_decoder_patch_query_embed=True))
+  part, codes = params["decoder"], np.random.default_rng(0).standard_normal((1, 2, 3, 4)).astype(np.float32)
+  keep = np.array([[3, 1]])
+  run = jax.jit(lambda c, k: nets.Decoder(tok.cfg).apply({"params": part}, c, params["fixed"], k, collect=True)[1])
+  named = run(codes, keep)
+  projected = codes @ part["codes_in"]["kernel"] + part["codes_in"]["bias"]
+  projected[:, 1, 1:] = 0
+  latents = projected + part["latent_positions"].reshape(2, 4, 16)[:, :3] + part["latent_type"]
+  np.testing.assert_allclose(named["latents"], latents.reshape(1, 6, 16), atol=1e-5)
+  t, h, w = (part[f"patch_queries_{axis}"] for axis in "thw")
+  np.testing.assert_allclose(named["queries"][0], (t + h + w).reshape(8, 16) + part["query_type"], atol=1e-5)
+
+
 @pytest.mark.parametrize("l2", [True, False])
 @pytest.mark.parametrize("stochastic", [True, False])
 def test_ids_by_numpy(l2, stochastic):
@@ -217,9 +232,11 @@ def test_norms_before_the_codes():
 
 def test_a_norm_by_any_name(tmp_path):
   tok, params = random_model(small_config(norm="ln_d"))
-  tok = dataclasses.replace(tok, cfg=dataclasses.replace(tok.cfg, vq=dataclasses.replace(tok.cfg.vq, norm_module="n")))
+  tok = dataclasses.replace(
+    tok, cfg=dataclasses.replace(tok.cfg, vq=dataclasses.replace(tok.cfg.vq, norm_module="n.n"))
+  )
   tok.save(params, tmp_path / "model")
-  assert "bottleneck.n.weight" in load_file(tmp_path / "model" / "model.safetensors")
+  assert "bottleneck.n.n.weight" in load_file(tmp_path / "model" / "model.safetensors")
   assert vftok.load(tmp_path / "model")[0] == tok
 
 

@@ -207,7 +207,7 @@ BAD_CONFIGS = [  # family, change of the golden model's config, words of the sen
   ("larp", lambda c: c.update(bottleneck_token_num=40000), "at most 32768 in all"),
   ("larp", lambda c: c.update(input_size=65536), "at most 32768 in all"),
   ("larp", lambda c: c.update(learned_decoder_latent_pe=1), "learned_decoder_latent_pe = 1"),
-  ("larp", lambda c: c.update(learned_encoder_patch_pe=True), "lacks encoder_h_embed, encoder_t_embed and 1 more"),
+  ("larp", lambda c: c.update(learned_encoder_patch_pe=True), "lacks encode_w_embed, encoder_h_embed and 1 more"),
   ("larp", lambda c: c.update(use_rotary=True), "'use_rotary' = True, which vftok does not know"),
   ("larp", lambda c: c.update(mystery=1), "'mystery' = 1, which vftok does not know"),
   ("larp", lambda c: c.update(latent_pe_scale_factor=-1), "latent_pe_scale_factor = -1"),

@@ -24,6 +24,7 @@ from vftok.models.config_checks import MAX_DEPTH
 from vftok.runtime.words import brief, cut
 
 PRIOR, SCORER = "prior_model.", "scorer."
+OF_BOTTLENECK = ("in_linear", "out_linear", "regularizer")
 INVERSE = "bottleneck.regularizer.stochastic_temperature_inv"
 TABLES = {  # ours -> theirs
   "patch_positions": "encoder_patch_pe",
@@ -81,7 +82,8 @@ def rules(cfg: QueryConfig) -> dict[str, Rule]:
       add(key, (part, name), SAME if name == "queries" else ONE)
     else:
       for axis in "thw":
-        add(f"{part}_{axis}_embed", (part, f"{name}_{axis}"), AXIS)
+        key = "encode_w_embed" if (part, axis) == ("encoder", "w") else f"{part}_{axis}_embed"  # so spelled in files
+        add(key, (part, f"{name}_{axis}"), AXIS)
   for switch, path in (
     ("encoder_patch", ("encoder", "patch_type")),
     ("encoder_latent_query", ("encoder", "query_type")),
@@ -177,8 +179,8 @@ def with_parts_of(cfg: QueryConfig, file: hub.Checkpoint, prior_heads: int | Non
   """The config with what only tensors tell: whether there is a prior or a scorer, their sizes, a norm's name."""
   shapes = file.shapes
   if cfg.vq.norm != "none":
-    known = ("in_linear", "out_linear", "regularizer")
-    names = {key.split(".")[1] for key in shapes if key.startswith("bottleneck.")} - set(known)
+    inside = {key.removeprefix("bottleneck.") for key in shapes if key.startswith("bottleneck.")}
+    names = {key.rpartition(".")[0] for key in inside if key.split(".")[0] not in OF_BOTTLENECK}
     if len(names) == 1:
       cfg = dataclasses.replace(cfg, vq=dataclasses.replace(cfg.vq, norm_module=names.pop()))
   if cfg.nested and any(key.startswith(SCORER) for key in shapes):
