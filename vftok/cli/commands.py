@@ -163,8 +163,7 @@ def reconstruct(args):
   if Path(args.out).exists() and Path(args.out).samefile(args.video):
     raise ValueError(f"{args.out} is the input itself, expected another file to write: choose another name.")
   tok, params = load_tokenizer(args.model, args.dino)
-  usual = [k for k in (1, 4, 16, 64) if tok.nested and k < tok.registers] + [tok.registers]
-  keeps = sorted(set(args.keep or usual))
+  keeps = sorted(set(args.keep or [*tok.budgets[:-1:2], tok.registers]))
   for keep in keeps:
     _check_keep(keep, tok)
   options = _sampler(args, tok)

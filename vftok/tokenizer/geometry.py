@@ -6,6 +6,7 @@ import numpy as np
 
 from vftok.models import fsq
 from vftok.models.config import TokenizerConfig
+from vftok.models.nested import powers_of_two
 from vftok.tokens import is_concrete
 
 TIME_FACTOR = 4  # frames per latent after the first one
@@ -42,6 +43,11 @@ class Geometry:
   @property
   def codebook_size(self) -> int:
     return fsq.codebook_size(self.levels)
+
+  @property
+  def budgets(self) -> list[int]:
+    """Counts worth looking at: 1, 2, 4, ... and all; all alone where tokens cannot be cut."""
+    return powers_of_two(self.registers) if self.nested else [self.registers]
 
   @property
   def stride(self) -> int:
@@ -82,12 +88,15 @@ class FlowGeometry(Geometry):
   """Of latents of a causal VAE, 1 + 4m frames a chunk, and a flow decoder."""
 
   cfg: TokenizerConfig
-  nested = True
   one_pass = False
 
   @property
+  def nested(self) -> bool:
+    return self.cfg.encoder.registers > 0
+
+  @property
   def registers(self) -> int:
-    return self.cfg.encoder.registers
+    return self.cfg.step_tokens
 
   @property
   def levels(self) -> tuple[int, ...]:
