@@ -285,6 +285,9 @@ def test_larp_reads_all_tokens(larp):
   scale = np.random.default_rng(0).uniform(0.2, 5, (160, 1)).astype(np.float32)
   scaled["quantizer"] = {**params["quantizer"], "table": params["quantizer"]["table"] * scale}
   assert np.array_equal(tok.encode(scaled, video).ids, tokens.ids)
+  rows = np.asarray(params["quantizer"]["table"])[tokens.ids]
+  codes = tok.codes_of(params, tokens.ids)
+  np.testing.assert_allclose(codes, rows / np.linalg.norm(rows, axis=-1, keepdims=True), atol=1e-6)
   two = tok.encode(params, np.concatenate([video, video[:, ::-1]], axis=1))
   assert two.ids.shape == (2, 2, 24) and np.array_equal(two.ids[:, :1], tokens.ids)
   assert tok.decode(params, two).shape == (2, 16, 32, 32, 3)

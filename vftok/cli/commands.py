@@ -44,7 +44,7 @@ def load_tokenizer(path, dino=None):
 
   keep_memory()
   use_compile_cache()
-  return Tokenizer.load(path, **({} if dino is None else {"dino": dino}))
+  return Tokenizer.load(path, dino=dino)
 
 
 def info(args):

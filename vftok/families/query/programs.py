@@ -31,6 +31,13 @@ def encode(cfg: QueryConfig, params, video_BxFxHxWx3, key=None):
     return vq.ids_of(cfg.vq, quantizer["table"], z, key, quantizer.get("inverse_temperature")), z, features
 
 
+@reads("quantizer", abstract_params)
+@functools.partial(jax.jit, static_argnums=0)
+def codes(cfg: QueryConfig, params, ids_BxTxK):
+  """float32 [B, T, K, c] of ids."""
+  return vq.codes_of(cfg.vq, params["quantizer"]["table"], ids_BxTxK)
+
+
 @reads("decoder", abstract_params)
 @functools.partial(jax.jit, static_argnums=0)
 def decode(cfg: QueryConfig, params, ids_BxTxk, keep_BxT=None):

@@ -79,6 +79,9 @@ class QueryTokenizer(OnePass):
     slots = min(1 << max(most - 1, 0).bit_length(), self.registers)  # a program per bucket of counts
     return programs.decode(self.cfg, params, ids[:, :, :slots], keep)
 
+  def codes_of(self, params: Params, ids) -> jax.Array:
+    return programs.codes(self.cfg, params, jnp.asarray(ids))
+
   def decides(self, params: Params) -> tuple[Any, Any]:
     cfg = dataclasses.asdict(self.cfg)
     of_ids = ("bottleneck_token_num", "input_size", "frame_num", "temporal_patch_size", "patch_size")
