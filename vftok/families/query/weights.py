@@ -34,14 +34,8 @@ TABLES = {  # ours -> theirs
 }
 
 
-def _batch_of_one(a):
-  return a[None]
-
-
-ONE = (lambda a, shape: a.reshape(shape), _batch_of_one)  # [1, N, D] <-> [N, D]
+ONE = (lambda a, shape: a.reshape(shape), lambda a: a[None])  # [1, N, D] <-> [N, D], [1, t, 1, 1, D] <-> [t, 1, 1, D]
 TYPE = (lambda a, shape: a.reshape(shape), lambda a: a[None, None])  # [1, 1, D] <-> [D]
-AXIS = (lambda a, shape: a.reshape(shape), _batch_of_one)  # [1, t, 1, 1, D] <-> [t, 1, 1, D]
-ROW = (lambda a, shape: a.reshape(shape), lambda a: a.reshape(1, -1))
 
 
 def _patches(cfg: QueryConfig):
@@ -83,7 +77,7 @@ def rules(cfg: QueryConfig) -> dict[str, Rule]:
     else:
       for axis in "thw":
         key = "encode_w_embed" if (part, axis) == ("encoder", "w") else f"{part}_{axis}_embed"  # so spelled in files
-        add(key, (part, f"{name}_{axis}"), AXIS)
+        add(key, (part, f"{name}_{axis}"), ONE)
   for switch, path in (
     ("encoder_patch", ("encoder", "patch_type")),
     ("encoder_latent_query", ("encoder", "query_type")),
