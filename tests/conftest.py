@@ -49,6 +49,34 @@ def small(small_dir):
 
 
 @pytest.fixture(scope="session")
+def image_parts():
+  """(weights, config, golden arrays by name) of the small image model."""
+  from flextok_files import golden_parts
+
+  return golden_parts()
+
+
+@pytest.fixture(scope="session")
+def image_dir(image_parts, tmp_path_factory) -> Path:
+  """The small image model's directory, as released ones are laid out."""
+  from flextok_files import written
+
+  return written(tmp_path_factory.mktemp("models") / "flextok", *image_parts[:2])
+
+
+@pytest.fixture(scope="session")
+def image_model(image_dir):
+  """(tokenizer, params) of the small image model."""
+  import warnings
+
+  import vftok
+
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # its licence
+    return vftok.load(image_dir)
+
+
+@pytest.fixture(scope="session")
 def own_dir(small, tmp_path_factory) -> Path:
   """The small model in our own layout."""
   directory = tmp_path_factory.mktemp("own") / "small"

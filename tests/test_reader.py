@@ -100,10 +100,9 @@ def test_a_number_in_the_path_is_no_pattern(tmp_path):
   with pytest.raises(FileNotFoundError):
     read_video(tmp_path / "%d.png")
   (tmp_path / "%d.png").write_bytes((tmp_path / "2.png").read_bytes())
-  with pytest.raises(ValueError, match="not a video of a kind that is read here"):
-    read_video(tmp_path / "%d.png")
-  frames, _ = read_video(tmp_path / "2.png")
-  assert frames.shape == (1, 32, 32, 3) and abs(int(frames[0, 9, 9, 0]) - 160) < 3
+  for name in ("%d.png", "2.png"):
+    frames, _ = read_video(tmp_path / name)
+    assert frames.shape == (1, 32, 32, 3) and int(frames[0, 9, 9, 0]) == 160
 
 
 def test_a_cover_is_no_video(tmp_path):

@@ -54,7 +54,7 @@ def test_tokenizers_follow_the_paper(size):
   model = config_json.from_dict(TokenizerConfig, cfg.model.to_dict())
   assert (model.guidance, model.scale, model.solver_steps) == ("apg", 3.0, 50)  # SemanTok's, of retrained decoders
   asked = guidance_of(cfg.eval.guidance_kind, cfg.eval.guidance, model)
-  assert (asked, cfg.eval.steps, cfg.loss.show_guidance) == (APG(3.0), 50, 0.0)
+  assert (asked, cfg.eval.steps, cfg.loss.show_guidance) == (APG(3.0).of_model(), 50, 0.0)
   if size.endswith("stage2"):
     assert (cfg.freeze, model.decoder.mask, cfg.loss.given_probs) == (("encoder",), "full", (0.5, 0.5))
 

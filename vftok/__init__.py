@@ -13,6 +13,8 @@ if TYPE_CHECKING:  # for type checkers and editors
   from vftok.budget.auto import Auto as Auto
   from vftok.budget.router import Router as Router
   from vftok.generator.api import Generator as Generator
+  from vftok.io.video import read_video as read_video
+  from vftok.io.video_writer import write_video as write_video
   from vftok.models.flow import APG as APG
   from vftok.models.flow import CFG as CFG
   from vftok.tokenizer.api import Tokenizer as Tokenizer
@@ -28,6 +30,8 @@ _PUBLIC = {
   "VideoTokens": "vftok.tokens",
   "Auto": "vftok.budget.auto",
   "Router": "vftok.budget.router",
+  "read_video": "vftok.io.video",
+  "write_video": "vftok.io.video_writer",
   "CFG": "vftok.models.flow",
   "APG": "vftok.models.flow",
 }

@@ -35,7 +35,8 @@ def parser(runs: Sequence[Callable]) -> argparse.ArgumentParser:
   sub = command("info", "what a model or a .vft file is", ("what", "model or .vft file"))
   sub.add_argument("--json", action="store_true", help="print JSON")
 
-  sub = command("encode", "video to tokens", model, ("video", "video to read"), ("out", ".vft file to write"))
+  video = ("video", "video or picture to read")
+  sub = command("encode", "video or picture to tokens", model, video, ("out", ".vft file to write"))
   sub.add_argument("--keep", type=int, metavar="K", help="tokens kept per time step (default: all)")
   sub.add_argument("--budget", metavar="auto:N", help="N tokens per time step on average, or auto:preference=1.2")
   sub.add_argument("--router", metavar="DIR", help="of --budget (default: the one that comes with the model)")
@@ -44,7 +45,8 @@ def parser(runs: Sequence[Callable]) -> argparse.ArgumentParser:
   )
   _reading(sub)
 
-  sub = command("decode", "tokens to video", model, ("vft", ".vft file to read"), ("out", ".mp4 or .gif to write"))
+  out = ("out", ".mp4, .gif or .png to write")
+  sub = command("decode", "tokens to video", model, ("vft", ".vft file to read"), out)
   sub.add_argument("--keep", type=_counts, metavar="K", help="use fewer tokens: K, or K1,K2,... one per time step")
   sub.add_argument("--first-frames", metavar="VIDEO", help="start from the first frames of this video")
   sub.add_argument("--first-count", type=int, default=1, metavar="N", help="how many of them: 1, 5, 9, ... (default 1)")
@@ -62,8 +64,8 @@ def parser(runs: Sequence[Callable]) -> argparse.ArgumentParser:
     "reconstruct",
     "original and reconstructions side by side, and curves of PSNR and SSIM",
     model,
-    ("video", "video to read"),
-    ("out", ".mp4 or .gif to write; the curves go beside it as .png"),
+    video,
+    ("out", ".mp4, .gif or .png to write; the curves go beside it as .png"),
   )
   sub.add_argument("--keep", type=_counts, metavar="K1,K2,...", help="budgets to show (default: 1,4,16,64 and all)")
   sub.add_argument("--json", action="store_true", help="print JSON")

@@ -44,7 +44,7 @@ def load_tokenizer(path, dino=None):
 
   keep_memory()
   use_compile_cache()
-  return Tokenizer.load(path, dino=dino)
+  return Tokenizer.load(path, **({} if dino is None else {"dino": dino}))
 
 
 def info(args):
@@ -120,6 +120,7 @@ def decode(args):
   check_video_name(args.out)
   check_target(args.out)
   vft = read_vft(args.vft)
+  check_video_name(args.out, vft.frames)
   tok, params = load_tokenizer(args.model)
   _check_model(vft, tok, params, args)
   tokens = vft.tokens()
@@ -168,10 +169,12 @@ def reconstruct(args):
     _check_keep(keep, tok)
   options = _sampler(args, tok)
   tokens, fps, _ = _encode(tok, params, args)
+  check_video_name(args.out, tokens.frames)
   originals = iter_frames(args.video, tok.frame_size, args.fps, start=args.start, max_frames=args.max_frames)
   key = jax.random.key(args.seed)
   rows = side_by_side(tok, params, tokens, originals, args.out, fps, keeps, key, **options)
-  curves = str(Path(args.out).with_suffix(".png"))
+  curves = Path(args.out).with_suffix(".png")
+  curves = str(curves.with_stem(f"{curves.stem}_curves") if curves == Path(args.out) else curves)
   height, width = tok.frame_size
   how = f"{options['steps']} steps" if options else "one pass"
   what = f"{tokens.frames} frames at {fps:.3g} fps, {width} x {height}, {how}"

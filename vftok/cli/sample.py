@@ -28,7 +28,7 @@ def run(args, load_tokenizer, sampler) -> None:
     ValueError: arguments that do not fit together or the model.
   """
   prompt, out = _words(args)
-  check_video_name(out)
+  check_video_name(out, 1 if args.frames == 1 else 2)
   check_target(out)
   if args.samples < 1:
     raise ValueError(f"-n is {args.samples}, expected 1 or more videos.")

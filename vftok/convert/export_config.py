@@ -48,8 +48,8 @@ def reference_config(cfg: TokenizerConfig) -> dict[str, Any]:
         images_reconst_write_key="rgb_reconst",
         tokenizer_id="vidtok_kl_causal_488_16chn",
       ),
-      "encoder": _sequential(_encoder(cfg)),
-      "decoder": _sequential(_decoder(cfg)),
+      "encoder": encoder_part(cfg),
+      "decoder": decoder_part(cfg),
       "regularizer": _spec(
         "regularizers.quantize_fsq.FSQ",
         latents_read_key="enc_registers_latents",
@@ -96,6 +96,14 @@ def reference_config(cfg: TokenizerConfig) -> dict[str, Any]:
     "global_token_mode": cfg.dino_class,
   }
   return {"videoflextok": wrapper, "semantok": semantok}
+
+
+def encoder_part(cfg: TokenizerConfig) -> dict[str, Any]:
+  return _sequential(_encoder(cfg))
+
+
+def decoder_part(cfg: TokenizerConfig) -> dict[str, Any]:
+  return _sequential(_decoder(cfg))
 
 
 def _spec(target: str, **arguments) -> dict[str, Any]:

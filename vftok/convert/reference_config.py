@@ -84,10 +84,7 @@ def parse(config: Mapping[str, Any], vae: VAEConfig) -> tuple[TokenizerConfig, N
   encoder.run()
   decoder = Wiring("decoder", tree["decoder"])
   decoder.kinds[fsq.get("quants_write_key", "quants")] = "codes"
-  decoder.kinds[_first(noise, "noised_images_write_key", pipeline, "noised_videos_read_key", "vae_latents_noised")] = (
-    "latents"
-  )
-  decoder.kinds[_first(noise, "timesteps_write_key", pipeline, "timesteps_read_key", "timesteps")] = "timesteps"
+  decoder.kinds.update(noise_keys(noise, pipeline, "videos"))
   decoder.run()
   sizes = wrapper.get("vae_video_sizes") or (5, 32, 32)
   cfg = TokenizerConfig(
@@ -105,9 +102,16 @@ def parse(config: Mapping[str, Any], vae: VAEConfig) -> tuple[TokenizerConfig, N
   return cfg, Names(encoder.names, decoder.names, decoder.registers_first)
 
 
-def _first(noise: Mapping[str, Any], noise_key: str, pipeline: Mapping[str, Any], pipeline_key: str, default: str):
-  """The name of a data key: as the noise module writes it, else as the pipeline reads it."""
-  return noise.get(noise_key) or pipeline.get(pipeline_key) or default
+def noise_keys(noise: Mapping[str, Any], pipeline: Mapping[str, Any], what: str) -> dict[str, str]:
+  """{data key: what it holds} of what a decoder is given beside codes; `what` the pipeline calls its clips by."""
+
+  def first(noise_key: str, pipeline_key: str, default: str) -> str:  # as one writes it, else as the other reads it
+    return noise.get(noise_key) or pipeline.get(pipeline_key) or default
+
+  return {
+    first("noised_images_write_key", f"noised_{what}_read_key", "vae_latents_noised"): "latents",
+    first("timesteps_write_key", "timesteps_read_key", "timesteps"): "timesteps",
+  }
 
 
 def encoder_config(wiring: Wiring, code_dim: int, semantok: Mapping[str, Any]) -> EncoderConfig:
@@ -121,7 +125,7 @@ def encoder_config(wiring: Wiring, code_dim: int, semantok: Mapping[str, Any]) -
     stack=_stack(wiring),
     patch=tuple(need(patch, "patch_sizes", wiring.names["patch_in"])),
     channels=int(need(patch, "channels_in", wiring.names["patch_in"])),
-    positions=_position(wiring, "patch_positions", 3),
+    positions=_position(wiring, "patch_positions"),
     t_max=int(need(registers, "t_max", wiring.names["registers"])),
     registers=int(registers["n_max"]),
     out_dim=code_dim,
@@ -149,8 +153,8 @@ def decoder_config(wiring: Wiring, code_dim: int, registers: int) -> DecoderConf
     channels=int(need(head, "channels_out", wiring.names["head"])),
     code_dim=code_dim,
     registers=int(registers),
-    positions=_position(wiring, "patch_positions", 3),
-    register_positions=_position(wiring, "register_positions", 2),
+    positions=_position(wiring, "patch_positions"),
+    register_positions=_position(wiring, "register_positions"),
     replacements=tuple(wiring.order),
     mask=mask,
     cross=cross,
@@ -184,10 +188,10 @@ def _stack(wiring: Wiring) -> StackConfig:
   )
 
 
-def _position(wiring: Wiring, role: str, rank: int) -> PositionConfig | None:
+def _position(wiring: Wiring, role: str) -> PositionConfig | None:
   if role not in wiring.modules:
     return None
-  spec, name = wiring.modules[role], wiring.names[role]
+  spec, name, rank = wiring.modules[role], wiring.names[role], wiring.RANKS[role]
   kind, sizes = spec.get("posemb_type") or "learnable_sum", tuple(need(spec, "max_sizes", name))
   if kind not in POSITION_KINDS or len(sizes) != rank or (kind == "sincos" and rank != 2):
     known = ", ".join(POSITION_KINDS)

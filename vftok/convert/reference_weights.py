@@ -22,10 +22,16 @@ FIXED_TABLE = (lambda a, shape: a[0].transpose(1, 2, 0), lambda a: a.transpose(2
 
 def rules(cfg: TokenizerConfig, names: Names) -> dict[str, Rule]:
   """Torch key (without `video_tokenizer.`) -> Rule, for every tensor the config asks for."""
-  table: dict[str, Rule] = {}
+  table = network_rules(cfg, names)
   for key, (path, kind) in vidtok.rules(cfg.vae).items():
     to_ours, to_theirs = vidtok.KINDS[kind]
     table[VAE_PREFIX + key] = Rule(("vae", *path), (), lambda a, shape, f=to_ours: f(a), to_theirs)
+  return table
+
+
+def network_rules(cfg: TokenizerConfig, names: Names) -> dict[str, Rule]:
+  """`rules` of encoder and decoder, without the VAE."""
+  table: dict[str, Rule] = {}
 
   def add(key, path, conversion, index=()):
     table[key] = Rule(tuple(path), tuple(index), *conversion)

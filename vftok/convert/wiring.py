@@ -6,7 +6,7 @@ Module names and key names are free. Nothing is instantiated; unknown targets an
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from vftok.runtime.words import brief
@@ -14,6 +14,7 @@ from vftok.runtime.words import brief
 MODELS = ("VideoFlexTok", "VideoFlowMatchingResampler")
 PLUMBING = ("channels_first_to_last", "channels_last_to_first")
 NOISE = ("PrefixMinRFNoiseModule", "MinRFNoiseModule")
+COMMON = (*PLUMBING, "FSQ", "SequentialModuleDictWrapper")
 # Keywords that steer training, compilation or naming only: they do not change what the loaded graph computes.
 HARMLESS = frozenset(
   """
@@ -60,26 +61,17 @@ WRAPPER = {
 }
 
 
-def check_targets(tree: Any) -> None:
-  """Raises ValueError naming the first `_target_` in the tree that no released model has."""
-  known = {
-    *MODELS,
-    *PLUMBING,
-    *NOISE,
-    *Wiring.HANDLERS,
-    "VidTokVAE",
-    "VideoMinRFPipeline",
-    "FSQ",
-    "SequentialModuleDictWrapper",
-  }
+def check_targets(tree: Any, known: Collection[str] = (), what: str = "a VideoFlexTok module") -> None:
+  """Raises ValueError naming the first `_target_` in the tree that no released model has; `known`: another family's."""
+  known = known or {*MODELS, *NOISE, *COMMON, *Wiring.HANDLERS, "VidTokVAE", "VideoMinRFPipeline"}
   if isinstance(tree, Mapping):
     if "_target_" in tree and class_of(tree) not in known:
-      raise ValueError(f"the config names the unknown target {brief(target_of(tree))}, expected a VideoFlexTok module.")
+      raise ValueError(f"the config names the unknown target {brief(target_of(tree))}, expected {what}.")
     for value in tree.values():
-      check_targets(value)
+      check_targets(value, known, what)
   elif isinstance(tree, (list, tuple)):
     for value in tree:
-      check_targets(value)
+      check_targets(value, known, what)
 
 
 def check_arguments(name: str, spec: Mapping[str, Any], known: Mapping[str, Any]) -> None:
@@ -109,6 +101,8 @@ def need(spec: Mapping[str, Any], key: str, name: str) -> Any:
 class Wiring:
   """Follows the data keys through one ordered module dict; what each key holds decides each module's role."""
 
+  RANKS = {"patch_positions": 3, "register_positions": 2}  # axes of the grids that have positions
+
   def __init__(self, part: str, spec: Mapping[str, Any]):
     self.part = part
     self.module_dict = spec.get("module_dict") if isinstance(spec, Mapping) else None
@@ -132,7 +126,11 @@ class Wiring:
       used = handler(self, name, spec)
       extra = sorted(set(spec) - HARMLESS - {"_target_", "_partial_"} - set(used.split()))
       if extra:
-        warnings.warn(f"argument {extra[0]!r} of module {name!r} is not known and was left out.", stacklevel=2)
+        self.unknown(name, spec, extra)
+
+  def unknown(self, name: str, spec: Mapping[str, Any], extra: list[str]) -> None:
+    """What is done about arguments that are not known."""
+    warnings.warn(f"argument {extra[0]!r} of module {name!r} is not known and was left out.", stacklevel=3)
 
   @property
   def registers_first(self) -> bool:

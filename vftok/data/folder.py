@@ -1,4 +1,4 @@
-"""`video_folder`: video files on disk, by a folder tree or a CSV/TSV/JSONL manifest.
+"""`video_folder` and `image_folder`: files on disk, by a folder tree or a CSV/TSV/JSONL manifest.
 
 Layouts that this covers: UCF-101 (<label>/<file>), Kinetics (train|val|test/<label>/<file>), Panda-70M and the like
 (a manifest with path, caption, start, end).
@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 
 from vftok.data.manifest import Manifest, listed
+from vftok.io import still
 from vftok.io.sides import SPLITS, Sides
 from vftok.runtime.words import brief
 
 ENDINGS = frozenset(".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogg .ogv .ts .webm .wmv".split())
+PICTURES = frozenset(still.ENDINGS)
 _MOST_LABELS = 1 << 24  # bytes of a file of names
 
 
@@ -56,9 +58,30 @@ def video_folder(
     ValueError: no video in it, a label that is not in `labels`, or a bad manifest (the sentence names line and
       column).
   """
+  return _files(split, path, root, holdout, columns, labels, links, ENDINGS)
+
+
+def image_folder(
+  split: str,
+  *,
+  path: str | os.PathLike,
+  root: str | os.PathLike | None = None,
+  holdout: float = 0.05,
+  columns: Mapping[str, str] | None = None,
+  labels: Sequence[str] | str | os.PathLike | None = None,
+  links: bool = False,
+):
+  """Pictures (PNG, JPEG, WebP) of a folder tree or a manifest, each a clip of one frame: for loaders of `frames` = 1.
+
+  All arguments and errors as of `video_folder`; ImageNet's layout is <split>/<label>/<file>.
+  """
+  return _files(split, path, root, holdout, columns, labels, links, PICTURES)
+
+
+def _files(split, path, root, holdout, columns, labels, links, endings):
   if not 0 <= holdout < 1:
     raise ValueError(f"holdout is {holdout}, expected a share of the files: pass 0 or more and less than 1.")
-  whole = _opened(Path(path), root, columns or {}, label_list(labels), links)
+  whole = _opened(Path(path), root, columns or {}, label_list(labels), links, endings)
   return whole.only(whole.sides.chosen(split, holdout, str(path)))
 
 
@@ -86,13 +109,13 @@ def kept(key, make: Callable[[], Any]) -> Any:
   return _kept[key]
 
 
-def _opened(path: Path, root, columns, labels, links: bool) -> FolderSource | Manifest:
+def _opened(path: Path, root, columns, labels, links: bool, endings: frozenset[str]) -> FolderSource | Manifest:
   """All clips of a tree or a manifest; `sides` says which split each is of."""
-  key = (str(path.absolute()), root and str(root), tuple(sorted(columns.items())), labels, links)
+  key = (str(path.absolute()), root and str(root), tuple(sorted(columns.items())), labels, links, endings)
 
   def make():
     if path.is_dir():
-      return FolderSource(path, labels, links)
+      return FolderSource(path, labels, links, endings)
     if not path.exists():
       raise FileNotFoundError(f"{path} does not exist: pass a folder of videos, or a .csv, .tsv or .jsonl file.")
     if path.suffix.lower() not in (".csv", ".tsv", ".jsonl"):
@@ -106,7 +129,7 @@ def video_files(root: Path) -> Iterator[str]:
   """Paths of the video files below a folder, relative, with slashes; links out of it are not followed."""
   if not root.is_dir():
     raise FileNotFoundError(f"{root} is no folder, expected one of videos: check the path.")
-  return _walk(root, False, [])
+  return _walk(root, False, [], ENDINGS)
 
 
 def label_list(labels) -> tuple[str, ...] | None:
@@ -132,16 +155,17 @@ def label_list(labels) -> tuple[str, ...] | None:
 
 
 class FolderSource:
-  """The video files of a folder tree, in the order of their paths. `sides`: the split of each; gone in parts."""
+  """Files with these endings of a folder tree, by their paths. `sides`: the split of each; gone in parts."""
 
-  def __init__(self, root: Path, labels: tuple[str, ...] | None = None, links: bool = False):
+  def __init__(self, root: Path, labels: tuple[str, ...] | None = None, links: bool = False, endings=ENDINGS):
     left_out = []
-    files = sorted(_walk(root, links, left_out))
+    files = sorted(_walk(root, links, left_out, endings))
     if left_out:
       what = f"{len(left_out)} links in {root} lead out of it and are not followed, {left_out[0]} for one"
-      warnings.warn(f"{what}: pass links=True where they are yours.", stacklevel=4)
+      warnings.warn(f"{what}: pass links=True where they are yours.", stacklevel=5)
     if not files:
-      raise ValueError(f"{root} holds no video files ({', '.join(sorted(ENDINGS))}): check the path.")
+      what = "pictures" if endings == PICTURES else "video files"
+      raise ValueError(f"{root} holds no {what} ({', '.join(sorted(endings))}): check the path.")
     tops = {file.split("/")[0] for file in files}
     # A folder called "train" among others is a label like any other.
     stated = all("/" in file for file in files) and "train" in tops and tops <= set(SPLITS)
@@ -181,8 +205,8 @@ class FolderSource:
     }
 
 
-def _walk(root: Path, links: bool, left_out: list[str]):
-  """Paths of video files below `root`, relative, with slashes. A folder that links lead to comes once.
+def _walk(root: Path, links: bool, left_out: list[str], endings: frozenset[str]):
+  """Paths of files with these endings below `root`, relative, with slashes. A folder that links lead to comes once.
 
   Links out of `root` are followed where `links` says so; else they go to `left_out`.
   """
@@ -205,5 +229,5 @@ def _walk(root: Path, links: bool, left_out: list[str]):
     children[:] = sorted(name for name in children if not name.startswith(".") and inside(folder, name))
     relative = os.path.relpath(folder, root).replace(os.sep, "/")
     for name in files:
-      if os.path.splitext(name)[1].lower() in ENDINGS and not name.startswith(".") and inside(folder, name):
+      if os.path.splitext(name)[1].lower() in endings and not name.startswith(".") and inside(folder, name):
         yield name if relative == "." else f"{relative}/{name}"

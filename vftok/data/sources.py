@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vftok.data.curves import curves
-from vftok.data.folder import video_folder
+from vftok.data.folder import image_folder, video_folder
 from vftok.data.latents import latents
 from vftok.data.packed import packed
 from vftok.data.published import kinetics, panda70m, ucf101
@@ -102,6 +102,7 @@ def sim(split: str, **options) -> Source:
 DATASETS: dict[str, Callable[..., Source]] = {
   "clips": clips,
   "video_folder": video_folder,
+  "image_folder": image_folder,
   "prepared": prepared,
   "panda70m": panda70m,
   "kinetics": kinetics,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vftok.io.container import demuxed, kinds, opened, pixel_aspect, pyav, rate, stated_seconds
+from vftok.io.still import RATE, is_still
 from vftok.io.video import check_end, check_still, decoded, end_slack
 
 if TYPE_CHECKING:
@@ -39,6 +40,10 @@ def shown(video, choose, check: Callable[[], None], timeout: float) -> Iterator[
   Raises:
     FileNotFoundError, ValueError: no file, no video, damaged, it ends before the last moment, or its clock jumps.
   """
+  if is_still(video):
+    picture = next(decoded(video))
+    yield from ((k, picture.frame, picture.aspect) for k in range(len(choose(1 / RATE, RATE))))
+    return
   with contextlib.ExitStack() as stack:
     stream = stack.enter_context(opened(video, timeout))
     head, origin = _head(stream, check)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 import os
 import pathlib
 import re
 import shutil
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -221,18 +223,42 @@ def check_plain(path, config: Any) -> None:
 
 
 def _parse_text(text: str, key: str) -> Any:
-  """JSON, or the text of a Python literal as released files carry it (a YAML flow mapping with null for None)."""
+  """JSON, or the text of a Python literal as released files carry it: as it is, or as YAML with null for None."""
   try:
     return json.loads(text)
   except RecursionError:
     raise ValueError(f"metadata entry {brief(key)} is nested too deeply: fetch the file again.") from None
   except ValueError:
+    if (value := _literal(text)) is not None:
+      return value
     try:
       if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # no config has them; they can loop
         raise ValueError("alias")
       return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError, TypeError, AttributeError):
       raise ValueError(f"metadata entry {brief(key)} is neither JSON nor YAML: fetch the file again.") from None
+
+
+def _literal(text: str) -> Any:
+  """The dict or list that a Python literal stands for, tuples as lists; None where the text is none."""
+  depth = deepest = 0
+  for sign in text:
+    depth += (sign in "([{") - (sign in ")]}")
+    deepest = max(deepest, depth)
+  if text[:1] not in ("{", "[") or deepest > MAX_NESTING:
+    return None
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")  # of odd escapes
+      return _lists(ast.literal_eval(text))  # constants alone: nothing is run
+  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+    return None
+
+
+def _lists(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {key: _lists(inner) for key, inner in value.items()}
+  return [_lists(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def _find(name: str | os.PathLike) -> pathlib.Path:

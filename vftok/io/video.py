@@ -27,6 +27,7 @@ from vftok.io.container import (
   stated_seconds,
 )
 from vftok.io.display import Display, cover
+from vftok.io.still import RATE, is_still, read_still
 
 MAX_STILL = 600.0  # seconds that one frame may stay on screen: beyond, the file's clock has jumped
 
@@ -42,6 +43,8 @@ class Decoded(NamedTuple):
 
 def video_info(path) -> tuple[float, float | None]:
   """(frames per second, the average where it varies; seconds, None where the header does not say)."""
+  if is_still(path):
+    return RATE, 1 / RATE
   with opened(path) as stream:
     return float(rate(stream)), stated_seconds(stream, float((stream.start_time or 0) * stream.time_base))
 
@@ -136,6 +139,10 @@ def decoded(path) -> Iterator[Decoded]:
   The first frame begins at 0. One without a timestamp, or whose timestamp runs backwards, comes one period of the
   stream's rate after the one before.
   """
+  if is_still(path):
+    pixels, aspect = read_still(path)  # so briefly shown that it is one frame at every rate
+    yield Decoded(0.0, 1e-3, pyav().VideoFrame.from_ndarray(pixels, format="rgb24"), aspect)
+    return
   with opened(path) as stream:
     aspect, period = pixel_aspect(path, stream), float(1 / rate(stream))
     count, frame, begin, origin, reached = 0, None, 0.0, None, 0.0

@@ -1,4 +1,7 @@
-"""Video files out: frames uint8 [F, H, W, 3] to .mp4 or .gif by PyAV, or .webp by Pillow, whole or not at all."""
+"""Video files out: frames uint8 [F, H, W, 3] to .mp4 or .gif by PyAV, or .webp by Pillow, whole or not at all.
+
+One frame may also be a picture: .png or .jpg.
+"""
 
 from __future__ import annotations
 
@@ -38,10 +41,18 @@ def to_uint8(video) -> np.ndarray:
   return np.rint((np.clip(video, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
 
 
-def check_video_name(path) -> None:
-  """Raises ValueError unless `path` ends in one of the kinds that `video_writer` writes."""
-  if Path(path).suffix.lower() not in (".mp4", ".gif", ".webp"):
-    raise ValueError(f"{path} ends in {Path(path).suffix!r}, expected a video to write: use .mp4 or .gif or .webp.")
+PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+
+
+def check_video_name(path, frames: int = 1) -> None:
+  """Raises ValueError unless `path` ends in one of the kinds that `video_writer` writes so many frames to."""
+  kind = Path(path).suffix.lower()
+  if kind not in (".mp4", ".gif", ".webp", *PICTURES):
+    raise ValueError(
+      f"{path} ends in {kind!r}, expected a video to write: use .mp4 or .gif or .webp, or .png of one frame."
+    )
+  if kind in PICTURES and frames > 1:
+    raise ValueError(f"{path} is to hold a video, and {kind} holds one frame: use .mp4 or .gif or .webp.")
 
 
 def film_ending() -> str:
@@ -56,8 +67,9 @@ def write_video(path, frames, fps: float) -> None:
 
 
 @contextlib.contextmanager
-def video_writer(path, fps: float) -> Iterator[_Writer | _WebPWriter]:
-  """Writes a video piece by piece: H.264 in .mp4, an animated .gif with a palette per frame, or an animated .webp.
+def video_writer(path, fps: float) -> Iterator[_Writer | _WebPWriter | _PictureWriter]:
+  """Writes a video piece by piece: H.264 in .mp4, an animated .gif with a palette per frame, or an animated .webp; or
+  one frame as .png or .jpg.
 
   `with video_writer(path, fps) as writer: writer.write(frames)`; the file appears whole when the block ends,
   and not at all when it fails. H.264 at 4:2:0 has even sides: an odd one grows by a repeated row or column. A .webp is
@@ -77,7 +89,9 @@ def video_writer(path, fps: float) -> Iterator[_Writer | _WebPWriter]:
   options = {"movflags": "+faststart"} if kind == "mp4" else {}  # the index first: plays while it downloads
   with contextlib.ExitStack() as stack:
     temporary = stack.enter_context(whole_file(path))
-    if kind == "webp":
+    if f".{kind}" in PICTURES:
+      writer = _PictureWriter(temporary, Path(path))
+    elif kind == "webp":
       writer = _WebPWriter(temporary, fps)
     else:
       writer = _Writer(stack.enter_context(pyav().open(f"file:{temporary}", "w", kind, options)), fps)
@@ -116,6 +130,22 @@ class _WebPWriter:
     ends = np.rint(np.arange(self.frames + 1) * 1000 / self.fps).astype(int)  # whole milliseconds, without drift
     options = dict(duration=np.diff(ends).tolist(), loop=0, quality=90, method=2, minimize_size=False)
     self.pictures[0].save(self.path, "WEBP", save_all=True, append_images=self.pictures[1:], **options)
+
+
+class _PictureWriter:
+  def __init__(self, temporary, path):
+    self.temporary, self.path, self.frames = temporary, path, 0
+
+  def write(self, frames) -> None:
+    """Takes the one frame uint8 [1, H, W, 3]."""
+    frames = _checked(frames)
+    self.frames += len(frames)
+    check_video_name(self.path, self.frames)
+    self.picture = Image.fromarray(np.array(frames[0]))
+
+  def finish(self) -> None:
+    kind = PICTURES[self.path.suffix.lower()]
+    self.picture.save(self.temporary, kind, **({} if kind == "PNG" else {"quality": 95, "subsampling": 0}))
 
 
 class _Writer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import ClassVar
 
 from vftok.models.ar import ARConfig
 from vftok.models.decoder import DecoderConfig
@@ -34,6 +35,9 @@ class TokenizerConfig:
   guidance: str = "apg"  # these three: as the released pipeline has them
   scale: float = 20.0
   solver_steps: int = 30
+
+  # Of APG, what a call leaves open: momentum, threshold, and whether norms are per channel.
+  apg: ClassVar[tuple[float, float, bool]] = (0.0, 0.6, True)
 
   @property
   def chunk_latents(self) -> int:

@@ -22,7 +22,8 @@ DTYPES = ("float32", "bfloat16")
 def check(cfg: TokenizerConfig) -> None:
   """Raises ValueError naming the first value that no model can have, before anything is built from it."""
   vae, enc, dec = cfg.vae, cfg.encoder, cfg.decoder
-  check_vae(vae)
+  if isinstance(vae, VAEConfig):  # another family's checks itself
+    check_vae(vae)
   _counts("config", levels=cfg.levels, chunk_frames=cfg.chunk_frames, latent_size=cfg.latent_size)
   _expect(
     cfg.levels and math.prod(cfg.levels) <= MAX_CODEBOOK,
@@ -141,7 +142,10 @@ def _check_stack(name: str, stack: StackConfig) -> None:
 def _check_positions(name: str, position: PositionConfig | None, grid: tuple[int, ...], dim: int) -> None:
   if position is None:
     return
-  sizes, rank = position.max_sizes, len(grid)
+  sizes, first = position.max_sizes, len(grid) - len(position.max_sizes)
+  if first > 0 and set(grid[:first]) == {1}:  # of one time step, which needs no positions
+    grid = grid[first:]
+  rank = len(grid)
   _counts(name, max_sizes=sizes)
   _expect(position.kind in POSITION_KINDS, f"{name}.kind", position.kind, f"one of {', '.join(POSITION_KINDS)}")
   fits = len(sizes) == rank and all(n <= m for n, m in zip(grid, sizes, strict=True))

@@ -171,7 +171,7 @@ class Decoder(nn.Module):
     x = Linear(dim, (None, "embed"), dtype=cfg.stack.dtype, name="codes_in")(codes_BxTxkxc).astype(jnp.float32)
     if cfg.register_positions is not None:
       positions = Positions(cfg.register_positions, dim, name="register_positions")
-      x = x + positions((steps, max(k, 1)))[:, :k]
+      x = x + positions((steps, max(k, 1)))[..., :k, :]
     if collapsed:
       x = jnp.concatenate([x, jnp.zeros((b, steps, 1, dim))], axis=2)
     slots = x.shape[2]

@@ -87,21 +87,33 @@ class APG:
   Attributes:
     scale: guidance weight, a number or one per step [steps]; 20-25 for the released models.
     eta: how much of the component parallel to the conditional velocity stays.
-    momentum: weight of the running difference; negative values damp.
-    threshold: largest L2 norm of the difference per sample and channel over (T, h, w), as the released pipeline has
-      it; 0 switches the limit off.
+    momentum: weight of the running difference; negative values damp. None: as the model's pipeline has it, 0 for video.
+    threshold: largest L2 norm of the difference, 0 switches the limit off. None: as the model's pipeline has it, 0.6
+      for video.
+    per_channel: whether norms are per sample and channel over (T, h, w), as the video pipeline has them, or of all
+      channels together. A model of pictures takes the latter whatever this is.
   """
 
   scale: float | jax.Array
   eta: float | jax.Array = 0.0
-  momentum: float | jax.Array = 0.0
-  threshold: float | jax.Array = 0.6
+  momentum: float | jax.Array | None = None
+  threshold: float | jax.Array | None = None
+  per_channel: bool = flax.struct.field(pytree_node=False, default=True)
+
+  def of_model(self, momentum: float = 0.0, threshold: float = 0.6, per_channel: bool = True) -> APG:
+    """The same with what was left open; the arguments are `TokenizerConfig.apg`."""
+    return self.replace(
+      momentum=momentum if self.momentum is None else self.momentum,
+      threshold=threshold if self.threshold is None else self.threshold,
+      per_channel=per_channel and self.per_channel,
+    )
 
   def combine(self, cond, null, running, step):
-    axes = tuple(range(1, cond.ndim - 1))
-    running = (cond - null) + self.momentum * running
+    own = self.of_model()
+    axes = tuple(range(1, cond.ndim - 1 if own.per_channel else cond.ndim))
+    running = (cond - null) + own.momentum * running
     norm = jnp.sqrt(jnp.sum(jnp.square(running), axis=axes, keepdims=True))
-    limit = jnp.where(jnp.asarray(self.threshold) > 0, self.threshold / jnp.maximum(norm, 1e-12), 1.0)
+    limit = jnp.where(jnp.asarray(own.threshold) > 0, own.threshold / jnp.maximum(norm, 1e-12), 1.0)
     update = running * jnp.minimum(limit, 1.0)
     unit = cond / jnp.maximum(jnp.sqrt(jnp.sum(jnp.square(cond), axis=axes, keepdims=True)), 1e-12)
     parallel = jnp.sum(update * unit, axis=axes, keepdims=True) * unit
@@ -111,6 +123,11 @@ class APG:
 
 Guidance = CFG | APG | None
 GUIDANCES = {"apg": APG, "cfg": CFG, "none": lambda scale: None}
+
+
+def of_model(guidance: Guidance, apg: tuple[float, float, bool]) -> Guidance:
+  """Guidance with what it leaves open filled in; `apg` is `TokenizerConfig.apg`."""
+  return guidance.of_model(*apg) if isinstance(guidance, APG) else guidance
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,6 @@ from vftok.models.ar_inputs import Condition, Places
 from vftok.models.config import GeneratorConfig, TokenizerConfig
 from vftok.models.decoder import Decoder
 from vftok.models.encoder import Encoder
-from vftok.models.vae import VAE
 
 Params = dict[str, Any]
 
@@ -27,7 +26,7 @@ def init_tokenizer(cfg: TokenizerConfig, key: jax.Array) -> Params:
   noisy = jnp.zeros((1, steps * dec.patch[0], h, w, dec.channels))
   keys = jax.random.split(key, 3)
   return {
-    "vae": VAE(cfg.vae).init(keys[0], video)["params"],
+    "vae": cfg.vae.module().init(keys[0], video)["params"],
     "encoder": Encoder(enc).init(keys[1], latents)["params"],
     "decoder": Decoder(dec).init(keys[2], codes, keep, noisy, jnp.zeros((1,)))["params"],
   }

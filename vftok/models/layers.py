@@ -147,14 +147,19 @@ POSITION_KINDS = ("learnable_sum", "learnable_prod", "sincos")
 
 
 class Positions(nn.Module):
-  """The embedding of a grid's positions: float32 [*sizes, D], sizes cropped from the table's."""
+  """The embedding of a grid's positions: float32 [*sizes, D], sizes cropped from the table's.
+
+  A table of fewer axes is of a grid whose first ones are 1, and leaves them out.
+  """
 
   cfg: PositionConfig
   dim: int
 
   @nn.compact
   def __call__(self, sizes: Sequence[int]) -> jax.Array:
-    cfg = self.cfg
+    cfg, first = self.cfg, len(sizes) - len(self.cfg.max_sizes)
+    if first > 0 and set(sizes[:first]) == {1}:
+      sizes = sizes[first:]
     if len(sizes) != len(cfg.max_sizes) or any(s > m for s, m in zip(sizes, cfg.max_sizes, strict=True)):
       raise ValueError(f"the grid {tuple(sizes)} does not fit the position table {cfg.max_sizes}: use a smaller one.")
     if cfg.kind == "sincos":

@@ -70,6 +70,9 @@ class VAEConfig:
     """Frames, height and width that one latent stands for."""
     return (TIME_STRIDE, self.space_stride, self.space_stride)
 
+  def module(self) -> "VAE":
+    return VAE(self)
+
   @property
   def released(self) -> bool:
     """Whether VidTok's own layout can hold this model."""

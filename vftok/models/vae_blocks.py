@@ -92,12 +92,13 @@ class ResBlock(nn.Module):
   dtype: str
   op: Callable
   last_init: Callable = LECUN
+  norm: Callable = Norm
 
   @nn.compact
   def __call__(self, x):
     conv = partial(Conv, self.features, self.shape, self.dtype, self.op)
-    h = conv(name="conv1")(Norm(self.dtype, name="norm1")(x))
-    h = conv(self.last_init, name="conv2")(Norm(self.dtype, name="norm2")(h))
+    h = conv(name="conv1")(self.norm(self.dtype, name="norm1")(x))
+    h = conv(self.last_init, name="conv2")(self.norm(self.dtype, name="norm2")(h))
     if x.shape[-1] != self.features:
       x = Conv(self.features, (), self.dtype, name="shortcut")(x)
     return x + h
@@ -112,11 +113,12 @@ class Attention(nn.Module):
   """Single-head attention over the h*w positions within each frame; softmax in float32."""
 
   dtype: str
+  norm: Callable = Norm
 
   @nn.compact
   def __call__(self, x_BxTxHxWxC):
     b, t, h, w, c = x_BxTxHxWxC.shape
-    y = Norm(self.dtype, act=False, name="norm")(x_BxTxHxWxC).reshape(b * t, h * w, c)
+    y = self.norm(self.dtype, act=False, name="norm")(x_BxTxHxWxC).reshape(b * t, h * w, c)
     q, k, v = (Conv(c, (), self.dtype, name=n)(y) for n in "qkv")
     if target.attention(self.dtype) == "cudnn" and cudnn.fits(c):
       y = cudnn.attend(q[:, None], k[:, None], v[:, None], scale=c**-0.5)[:, :, 0]

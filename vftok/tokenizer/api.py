@@ -34,7 +34,7 @@ from vftok.tokenizer.checks import (
   check_video,
   guidance_of,
 )
-from vftok.tokenizer.geometry import FlowGeometry, check_whole_latents
+from vftok.tokenizer.geometry import FlowGeometry
 from vftok.tokens import Budget, VideoTokens, is_concrete
 
 Params = dict[str, Any]
@@ -115,7 +115,7 @@ class Tokenizer(FlowGeometry):
   def encode_latents(self, params: Params, video, key: jax.Array | None = None) -> jax.Array:
     """VAE latents float32 [B, T, h, w, C] of F = 1 + 4m frames: the posterior mean, or a sample of it given a key."""
     video = check_video(video, self.frame_size)
-    check_whole_latents(video.shape[1])
+    self.check_latent_frames(video.shape[1])
     mean, logvar = programs.vae_encode(self.cfg, params, video)
     return mean if key is None else mean + jnp.exp(0.5 * logvar) * gaussian(key, mean.shape)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from vftok.models.config import TokenizerConfig
 from vftok.models.config_checks import DTYPES
-from vftok.models.flow import APG, CFG, GUIDANCES, SOLVERS, Guidance, Sampling
+from vftok.models.flow import APG, CFG, GUIDANCES, SOLVERS, Guidance, Sampling, of_model
 from vftok.runtime.words import brief, is_whole
 from vftok.tokenizer.geometry import TIME_FACTOR
 from vftok.tokens import VideoTokens, check_counts, is_concrete
@@ -77,7 +77,8 @@ def guidance_of(kind: str, scale: float, cfg: TokenizerConfig) -> Guidance:
   if kind not in ("", *GUIDANCES):
     raise ValueError(f"the decoder's guidance is {kind!r}, expected one of {', '.join(GUIDANCES)}, or '' for its own.")
   kind, scale = (kind, scale) if kind else (cfg.guidance, cfg.scale)
-  return GUIDANCES[kind](scale) if scale != 1 and "null" in cfg.decoder.replacements else None
+  guidance = GUIDANCES[kind](scale) if scale != 1 and "null" in cfg.decoder.replacements else None
+  return of_model(guidance, cfg.apg)
 
 
 def check_sampling(options: dict[str, Any], cfg: TokenizerConfig) -> Sampling:
@@ -86,6 +87,7 @@ def check_sampling(options: dict[str, Any], cfg: TokenizerConfig) -> Sampling:
   usual = {"steps": cfg.solver_steps, "guidance": GUIDANCES[cfg.guidance](cfg.scale)}
   check_options(options, [field.name for field in dataclasses.fields(Sampling)], "decoding")
   sampling = Sampling(**usual | options)
+  sampling = dataclasses.replace(sampling, guidance=of_model(sampling.guidance, cfg.apg))
   steps, solver, guidance = sampling.steps, sampling.solver, sampling.guidance
   if not is_whole(steps) or steps < 1:
     raise ValueError(f"steps is {brief(steps)}, expected a whole number of solver steps, 1 or more.")

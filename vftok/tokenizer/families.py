@@ -22,7 +22,12 @@ class Family:
   knows: Callable[[Mapping[str, Any]], bool]
 
 
+def _class(config: Mapping[str, Any]) -> str:
+  return str(config.get("_target_")).rsplit(".", 1)[-1]
+
+
 FAMILIES = (
+  Family("flextok", "vftok.families.flextok.api", lambda config: _class(config).startswith("FlexTok")),
   Family("adaptok", "vftok.families.query.tokenizer", lambda config: {"bottleneck", "mask_generator"} <= config.keys()),
   Family(
     "larp", "vftok.families.query.tokenizer", lambda config: {"bottleneck", "bottleneck_token_num"} <= config.keys()

@@ -102,6 +102,10 @@ class FlowGeometry(Geometry):
   def levels(self) -> tuple[int, ...]:
     return self.cfg.levels
 
+  def check_latent_frames(self, frames: int) -> None:
+    """Raises ValueError where so many frames have no whole number of latents."""
+    check_whole_latents(frames)
+
   @property
   def spatial_factor(self) -> int:
     return self.cfg.vae.space_stride

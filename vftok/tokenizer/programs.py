@@ -14,7 +14,6 @@ from vftok.models import flow, fsq
 from vftok.models.config import TokenizerConfig
 from vftok.models.decoder import Decoder
 from vftok.models.encoder import Encoder
-from vftok.models.vae import VAE
 
 
 def reads(part: str, leaves=None):
@@ -61,14 +60,14 @@ def to_float(video) -> jax.Array:
 def vae_encode(cfg: TokenizerConfig, params, video_BxFxHxWx3, *, quick: bool = False):
   """(mean, logvar) float32 [B, T, h, w, C] of the VAE's posterior; `quick` for training, where no id is kept."""
   with contextlib.nullcontext() if quick else exact(cfg.vae.dtype):
-    return VAE(cfg.vae).apply({"params": params["vae"]}, to_float(video_BxFxHxWx3), method=VAE.encode)
+    return cfg.vae.module().apply({"params": params["vae"]}, to_float(video_BxFxHxWx3), method="encode")
 
 
 @reads("vae")
 @functools.partial(jax.jit, static_argnums=0)
 def vae_decode(cfg: TokenizerConfig, params, latents_BxTxhxwxC):
   """Frames float32 [B, F, H, W, 3], not clipped."""
-  return VAE(cfg.vae).apply({"params": params["vae"]}, latents_BxTxhxwxC, method=VAE.decode)
+  return cfg.vae.module().apply({"params": params["vae"]}, latents_BxTxhxwxC, method="decode")
 
 
 @reads("encoder")

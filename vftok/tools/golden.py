@@ -46,14 +46,19 @@ def first(x):
   return np.moveaxis(np.asarray(x), -1, 1)
 
 
-def load_golden_model(path: pathlib.Path):
-  """(tokenizer, params, rules, metadata) of the weights under `w.` and the config in the metadata."""
+def open_golden(path: pathlib.Path):
+  """(tokenizer, params, metadata) of the weights under `w.` and the config in the metadata, of any family."""
   with safe_open(path, framework="np") as file:
     metadata = file.metadata()
     weights = {key.removeprefix("w."): file.get_tensor(key) for key in file.keys() if key.startswith("w.")}
   with tempfile.TemporaryDirectory() as directory:
     save_file(weights, pathlib.Path(directory) / "model.safetensors")
     (pathlib.Path(directory) / "config.json").write_text(metadata["config"])
-    tok, params = Tokenizer.load(directory)
+    return *Tokenizer.load(directory), metadata
+
+
+def load_golden_model(path: pathlib.Path):
+  """(tokenizer, params, rules, metadata) of a video model."""
+  tok, params, metadata = open_golden(path)
   _, names = reference_config.parse(json.loads(metadata["config"]), tok.cfg.vae)
   return tok, params, reference_weights.rules(tok.cfg, names), metadata

@@ -19,6 +19,7 @@ from vftok.convert import vidtok
 from vftok.models import fsq, masks
 from vftok.models.vae import VAE, kl
 from vftok.tools.golden import Errors, first, last
+from vftok.tools.parity_flextok import check_flextok
 from vftok.tools.parity_generator import check_generator
 from vftok.tools.parity_model import check_model, check_sliding_window
 from vftok.tools.parity_query import INPUTS as QUERY_INPUTS
@@ -101,6 +102,7 @@ CHECKS = {
   "sliding_window": check_sliding_window,
   "ar_class": check_generator,
   "ar_text": check_generator,
+  "flextok_small": check_flextok,
   "larp_small": check_larp,
   "adaptok_small": check_adaptok,
 }
