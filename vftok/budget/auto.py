@@ -10,8 +10,9 @@ from typing import Any
 from vftok.budget import spread
 from vftok.budget.reward import check_weight
 from vftok.budget.router import Router
+from vftok.budget.scored import Scored
 from vftok.runtime.words import brief, is_number, is_whole
-from vftok.tokens import VideoTokens
+from vftok.tokens import Budget, VideoTokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +67,16 @@ class Auto:
     return spread.encode(tok, params, pieces, fit, self, whole=False)
 
   @classmethod
-  def parse(cls, text: str, router: str | None = None, tries: int = 0) -> Auto:
+  def parse(cls, text: str, router: str | None = None, tries: int = 0) -> Budget:
     """Of the command line: "auto:16" is a mean, "auto:total=80" and "auto:preference=1.2" name the others.
+
+    "scored:256" is no `Auto` but AdapTok's own: `Scored(mean=256)`.
 
     Raises:
       ValueError: it is none of these.
     """
+    if text.startswith("scored:"):
+      return Scored.parse(text, router, tries)
     name, _, value = text.removeprefix("auto:").rpartition("=")
     try:
       if not text.startswith("auto:") or name not in ("", "mean", "total", "preference"):

@@ -17,6 +17,8 @@ from vftok.tokens import VideoTokens
 
 def encode(tok, params, pieces, fit: str, budget, *, whole: bool) -> Iterator[VideoTokens]:
   """One VideoTokens per chunk, with the counts of an `Auto`; `whole` spreads it over all chunks, and waits for them."""
+  if tok.one_pass:
+    raise ValueError("budget is spread by a router of a VAE's latents, which this model lacks, expected counts.")
   if budget.total is not None and not whole:
     raise ValueError("budget.total is of a whole video, expected mean or preference where frames come as a stream.")
   router, weights = find(budget.router, tok.fingerprint(params))

@@ -139,7 +139,7 @@ def save_files(directory: str | os.PathLike, tensors: Mapping[str, np.ndarray], 
   partial = part_of(target)
   try:
     partial.mkdir()
-    save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, partial / WEIGHTS, metadata={"format": "pt"})
+    save_file({k: np.asarray(v, order="C") for k, v in tensors.items()}, partial / WEIGHTS, metadata={"format": "pt"})
     (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     (partial / WEIGHTS).chmod(0o666 & ~umask())  # safetensors writes for the owner alone
     if not target.exists():

@@ -28,6 +28,10 @@ def _class(config: Mapping[str, Any]) -> str:
 
 FAMILIES = (
   Family("flextok", "vftok.families.flextok.api", lambda config: _class(config).startswith("FlexTok")),
+  Family("adaptok", "vftok.families.query.tokenizer", lambda config: {"bottleneck", "mask_generator"} <= config.keys()),
+  Family(
+    "larp", "vftok.families.query.tokenizer", lambda config: {"bottleneck", "bottleneck_token_num"} <= config.keys()
+  ),
   Family("flow", "vftok.tokenizer.api", lambda config: True),  # last: it says what is wrong with the rest
 )
 

@@ -16,8 +16,11 @@ from vftok.models.decoder import Decoder
 from vftok.models.encoder import Encoder
 
 
-def reads(part: str):
-  """Of a program (config, params, ...): parameters that are another model's become one sentence when it fails."""
+def reads(part: str, leaves=None):
+  """Of a program (config, params, ...): parameters that are another model's become one sentence when it fails.
+
+  `leaves`: config -> path -> shape of what it asks for; None: of this module's.
+  """
 
   def decorate(program):
     @functools.wraps(program)
@@ -28,7 +31,7 @@ def reads(part: str):
         from vftok.convert.load import abstract_params
         from vftok.io.leaves import check_params
 
-        check_params(lambda: abstract_params(cfg), params, part)
+        check_params(lambda: (leaves or abstract_params)(cfg), params, part)
         raise  # of something else
 
     run._cache_size, run.trace = program._cache_size, program.trace

@@ -22,6 +22,8 @@ from vftok.tools.golden import Errors, first, last
 from vftok.tools.parity_flextok import check_flextok
 from vftok.tools.parity_generator import check_generator
 from vftok.tools.parity_model import check_model, check_sliding_window
+from vftok.tools.parity_query import INPUTS as QUERY_INPUTS
+from vftok.tools.parity_query import check_adaptok, check_larp
 
 TOLERANCE = 1e-4
 FLEXIBLE = {  # the order of cross-step switches behind each flexible mask in the file
@@ -101,8 +103,11 @@ CHECKS = {
   "ar_class": check_generator,
   "ar_text": check_generator,
   "flextok_small": check_flextok,
+  "larp_small": check_larp,
+  "adaptok_small": check_adaptok,
 }
 INPUTS = {
+  **QUERY_INPUTS,
   "fsq": tuple(f"{n}.{k}" for n in ("L888555", "L8555", "L7543") for k in ("z", "levels", "lookup_indices", "ste_w")),
   "vae_layernorm_ch16": tuple(f"T{t}.video" for t in (1, 5, 9, 16, 18)),
   "sliding_window": (

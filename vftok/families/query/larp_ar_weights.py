@@ -1,0 +1,160 @@
+"""Released files of LARP's autoregressive models <-> our parameters: strict in both directions."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util as traverse
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vftok.families.query.larp_ar_net import LarpAR, LarpARConfig
+from vftok.families.query.positions import sincos_1d
+from vftok.io import hub
+from vftok.io.layout import LINEAR, LINEAR_2IN, SAME, Rule, converted
+from vftok.io.leaves import leaves_of
+from vftok.models.config_checks import MAX_DEPTH, MAX_SIZE, MAX_TOKENS
+from vftok.runtime.words import brief, cut
+
+FIELDS = tuple(f.name for f in dataclasses.fields(LarpARConfig) if f.name not in ("dtype", "rest"))
+NEEDED = ("dim", "n_layer", "n_head", "vocab_size", "max_seq_len")
+OPTIONAL = ("n_kv_head", "ffn_dim_multiplier")  # may be null
+TRAINING = (
+  "dropout",
+  "drop",
+  "initializer_range",
+  "caption_dim",
+  "model_type",
+  "max_batch_size",
+)  # name parts that change no inference
+
+
+def parse(config: Mapping[str, Any]) -> LarpARConfig:
+  """The model's config.
+
+  Raises:
+    ValueError: the first key that is missing, unknown, mistyped, or has a value that no model has.
+  """
+  for key in NEEDED:
+    if key not in config:
+      raise ValueError(f"the generator's config lacks {key!r}, expected {', '.join(NEEDED)}: is this LARP's AR model?")
+  hints, values = typing.get_type_hints(LarpARConfig), {}
+  for key, value in config.items():
+    if key in FIELDS and not (value is None and key in OPTIONAL):
+      values[key] = _value(key, value, hints[key])
+    elif key not in FIELDS and not any(part in key for part in TRAINING):
+      raise ValueError(f"the generator's config has {brief(key)}, expected only {', '.join(FIELDS)} and dropouts.")
+  cfg = LarpARConfig(**values, rest=json.dumps(config))
+  _check(cfg)
+  return cfg
+
+
+def _value(key: str, value: Any, kind: type) -> Any:
+  if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf:
+    return float(value)
+  if kind is int and isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 2**24:
+    return value
+  if kind is bool and isinstance(value, bool):
+    return value
+  expected = {int: "a whole number from 0 on", float: "a number from 0 on", bool: "true or false"}[kind]
+  raise ValueError(f"the generator's config has {key} = {brief(value)}, expected {expected}.")
+
+
+def _check(cfg: LarpARConfig) -> None:
+  for key in (*NEEDED, "multiple_of", "cls_token_num", "norm_eps"):
+    if not getattr(cfg, key):
+      raise ValueError(f"the generator's config has {key} = 0, expected 1 or more.")
+  for key, most in (("dim", MAX_SIZE), ("n_layer", MAX_DEPTH), ("length", MAX_TOKENS), ("hidden", 8 * MAX_SIZE)):
+    if getattr(cfg, key) > most:
+      raise ValueError(f"the generator's config has {key} = {getattr(cfg, key)}, expected at most {most}.")
+  if cfg.dim % cfg.n_head or cfg.n_head % cfg.kv_heads:
+    found = f"dim = {cfg.dim}, n_head = {cfg.n_head} and n_kv_head = {cfg.kv_heads}"
+    raise ValueError(f"the generator's config has {found}, expected each a multiple of the next.")
+  if not cfg.frame_prediction and cfg.cls_token_num != 1:
+    raise ValueError(f"the generator's config has cls_token_num = {cfg.cls_token_num}, expected 1 for a class.")
+
+
+def to_json(cfg: LarpARConfig) -> dict[str, Any]:
+  """Inverse of `parse`."""
+  config = json.loads(cfg.rest)
+  for key in FIELDS:
+    value = getattr(cfg, key)
+    value = None if key in OPTIONAL and not value else value
+    if key not in config and value is None:
+      continue
+    if config.get(key) != value or key not in config:
+      config[key] = value
+  return config
+
+
+def rules(cfg: LarpARConfig) -> dict[str, Rule]:
+  """Their key -> where and how it is ours."""
+  whole = lambda how, *path: Rule(path, (), *how)
+  position = (lambda a, shape: a.reshape(shape), lambda a: a[None])
+  table = {
+    "tok_embeddings.weight": whole(SAME, "token_table"),
+    "abs_pe": whole(position, "position_table"),
+    "norm.weight": whole(SAME, "norm", "scale"),
+    "output.weight": whole(LINEAR, "head"),
+  }
+  if not cfg.frame_prediction:
+    table["cls_embedding.embedding_table.weight"] = whole(SAME, "class_table")
+  for i in range(cfg.n_layer):
+    at = f"layers.{i}"
+    for key, path, how in (
+      ("attention_norm", ("n1", "scale"), SAME),
+      ("ffn_norm", ("n2", "scale"), SAME),
+      ("attention.wqkv", ("qkv",), LINEAR),
+      ("attention.wo", ("proj",), LINEAR_2IN),
+      ("feed_forward.w2", ("down",), LINEAR),
+    ):
+      table[f"{at}.{key}.weight"] = Rule(("blocks", *path), (i,), *how)
+    for branch, key in enumerate(("w1", "w3")):  # silu(w1 x) * w3 x
+      table[f"{at}.feed_forward.{key}.weight"] = Rule(("blocks", "up"), (i, slice(None), branch), *LINEAR)
+  return table
+
+
+def init(cfg: LarpARConfig, key: jax.Array) -> dict[str, Any]:
+  """Fresh parameters, in boxes that carry their logical axis names."""
+  params = init_learned(cfg, key)
+  if cfg.use_fixed_pe:
+    params["position_table"] = params["position_table"].replace_boxed(jnp.asarray(sincos_1d(cfg.length, cfg.dim)))
+  return params
+
+
+def init_learned(cfg: LarpARConfig, key: jax.Array) -> dict[str, Any]:
+  return LarpAR(cfg).init(key, jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 0), jnp.int32))["params"]
+
+
+@functools.cache
+def abstract_params(cfg: LarpARConfig) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+  """Path -> shape of every parameter, without making one."""
+  return leaves_of(cfg, functools.partial(init_learned, cfg))
+
+
+def load(name: str | os.PathLike) -> tuple[LarpARConfig, dict[str, Any]]:
+  """(config, parameters) of a released model. Tensors keep the dtype they are stored in."""
+  checkpoint = hub.open_checkpoint(name)
+  try:
+    cfg = parse(checkpoint.config)
+  except ValueError as error:
+    raise ValueError(f"{cut(checkpoint.path, 120)} is no LARP generator: {error}") from None
+  table, shapes = rules(cfg), checkpoint.shapes
+  hub.report_keys(checkpoint.path, table.keys() - shapes.keys(), shapes.keys() - table.keys())
+  return cfg, converted(table, {key: (checkpoint, key) for key in table}, abstract_params(cfg))
+
+
+def save(cfg: LarpARConfig, params: Any, directory: str | os.PathLike) -> None:
+  """Writes the released layout, whole or not at all."""
+  flat = traverse.flatten_dict(nn.unbox(params))
+  tensors = {key: rule.to_theirs(np.asarray(flat[rule.path])[rule.index]) for key, rule in rules(cfg).items()}
+  hub.save_files(directory, tensors, to_json(cfg))

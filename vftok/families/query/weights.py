@@ -1,0 +1,222 @@
+"""Released files of LARP and AdapTok <-> our parameters: one table of names, strict in both directions."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util as traverse
+import numpy as np
+
+from vftok.families.query import config as configs
+from vftok.families.query.blocks import BlocksConfig
+from vftok.families.query.config import PRIOR_HEADS, PriorConfig, QueryConfig
+from vftok.families.query.nets import decoder_blocks, encoder_blocks
+from vftok.families.query.params import abstract_params
+from vftok.families.query.positions import fixed_shapes
+from vftok.io import hub
+from vftok.io.layout import LINEAR, LINEAR_2IN, SAME, VECTOR, Rule, converted
+from vftok.models.config_checks import MAX_DEPTH
+from vftok.runtime.words import brief, cut
+
+PRIOR, SCORER = "prior_model.", "scorer."
+OF_BOTTLENECK = ("in_linear", "out_linear", "regularizer")
+INVERSE = "bottleneck.regularizer.stochastic_temperature_inv"
+TABLES = {  # ours -> theirs
+  "patch_positions": "encoder_patch_pe",
+  "queries": "encoder_latent_query_embed",
+  "latent_positions": "decoder_latent_pe",
+  "patch_queries": "decoder_patch_query_embed",
+}
+
+
+ONE = (lambda a, shape: a.reshape(shape), lambda a: a[None])  # [1, N, D] <-> [N, D], [1, t, 1, 1, D] <-> [t, 1, 1, D]
+TYPE = (lambda a, shape: a.reshape(shape), lambda a: a[None, None])  # [1, 1, D] <-> [D]
+
+
+def _patches(cfg: QueryConfig):
+  """A convolution's [D, 3, (t,) h, w] <-> a matrix [t h w 3, D], channel fastest."""
+  t, p, _ = cfg.patch
+  window = (p, p) if t == 1 else (t, p, p)
+  axes = (*range(2, 2 + len(window)), 1, 0)
+  back = (len(axes) - 1, len(axes) - 2, *range(len(window)))
+  return (
+    lambda a, shape: a.transpose(axes).reshape(shape),
+    lambda a: a.reshape(*window, 3, -1).transpose(back),
+  )
+
+
+def rules(cfg: QueryConfig) -> dict[str, Rule]:
+  """Their key -> where and how it is ours, for every tensor of the file that `cfg` stands for."""
+  table: dict[str, Rule] = {}
+
+  def add(key, path, how, index=()):
+    table[key] = Rule(path, index, *how)
+
+  def linear(key, *path):
+    add(f"{key}.weight", (*path, "kernel"), LINEAR)
+    add(f"{key}.bias", (*path, "bias"), VECTOR)
+
+  def norm(key, *path):
+    add(f"{key}.weight", (*path, "scale"), SAME)
+    add(f"{key}.bias", (*path, "bias"), SAME)
+
+  add("x_embedder.proj.weight", ("encoder", "patch_in", "kernel"), _patches(cfg))
+  add("x_embedder.proj.bias", ("encoder", "patch_in", "bias"), VECTOR)
+  fixed = fixed_shapes(cfg)
+  for name, key in TABLES.items():
+    part = "encoder" if key.startswith("encoder") else "decoder"
+    if name in fixed:
+      add(key, ("fixed", name), SAME if name == "queries" else ONE)
+    elif name in ("queries", "latent_positions"):
+      add(key, (part, name), SAME if name == "queries" else ONE)
+    else:
+      for axis in "thw":
+        key = "encode_w_embed" if (part, axis) == ("encoder", "w") else f"{part}_{axis}_embed"  # so spelled in files
+        add(key, (part, f"{name}_{axis}"), ONE)
+  for switch, path in (
+    ("encoder_patch", ("encoder", "patch_type")),
+    ("encoder_latent_query", ("encoder", "query_type")),
+    ("decoder_latent", ("decoder", "latent_type")),
+    ("decoder_patch_query", ("decoder", "query_type")),
+  ):
+    if getattr(cfg, f"use_{switch}_token_type_embed"):
+      add(f"{switch}_token_type_embed", path, TYPE)
+  _block_rules(add, "encoder.blocks", ("encoder", "blocks", "layers"), encoder_blocks(cfg))
+  _block_rules(add, "decoder.blocks", ("decoder", "blocks", "layers"), decoder_blocks(cfg))
+  linear("bottleneck.in_linear", "quantizer", "in")
+  if cfg.vq.norm != "none":
+    norm(f"bottleneck.{cfg.vq.norm_module}", "quantizer", "norm")
+  add("bottleneck.regularizer.embedding.weight", ("quantizer", "table"), SAME)
+  if cfg.vq.stochastic_temperature < 0:
+    add(INVERSE, ("quantizer", "inverse_temperature"), SAME)
+  linear("bottleneck.out_linear", "decoder", "codes_in")
+  norm("final_layer.norm_final", "decoder", "norm")
+  linear("final_layer.linear", "decoder", "head")
+  if cfg.prior is not None:
+    _prior_rules(add, linear, norm, cfg.prior)
+  if cfg.scorer:
+    linear("scorer.project", "scorer", "project")
+    add("scorer.latent_pe", ("scorer", "latent_positions"), SAME)
+    stack = BlocksConfig(cfg.scorer_hidden_size, cfg.scorer_num_heads, cfg.scorer_depth, 4 * cfg.scorer_hidden_size)
+    _block_rules(add, "scorer.blocks", ("scorer", "blocks", "layers"), stack)
+    norm("scorer.ln_post", "scorer", "norm")
+    linear("scorer.ffn.0", "scorer", "hidden")
+    linear("scorer.ffn.2", "scorer", "out")
+  return table
+
+
+def _block_rules(add, key: str, path: tuple[str, ...], cfg: BlocksConfig) -> None:
+  for i in range(cfg.depth):
+    at = f"{key}.{i}"
+    for name in ("norm1", "norm2"):
+      add(f"{at}.{name}.weight", (*path, name, "scale"), SAME, (i,))
+      add(f"{at}.{name}.bias", (*path, name, "bias"), SAME, (i,))
+    add(f"{at}.attn.qkv.weight", (*path, "qkv_kernel"), LINEAR, (i,))
+    add(f"{at}.attn.proj.weight", (*path, "proj_kernel"), LINEAR_2IN, (i,))
+    add(f"{at}.attn.proj.bias", (*path, "proj_bias"), SAME, (i,))
+    for theirs, ours in (("fc1", "up"), ("fc2", "down")):
+      add(f"{at}.mlp.{theirs}.weight", (*path, f"{ours}_kernel"), LINEAR, (i,))
+      add(f"{at}.mlp.{theirs}.bias", (*path, f"{ours}_bias"), SAME, (i,))
+
+
+def _prior_rules(add, linear, norm, cfg: PriorConfig) -> None:
+  linear(f"{PRIOR}input_proj", "prior", "in")
+  linear(f"{PRIOR}head", "prior", "out")
+  norm(f"{PRIOR}ln_f", "prior", "norm")
+  add(f"{PRIOR}pos_emb", ("prior", "positions"), ONE)
+  path = ("prior", "blocks", "layers")
+  for i in range(cfg.depth):
+    at = f"{PRIOR}blocks.{i}"
+    for theirs, ours in (("ln1", "norm1"), ("ln2", "norm2")):
+      add(f"{at}.{theirs}.weight", (*path, ours, "scale"), SAME, (i,))
+      add(f"{at}.{theirs}.bias", (*path, ours, "bias"), SAME, (i,))
+    for branch, name in enumerate(("query", "key", "value")):
+      add(f"{at}.attn.{name}.weight", (*path, "qkv_kernel"), LINEAR, (i, slice(None), branch))
+      add(f"{at}.attn.{name}.bias", (*path, "qkv_bias"), VECTOR, (i, branch))
+    add(f"{at}.attn.proj.weight", (*path, "proj_kernel"), LINEAR_2IN, (i,))
+    add(f"{at}.attn.proj.bias", (*path, "proj_bias"), SAME, (i,))
+    for theirs, ours in (("mlp.0", "up"), ("mlp.2", "down")):
+      add(f"{at}.{theirs}.weight", (*path, f"{ours}_kernel"), LINEAR, (i,))
+      add(f"{at}.{theirs}.bias", (*path, f"{ours}_bias"), SAME, (i,))
+
+
+def load(name: str | os.PathLike, prior_heads: int | None = None) -> tuple[QueryConfig, dict[str, Any]]:
+  """(config, parameters) of a released model. Tensors keep the dtype they are stored in.
+
+  Raises:
+    ValueError: a config that vftok does not know, or a file that does not fit it.
+  """
+  checkpoint = hub.open_checkpoint(name)
+  cfg = with_parts_of(configs.parse(checkpoint.config), checkpoint, prior_heads)
+  table, shapes = rules(cfg), checkpoint.shapes
+  if not cfg.learned_encoder_latent_query_embed and len(shapes.get(TABLES["queries"], ())) == 3:
+    table[TABLES["queries"]] = Rule(("fixed", "queries"), (), *ONE)  # whether the axis is there is not published
+  if INVERSE in table and shapes.get(INVERSE) == (1,):  # nor is this
+    table[INVERSE] = Rule(table[INVERSE].path, (), *ONE)
+  hub.report_keys(checkpoint.path, table.keys() - shapes.keys(), shapes.keys() - table.keys())
+  return cfg, converted(table, {key: (checkpoint, key) for key in table}, abstract_params(cfg))
+
+
+def save(cfg: QueryConfig, params: Any, directory: str | os.PathLike) -> None:
+  """Writes the released layout, whole or not at all: config.json and model.safetensors."""
+  flat = traverse.flatten_dict(nn.unbox(params))
+  tensors = {key: rule.to_theirs(np.asarray(flat[rule.path])[rule.index]) for key, rule in rules(cfg).items()}
+  hub.save_files(directory, tensors, configs.to_json(cfg))
+
+
+def with_parts_of(cfg: QueryConfig, file: hub.Checkpoint, prior_heads: int | None) -> QueryConfig:
+  """The config with what only tensors tell: whether there is a prior or a scorer, their sizes, a norm's name."""
+  shapes = file.shapes
+  if cfg.vq.norm != "none":
+    inside = {key.removeprefix("bottleneck.") for key in shapes if key.startswith("bottleneck.")}
+    names = {key.rpartition(".")[0] for key in inside if key.split(".")[0] not in OF_BOTTLENECK}
+    if len(names) == 1:
+      cfg = dataclasses.replace(cfg, vq=dataclasses.replace(cfg.vq, norm_module=names.pop()))
+  if cfg.nested and any(key.startswith(SCORER) for key in shapes):
+    cfg = dataclasses.replace(cfg, scorer=True)
+    _check_scorer(cfg)
+  if any(key.startswith(PRIOR) for key in shapes):
+    cfg = dataclasses.replace(cfg, prior=_prior(file, json.loads(cfg.rest).get("prior_model"), prior_heads))
+  return cfg
+
+
+def _check_scorer(cfg: QueryConfig) -> None:
+  for name in ("scorer_hidden_size", "scorer_num_heads", "scorer_depth", "scorer_step"):
+    if not getattr(cfg, name):
+      raise ValueError(f"the file has a scorer, and the config no {name}: add it.")
+  if cfg.scorer_hidden_size % cfg.scorer_num_heads or cfg.group_tokens % cfg.scorer_step:
+    raise ValueError(
+      f"the config has scorer_hidden_size = {cfg.scorer_hidden_size}, scorer_num_heads = {cfg.scorer_num_heads} and "
+      f"scorer_step = {cfg.scorer_step}, expected a multiple of the heads and a divisor of {cfg.group_tokens} tokens."
+    )
+  if cfg.encoder_hidden_size != cfg.decoder_hidden_size:
+    widths = f"{cfg.encoder_hidden_size} and {cfg.decoder_hidden_size}"
+    raise ValueError(f"the encoder and decoder are {widths} wide, expected one width where there is a scorer.")
+
+
+def _prior(file: hub.Checkpoint, named: Any, heads: int | None) -> PriorConfig:
+  shapes, named = file.shapes, named if isinstance(named, Mapping) else {}
+  args = named.get("args") if isinstance(named.get("args"), Mapping) else {}
+  layers = {key.split(".")[2] for key in shapes if key.startswith(f"{PRIOR}blocks.")}
+  try:
+    dim = shapes[f"{PRIOR}input_proj.weight"][0]
+    hidden = shapes[f"{PRIOR}blocks.0.mlp.0.weight"][0]
+    length = shapes[f"{PRIOR}pos_emb"][1]
+  except (KeyError, IndexError) as error:
+    raise ValueError(f"{cut(file.path, 150)} has no whole prior, it lacks or bends {error}: fetch it again.") from None
+  name = str(named.get("name") or "").removeprefix("gptc-")
+  heads = heads or args.get("n_head") or PRIOR_HEADS.get(name, 0)
+  if not isinstance(heads, int) or isinstance(heads, bool) or heads < 0 or (heads and dim % heads):
+    raise ValueError(f"the prior has {brief(heads)} heads, expected a divisor of its width {dim}: correct n_head.")
+  temperature = named.get("latent_ce_temperature", 1.0)
+  if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < float("inf"):
+    raise ValueError(f"the config has latent_ce_temperature = {brief(temperature)}, expected a number above 0.")
+  if len(layers) > MAX_DEPTH:
+    raise ValueError(f"{cut(file.path, 150)} has a prior of {len(layers)} layers, expected at most {MAX_DEPTH}.")
+  normalized = args.get("l2_normalized", True) is not False
+  return PriorConfig(len(layers), dim, hidden, length, heads, normalized, float(temperature))
