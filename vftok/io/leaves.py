@@ -65,7 +65,8 @@ def _file(cfg: Any) -> Path | None:
 @functools.cache
 def _code() -> list[tuple[str, int, int]]:
   """What tells one state of the models' code from another."""
-  sources = sorted((Path(__file__).parents[1] / "models").glob("*.py"))
+  package = Path(__file__).parents[1]
+  sources = sorted([*(package / "models").glob("*.py"), *(package / "families").rglob("*.py")])
   return [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in sources]
 
 
