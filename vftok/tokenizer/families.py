@@ -44,8 +44,7 @@ def load(name: str | os.PathLike, **options: Any):
   they give. What a family cannot do it refuses in one sentence.
 
   Args:
-    options: dtype="float32" or "bfloat16" for every family; what else one takes is said by its own `load`. None stands
-      for left out.
+    options: dtype="float32" or "bfloat16" for every family; what else one takes is said by its own `load`.
 
   Raises:
     FileNotFoundError, ValueError: one sentence that names the file and what is wrong with it.
@@ -53,6 +52,5 @@ def load(name: str | os.PathLike, **options: Any):
   family = family_of(hub.open_checkpoint(name).config)
   open_model = importlib.import_module(family.module).load
   known = [p for p in inspect.signature(open_model).parameters if p != "name"]
-  options = {option: value for option, value in options.items() if value is not None}  # None is everyone's default
   check_options(options, known, f"loading a model of the family {family.name}")
   return open_model(name, **options)

@@ -38,6 +38,7 @@ class Geometry:
   overlap_steps: int
   nested: bool  # whether a prefix of a step's tokens decodes
   one_pass: bool  # whether decoding takes one pass: no noise, no solver steps, no guidance
+  counts: tuple[int, ...] = ()  # where no prefix decodes: how many tokens of a step can be asked for at encoding
 
   @property
   def codebook_size(self) -> int:

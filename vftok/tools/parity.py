@@ -19,6 +19,7 @@ from vftok.convert import vidtok
 from vftok.models import fsq, masks
 from vftok.models.vae import VAE, kl
 from vftok.tools.golden import Errors, first, last
+from vftok.tools.parity_evatok import check_evatok
 from vftok.tools.parity_generator import check_generator
 from vftok.tools.parity_model import check_model, check_sliding_window
 
@@ -99,6 +100,7 @@ CHECKS = {
   "sliding_window": check_sliding_window,
   "ar_class": check_generator,
   "ar_text": check_generator,
+  "evatok_small": check_evatok,
 }
 INPUTS = {
   "fsq": tuple(f"{n}.{k}" for n in ("L888555", "L8555", "L7543") for k in ("z", "levels", "lookup_indices", "ste_w")),
