@@ -120,7 +120,7 @@ BAD_BUDGETS = [
   (4.0, "budget is 4.0"),
   (True, "budget is True"),
   ("8", "budget is '8'"),
-  (vftok.Auto(mean=4), "budget is Auto(mean=4"),
+  (vftok.Auto(mean=4), "no router that comes with vftok"),
   (Says(5), "asks for 5 tokens"),
   (Says([4, 4, 4]), "shape (3,)"),
   (Says("many"), "budget is 'many'"),

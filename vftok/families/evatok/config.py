@@ -10,6 +10,7 @@ import jax
 
 from vftok.models.config_checks import DTYPES, MAX_CODEBOOK, MAX_DEPTH, MAX_SIZE, MAX_TOKENS
 from vftok.models.config_json import KINDS
+from vftok.models.router import RouterConfig
 from vftok.runtime.words import brief
 
 FORMAT = "vftok-evatok"
@@ -115,6 +116,17 @@ def check(cfg: EvatokConfig) -> None:
     _expect(half.dtype in DTYPES, f"{name}.dtype", half.dtype, " or ".join(DTYPES))
     known = half.remat == "none" or half.remat in dir(jax.checkpoint_policies)
     _expect(known, f"{name}.remat", half.remat, "'none' or a name from jax.checkpoint_policies")
+
+
+def router_config(cfg: EvatokConfig, *, preference: float = 1.2, **whose) -> RouterConfig:
+  """The paper's router for such a tokenizer: a class per assignment, 6 layers of 512 over the clip's pixels.
+
+  Ours also sees what changed from step to step, and has SwiGLU and QK-norm: 20.1 M parameters, 19.9 M published.
+  `whose`: the fields tokenizer and fingerprint.
+  """
+  clip = dict(latents=(cfg.frames, *cfg.frame_size, 3), patch=cfg.patch, levels=cfg.counts)
+  size = dict(dim=512, depth=6, head_dim=64, head="classes", measure="lpips")
+  return RouterConfig(**size, **clip, preference=preference, codebook_size=cfg.codebook_size, **whose)
 
 
 def pooled_grid(level: int) -> tuple[int, int]:
