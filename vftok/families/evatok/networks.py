@@ -141,8 +141,7 @@ class Decoder(nn.Module):
   def __call__(self, codes_BxTxKxc, keep_BxT, *, collect: bool = False):
     cfg, half = self.cfg, self.cfg.decoder
     kept = kept_slots(keep_BxT, cfg.slots)
-    codes = jnp.where(kept[..., None], codes_BxTxKxc, 0.0)  # a dropped slot may hold anything
-    refs = _into("codes_in", cfg.neck or half.dim, half.dtype)(codes).astype(jnp.float32)
+    refs = _into("codes_in", cfg.neck or half.dim, half.dtype)(codes_BxTxKxc).astype(jnp.float32)
     if cfg.neck:
       refs = _into("neck", half.dim, half.dtype)(refs).astype(jnp.float32)
     refs = LayerNorm(name="norm_in")(refs) if cfg.norm_in else refs
