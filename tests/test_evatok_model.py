@@ -30,9 +30,10 @@ def test_every_golden_tensor_is_matched():
 
 SWITCHES = {
   "plain": {},
-  "neck and norm": dict(neck=6, norm_in=True),
   "neck, other patches": dict(neck=6, frames=6, patch=(1, 2, 8), counts=(1, 3, 8), code_dim=3),
-  "norm, unrolled": dict(norm_in=True, encoder=dataclasses.replace(TINY.encoder, scan=False, mlp_ratio=2)),
+  "neck and norm, unrolled": dict(
+    neck=6, norm_in=True, encoder=dataclasses.replace(TINY.encoder, scan=False, mlp_ratio=2)
+  ),
 }
 
 
