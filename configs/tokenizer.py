@@ -3,11 +3,15 @@ d18_d18, d18_d18_stage2, d18_d28, d18_d28_stage2 and semantok.
 
 The paper's recipe as far as it is known; values marked `unknown` are not published, they are our defaults. What we do
 otherwise on purpose has a name of its own: SIZE_ours keeps counts per time step too, which adaptive budgets need.
+
+grid_SIZE is the control of the paper's claim: the same data, VAE, widths and flow, but a token for every patch in place
+of registers; grid_SIZE_4 and grid_SIZE_16 have patches of twice and four times the side, so a 4th and a 16th as many.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from configs import common
 from vftok.models.config import TokenizerConfig
@@ -52,11 +56,17 @@ LOSS = dict(
 )
 
 
+GRID_MASKS = {"time_block_causal_last": "time_block_causal"}  # the same but for registers, which a grid has none of
+GRIDS = {"": 1, "_4": 2, "_16": 4}  # end of the name -> side of a patch over the nested model's
+
+
 def get_config(size: str = "mini"):
   own = (smoke, mini_draft, mini, mini64, mini_routed)
   published = (d12_d12, d18_d18, d18_d18_stage2, d18_d28, d18_d28_stage2, semantok)
   sizes = {make.__name__: make for make in (*own, *published)}
   sizes |= {f"{make.__name__}_ours": lambda make=make: _ours(make()) for make in published}
+  for make in (smoke, mini, mini64, *published[:-1]):
+    sizes |= {f"grid_{make.__name__}{end}": functools.partial(_grid, make, side) for end, side in GRIDS.items()}
   return sizes[size]()
 
 
@@ -257,6 +267,23 @@ def mini_draft():
   cfg.batch_size, cfg.steps = 64, 2500
   cfg.optim.lr, cfg.optim.lr_groups = 1e-3, {}
   cfg.save_every = cfg.media_every = 1000
+  return cfg
+
+
+def _grid(make, side: int):
+  """The same experiment with a token for every patch of `side` times the side (a 3-D grid, spec grid3d.md)."""
+  cfg = make()
+  cfg.title, cfg.freeze, cfg.init_from = f"{cfg.title}, grid", (), ""
+  for part in (cfg.model.encoder, cfg.model.decoder):
+    t, h, w = part.patch
+    part.update(dict(patch=(t, side * h, side * w), registers=0, mask=GRID_MASKS.get(part.mask, part.mask)))
+  cfg.model.encoder.update(dict(linear=False, net=True))
+  cfg.model.decoder.stack.adaln = 1  # there is one kind of token
+  cfg.model.decoder.register_positions, cfg.model.decoder.draft = None, None
+  cfg.model.decoder.replacements = tuple(name for name in cfg.model.decoder.replacements if name != "mask")
+  cfg.loss.update(dict(draft=0.0, fit_batches=0))
+  cfg.optim.lr_groups = {}
+  cfg.eval.keeps = ()
   return cfg
 
 

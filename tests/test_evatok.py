@@ -11,9 +11,11 @@ from model_files import load_with, sentence, write
 from safetensors.numpy import load_file
 
 import vftok
+from vftok.evals import reconstruction
 from vftok.families.evatok import programs, reference
 from vftok.families.evatok.api import EVATok
 from vftok.io.vft import Vft
+from vftok.io.video_writer import to_uint8
 from vftok.tokens import Chooser, VideoTokens
 from vftok.tools.parity_evatok import write_model
 
@@ -180,6 +182,23 @@ def test_token_files_hold_what_is_kept(model):
   assert np.array_equal(tok.decode(params, vft.tokens()), tok.decode(params, tokens))
   with pytest.raises(ValueError, match="no order"):
     vft.truncate(2)
+
+
+def test_evaluations_encode_anew_for_every_count(golden_dir):
+  tok, params = vftok.load(golden_dir)
+  video = np.uint8(127 + 127 * random_video(tok))
+  whole = dict(split="val", lpips_net=None, rfvd=False, media=2)
+  found = reconstruction.evaluate(tok, params, [{"video": video}], **whole)
+  rows = {row["keep"]: row for row in found.rows if row["keep"]}
+  assert list(rows) == [2, 4, 8, 16, 32] and len({row["psnr"] for row in rows.values()}) == 5
+  frames = tok.decode(params, tok.encode(params, video, budget=4))
+  assert np.array_equal(np.stack([clip["keep 4"] for clip in found.media]), to_uint8(frames))
+
+
+def test_codes_are_unit_vectors_of_the_table(model):
+  tok, params = model
+  codes, table = tok.codes_of(params, np.array([[[3, 0]]])), params["quantizer"]["codebook"]
+  assert np.allclose(codes[0, 0], table[[3, 0]] / np.linalg.norm(table[[3, 0]], axis=1, keepdims=True), atol=1e-6)
 
 
 def test_the_fingerprint_is_of_what_decides_ids(model):

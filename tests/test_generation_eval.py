@@ -93,7 +93,7 @@ def test_a_generator_that_says_lengths_is_scored_at_means_and_its_own(form, tmp_
     [batch] * 2,
     split="val",
     keeps=(1, 2),
-    steps=1,
+    decode={"steps": 1},
     neighbours=generation.Neighbours(clips),
     fvd=False,
   )
@@ -126,7 +126,7 @@ def test_a_generator_is_scored_at_every_budget(tmp_path):
     batches,
     split="val",
     keeps=(1, 4),
-    steps=1,
+    decode={"steps": 1},
     classifier=classifier,
     clip=lambda video, captions: np.arange(len(video), dtype=np.float32),
     neighbours=generation.Neighbours(clips),
@@ -168,7 +168,7 @@ def test_a_generator_is_scored_at_every_budget(tmp_path):
       asked.append((keep, options["guidance"]))
       return vftok.VideoTokens.full(np.zeros((4, 5, 4), int)).truncate(keep)
 
-  options = dict(split="val", keeps=(1, 4), steps=1, fvd=False, media=0)
+  options = dict(split="val", keeps=(1, 4), decode={"steps": 1}, fvd=False, media=0)
   anew = generation.evaluate(Recorded(), gen_params, tok, params, batches[:1], anew=True, **options)
   assert asked == [(1, None), (4, None)] and all(row["anew"] and row["decoder"] == "none" for row in anew.rows)
   with pytest.raises(ValueError, match="has no clips"):

@@ -44,7 +44,7 @@ def load_tokenizer(path, dino=None):
 
   keep_memory()
   use_compile_cache()
-  return Tokenizer.load(path, **({} if dino is None else {"dino": dino}))
+  return Tokenizer.load(path, dino=dino)
 
 
 def info(args):
@@ -167,9 +167,7 @@ def reconstruct(args):
   if Path(args.out).exists() and Path(args.out).samefile(args.video):
     raise ValueError(f"{args.out} is the input itself, expected another file to write: choose another name.")
   tok, params = load_tokenizer(args.model, args.dino)
-  usual = [k for k in (1, 4, 16, 64) if k < tok.registers] if tok.nested else tok.counts
-  usual = [*usual, tok.registers]
-  keeps = sorted(set(args.keep or usual))
+  keeps = sorted(set(args.keep or ([*tok.budgets[:-1:2], tok.registers] if tok.nested else tok.budgets)))
   for keep in keeps:
     _check_keep(keep, tok)
   options = _sampler(args, tok)

@@ -21,6 +21,8 @@ def export(cfg: TokenizerConfig, params, directory: str | os.PathLike) -> None:
   """Writes config.json and model.safetensors as the PyTorch package and `Tokenizer.load` read them."""
   if not cfg.vae.released:
     raise ValueError("this model's VAE is not VidTok's (stem, linear code or latent scale): save() keeps it whole.")
+  if not cfg.encoder.registers:
+    raise ValueError("this model has no registers, and no grid of VideoFlexTok's was released: save() keeps it whole.")
   flat = traverse.flatten_dict(nn.unbox(params))
   tensors = {}
   for key, rule in reference_weights.rules(cfg, CANONICAL).items():

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import einops
@@ -30,7 +30,6 @@ from vftok.evals.reconstruction import text_of
 from vftok.evals.scores import video_logits
 from vftok.frozen.metrics import weights
 from vftok.io.video_writer import to_uint8
-from vftok.models.flow import Guidance
 from vftok.show.progress import progress
 
 REAL, VAE, OWN = "real", "VAE alone", "generated own lengths"
@@ -69,8 +68,7 @@ def evaluate(
   split: str,
   keeps: Sequence[int],
   seed: int = 0,
-  steps: int = 25,
-  decode_guidance: Guidance = None,
+  decode: Mapping[str, Any] | None = None,
   guidance=None,
   temperature: float = 1.0,
   classifier=None,
@@ -85,7 +83,7 @@ def evaluate(
 
   Args:
     batches: "video" uint8 [b, F, H, W, 3], "caption", "label", "_mask"; all of one b.
-    steps, decode_guidance: of the tokenizer's decoder; guidance, temperature: of the generator.
+    decode: options of the tokenizer's `decode`; guidance, temperature: of the generator.
     anew: makes the tokens of each budget anew, under that budget's own guidance, as SemanTok does; else they are
       prefixes of those of the largest.
     classifier: parameters of `alignment.train`, or None. clip: a `CLIPScore`, or None.
@@ -93,12 +91,12 @@ def evaluate(
   Raises:
     ValueError: no clips.
   """
-  inception = weights.load_i3d() if fvd else None
+  decode, inception = dict(decode or {}), weights.load_i3d() if fvd else None
   adaptive = gen.cfg.ar.lengths != "none"
   names = [f"{kind} keep {k}" for k in keeps for kind in ("generated", "reconstructed")]
   names += [OWN] if adaptive else []
   totals: dict[str, list] = {name: [] for name in names}
-  statistics = {name: frechet.Statistics() for name in (REAL, VAE, *names)}
+  statistics = {name: frechet.Statistics() for name in ((REAL,) if tok.one_pass else (REAL, VAE)) + tuple(names)}
   agreement = {name: Agreement(classifier) for name in statistics} if classifier is not None else {}
   distances: dict[str, list] = {name: [] for name in statistics}
   clip_scores: dict[str, list] = {name: [] for name in statistics}
@@ -120,10 +118,10 @@ def evaluate(
         whole = gen.generate(gen_params, made_key, cond, keep=max(keeps), **options)
         made = {f"generated keep {k}": whole.truncate(k) for k in keeps}
       made |= {f"reconstructed keep {k}": own.truncate(k) for k in keeps}
-      videos = {REAL: video, VAE: to_uint8(tok.decode_pixels(params, tok.encode_latents(params, video)))}
+      videos = {REAL: video} | _vae_alone(tok, params, video)
       for name in names:
         tokens = made[name].widen(tok.registers)
-        videos[name] = to_uint8(tok.decode(params, tokens, paint_key, steps=steps, guidance=decode_guidance))
+        videos[name] = to_uint8(tok.decode(params, tokens, paint_key, **decode))
         totals[name].append(np.asarray(tokens.total())[mask])
         done(int(mask.sum()) if name.startswith("generated keep") else 0)
       for name, frames in videos.items():
@@ -143,13 +141,14 @@ def evaluate(
         kept.append(shown)
   if not clips:
     raise ValueError(f"the set {split!r} has no clips to evaluate: check its source and split.")
-  facts = dict(clips=clips, frames=shape[0], size=list(shape[1:3]), split=split, seed=seed, steps=steps, anew=anew)
-  facts |= dict(decoder=text_of(decode_guidance), temperature=temperature)
+  facts = dict(clips=clips, frames=shape[0], size=list(shape[1:3]), split=split, seed=seed, anew=anew)
+  facts |= dict(steps=decode.get("steps", 1), decoder=text_of(decode.get("guidance")), temperature=temperature)
   facts |= dict(i3d_net=weights.SOURCES["i3d"].short if fvd else None)
   facts |= dict(indicative=clips < frechet.INDICATIVE_BELOW)
   rows, time_steps = [], tok.steps_for(shape[0])
   for name, own in statistics.items():
-    distance = lambda other: frechet.distance(own, statistics[other]) if fvd and clips > 1 else None  # noqa: B023
+    known = statistics if fvd and clips > 1 else {}
+    distance = lambda other: frechet.distance(own, known[other]) if other in known else None  # noqa: B023
     near = np.concatenate(distances[name]) if neighbours is not None else None
     tokens = float(np.mean(np.concatenate(totals[name]))) if name in totals else None
     keep = {f"{kind} keep {k}": k for k in keeps for kind in ("generated", "reconstructed")}.get(name)
@@ -161,6 +160,11 @@ def evaluate(
     row |= dict(alignment=agreement[name].summary() if agreement else None)
     rows.append(row | dict(distance=None if near is None else float(np.median(near)), **facts))
   return GenerationEvaluation(rows, kept)
+
+
+def _vae_alone(tok, params, video) -> dict[str, np.ndarray]:
+  """{VAE: the clips as the tokenizer's VAE gives them back}; {} where it has none."""
+  return {} if tok.one_pass else {VAE: to_uint8(tok.decode_pixels(params, tok.encode_latents(params, video)))}
 
 
 def _wishes(gen, params, key, cond, keeps, options) -> dict[str, dict[str, float]]:

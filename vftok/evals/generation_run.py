@@ -22,8 +22,8 @@ from vftok.tokens import VideoTokens
 BATCH = 16
 
 
-def evaluate(cfg, gen, params, tok, tok_params, guidance, out) -> dict[str, float]:
-  """Scalars; writes a report to OUT/generation. `guidance` is the decoder's."""
+def evaluate(cfg, gen, params, tok, tok_params, decode, out) -> dict[str, float]:
+  """Scalars; writes a report to OUT/generation. `decode`: options of the tokenizer's decoding."""
   law, data, out = cfg.eval.generation, cfg.tokenize, Path(out)
   if law.get("beside"):  # read first: a wrong name must not cost an evaluation
     other = Generator.load(law.beside)
@@ -51,11 +51,10 @@ def evaluate(cfg, gen, params, tok, tok_params, guidance, out) -> dict[str, floa
       tok_params,
       first_clips(loader, law.clips),
       split=law.split,
-      keeps=tuple(law.keeps),
+      keeps=tuple(law.keeps) if tok.nested else (tok.registers,),
       seed=law.seed,
-      steps=law.steps or tok.cfg.solver_steps,
       anew=law.anew,
-      decode_guidance=guidance,
+      decode=decode,
       guidance=law.guidance or None,
       classifier=classifier,
       clip=clip,
@@ -63,29 +62,28 @@ def evaluate(cfg, gen, params, tok, tok_params, guidance, out) -> dict[str, floa
       fvd=law.fvd,
       total=min(law.clips, loader.examples),
     )
-  prompts = [(cfg.title, _prompts(gen, params, tok, tok_params, law, guidance))]
+  prompts = [(cfg.title, _prompts(gen, params, tok, tok_params, law, decode))]
   if law.get("beside"):
-    prompts.append((str(law.beside), _prompts(*other, tok, tok_params, law, guidance)))
+    prompts.append((str(law.beside), _prompts(*other, tok, tok_params, law, decode)))
   generation_report.write(
     out / "generation", evaluation, prompts, title=cfg.title, fps=data.fps or 8.0, training=out.parent / "curves.png"
   )
   return {f"generation/{k}": v for k, v in evaluation.scalars().items()}
 
 
-def _prompts(gen, params, tok, tok_params, law, guidance) -> dict[str, np.ndarray]:
+def _prompts(gen, params, tok, tok_params, law, decode) -> dict[str, np.ndarray]:
   """{prompt: uint8 [budgets, F, H, W, 3]}: one noise, one row per budget, other prompts; one program paints all."""
   if not law.prompts or not gen.cfg.ar.ctx_dim:
     return {}
-  out, key, rows = {}, jax.random.key(law.seed), len(law.keeps)
+  keeps = tuple(law.keeps) if tok.nested else (tok.registers,)
+  out, key, rows = {}, jax.random.key(law.seed), len(keeps)
   for prompt in law.prompts:
     made = gen.generate(params, key, {"text": [prompt]}, guidance=law.guidance or None).widen(tok.registers)
     ids = np.repeat(made.ids, rows, axis=0)
-    keep = np.minimum(np.asarray(law.keeps)[:, None], made.keep)
-    noise = [np.repeat(chunk, rows, axis=0) for chunk in _noise(tok, key, ids.shape[1])]
-    tokens = VideoTokens.full(ids).truncate(keep)
-    out[prompt] = to_uint8(
-      tok.decode(tok_params, tokens, noise=noise, steps=law.steps or tok.cfg.solver_steps, guidance=guidance)
-    )
+    keep = np.minimum(np.asarray(keeps)[:, None], made.keep)
+    noise = {} if tok.one_pass else {"noise": [np.repeat(x, rows, axis=0) for x in _noise(tok, key, ids.shape[1])]}
+    tokens = VideoTokens.full(ids, nested=tok.nested).truncate(keep)
+    out[prompt] = to_uint8(tok.decode(tok_params, tokens, **noise, **decode))
   return out
 
 

@@ -17,8 +17,6 @@ from vftok.evals.alignment import ATTRIBUTES
 from vftok.evals.alignment import labels as captioned
 from vftok.evals.probe import MIN_CLIPS, ProbeTable, probe
 from vftok.io.video_writer import to_uint8
-from vftok.models import fsq
-from vftok.models.nested import powers_of_two
 from vftok.show.progress import progress
 from vftok.tokenizer import programs
 
@@ -45,7 +43,7 @@ def probe_set(cfg: ConfigDict, tok, params, split: str) -> ProbeTable | None:
   if law.probe_train:
     sources = cfg.data.sources.to_dict() if law.probe_train == "train" else sets[law.probe_train]
     train = gather(cfg, tok, params, sources, law.probe_clips, law.probe_train)
-  keeps = [k for k in law.keeps or powers_of_two(tok.registers) if k]
+  keeps = [k for k in law.keeps or tok.budgets if k]
   codes, attributes, extra = test
   try:
     return probe(codes, attributes, keeps, tuple(range(3)), extra, train=train, train_set=law.probe_train)
@@ -68,18 +66,19 @@ def gather(cfg: ConfigDict, tok, params, sources: Mapping[str, Any], clips: int,
     with progress(f"encoding {name} for the probe", total, "clips") as advance:
       for batch in first_clips(loader, total):
         mask, video = np.asarray(batch["_mask"]), batch["video"]
-        z = tok.encode_latents(params, video)
-        if video.shape[1] == tok.chunk_frames:
+        z = None if tok.one_pass else tok.encode_latents(params, video)
+        if z is not None and video.shape[1] == tok.chunk_frames:
           found = programs.encode_latents(tok.cfg, params, z, video, tok.dino)
         else:
           found = tok.encode(params, video).ids
         ids.append(np.asarray(found)[mask])
-        latents.append(_pooled(np.asarray(z)[mask]))
+        latents += [] if z is None else [_pooled(np.asarray(z)[mask])]
         pixels.append(_small(to_uint8(np.asarray(video)[mask])))
         known.append(attributes_of(opened, batch))
         advance(int(mask.sum()))
-  codes = np.asarray(fsq.ids_to_codes(np.concatenate(ids), tok.levels))
-  extra = {"vae latents": np.concatenate(latents), "pixels": np.concatenate(pixels)}
+  codes = np.asarray(tok.codes_of(params, np.concatenate(ids)))
+  extra = {"vae latents": np.concatenate(latents)} if latents else {}
+  extra["pixels"] = np.concatenate(pixels)
   names = dict.fromkeys(a for part in known for a in part)
   return codes, {a: _joined(known, a) for a in names}, extra
 

@@ -95,25 +95,29 @@ def evaluate(
   Raises:
     ValueError: no clips, clips of several sizes, or settings that do not fit the model, in one sentence.
   """
-  keeps = _powers(tok.registers) if keeps is None else sorted(set(keeps))
+  keeps = tok.budgets if keeps is None else sorted(set(keeps))
   bits = math.log2(tok.codebook_size)
   names = [f"keep {k}" for k in keeps]
   usage = CodebookUsage(tok.registers, tok.codebook_size)
-  options = dict(steps=steps, guidance=guidance, solver=solver, collapse=collapse)
+  options = {} if tok.one_pass else dict(steps=steps, guidance=guidance, solver=solver, collapse=collapse)
+  seeds = seeds[:1] if tok.one_pass else seeds  # there is no noise
 
   def reconstruct(video, ids, mask):
     tokens = tok.encode(params, video)
     usage.update(tokens, mask)
-    yield VAE, 0, tok.decode_pixels(params, tok.encode_latents(params, video))
+    if not tok.one_pass:
+      yield VAE, 0, tok.decode_pixels(params, tok.encode_latents(params, video))
     for s, seed in enumerate(seeds):
-      noise = noise_of(tok, seed, ids, tokens.ids.shape[1])
+      noise = {} if tok.one_pass else {"noise": noise_of(tok, seed, ids, tokens.ids.shape[1])}
       for k, name in zip(keeps, names, strict=True):
-        yield name, s, tok.decode(params, tokens.truncate(k), noise=noise, **options)
+        shorter = tokens.truncate(k) if tok.nested else tok.encode(params, video, budget=k)
+        yield name, s, tok.decode(params, shorter, **noise, **options)
 
   context = dict(seeds=list(seeds), steps=steps, solver=solver, guidance=text_of(guidance))
-  evaluation = score_rows(
-    reconstruct, batches, split, context, lpips_net, rfvd, media, total, 1 + len(seeds) * len(keeps)
-  )
+  if tok.one_pass:
+    context = dict(seeds=[], steps=1, solver="one pass", guidance="none")
+  videos = len(seeds) * len(keeps) + (not tok.one_pass)
+  evaluation = score_rows(reconstruct, batches, split, context, lpips_net, rfvd, media, total, videos)
   for row in evaluation.rows:
     if row["name"] in names:
       k = keeps[names.index(row["name"])]
@@ -234,10 +238,6 @@ def _places(media, total) -> list[int]:
   if not isinstance(media, int):
     return list(media)
   return list(range(media)) if not total else np.linspace(0, total - 1, min(media, total)).round().astype(int).tolist()
-
-
-def _powers(registers: int) -> list[int]:
-  return sorted({min(1 << i, registers) for i in range(registers.bit_length() + 1)})
 
 
 def text_of(guidance: Guidance) -> str:

@@ -88,7 +88,7 @@ def checks(evaluation: Evaluation) -> list[dict[str, Any]]:
       results.append(
         {"check": text, "holds": not rises, "detail": "; ".join(rises) or "no step rises beyond seed noise"}
       )
-  if kept and kept[-1]["lpips"] is not None:
+  if kept and kept[-1]["lpips"] is not None and VAE in by_name:
     ratio = kept[-1]["lpips"] / max(by_name[VAE]["lpips"], 1e-9)
     text = f"LPIPS at {kept[-1]['name']} is at most {_RATIO} x the VAE's own"
     results.append({"check": text, "holds": ratio <= _RATIO, "detail": f"{ratio:.2f} x"})
@@ -182,7 +182,7 @@ def _films(directory, name, evaluation, fps):
   if not evaluation.media:
     return
   rows = {row["name"]: row for row in evaluation.rows}
-  columns = ["original", VAE, *(row["name"] for row in _kept(evaluation))]
+  columns = ["original", *({VAE} & set(rows)), *(row["name"] for row in _kept(evaluation))]
   labels = [n if n not in rows or rows[n]["bits"] is None else f"{n}\n{si(rows[n]['bits'], 'bit')}" for n in columns]
   grid = np.concatenate([labelled_grid([clip[n] for n in columns], labels) for clip in evaluation.media], axis=1)
   page.write_film(directory, f"grid-{name}", grid, fps)

@@ -220,7 +220,7 @@ class Generator:
       rows, columns = np.nonzero(seq.valid_BxL & (np.arange(seq.valid_BxL.shape[1]) < int(state.position)))
       np.add.at(keep, (rows, seq.time_BxL[rows, columns]), 1)
       ids = order.read(np.asarray(state.ids), seq, asked.steps, cfg.slots)
-    return VideoTokens(ids=jnp.asarray(ids), keep=jnp.asarray(keep, jnp.int32))
+    return VideoTokens(jnp.asarray(ids), jnp.asarray(keep, jnp.int32), nested=self.cfg.nested)
 
   # ---- identity
 

@@ -88,6 +88,8 @@ def request(
       raise ValueError(f"{name} is {brief(value)}, expected True or False.")
   check_lengths(ar, keep, mean_length, end_bias)
   counts = None if keep is None and ar.lengths != "none" else _budgets(ar, keep, b, steps)
+  if not cfg.nested and ar.lengths == "none" and counts.min() < ar.slots:
+    raise ValueError(f"keep is {brief(keep)}, expected all {ar.slots}: the tokens of this model have no order.")
   forced_BxTxK = np.full((b, steps, ar.slots), -1, np.int32)
   if forced is not None:
     forced_BxTxK[:] = _check_forced(ar, forced, forced_BxTxK.shape)

@@ -86,9 +86,13 @@ def sample(
     raise ValueError(f"frames is {brief(frames)}, expected 1 + a multiple of 4, or 0 for no end.")
   if first_frames is not None and len(np.shape(first_frames)) != 5:
     raise ValueError(f"first_frames have shape {cut(np.shape(first_frames))}, expected [B, 1 + 4j, H, W, 3].")
-  if total and (total < 1 or total % 4 != 1):
+  if tok.one_pass and (total != window or first_frames is not None):
+    raise ValueError(f"this tokenizer decodes {window} frames in one pass: leave out frames and first frames.")
+  if not tok.one_pass and total and (total < 1 or total % 4 != 1):
     raise ValueError(f"frames is {brief(frames)}, expected 1 + a multiple of 4, or 0 for no end.")
   for name, count in (("context", context), ("first_frames", 1 if first_frames is None else np.shape(first_frames)[1])):
+    if tok.one_pass:
+      continue  # neither is used
     if not is_whole(count) or count % 4 != 1 or not 0 < count < window:
       raise ValueError(f"{name} has {brief(count)} frames, expected 1 + a multiple of 4 below {window}.")
   mean_length = options.pop("mean_length", None)
@@ -134,7 +138,7 @@ def _one(
   if first_frames is not None:
     first_frames = np.broadcast_to(first_frames, (batch, *first_frames.shape[1:]))
     given = _encode(tok, tok_params, first_frames)
-    given = VideoTokens.full(given.ids[:, :, :slots]).truncate(min(slots, context_keep or slots))
+    given = VideoTokens.full(given.ids[:, :, :slots], nested=tok.nested).truncate(min(slots, context_keep or slots))
   began = time.monotonic()
   tokens = gen.generate(gen_params, gen_key, cond, **options | dict(batch=batch, keep=keep, steps=steps, given=given))
   jax.block_until_ready(tokens.ids)
@@ -160,4 +164,4 @@ def _encode(tok, params, frames) -> VideoTokens:
   check_dino(tok.cfg, tok.dino)
   frames = check_video(frames, tok.frame_size)
   check_whole_latents(frames.shape[1])
-  return VideoTokens.full(programs.encode_chunk(tok.cfg, params, frames, tok.dino))
+  return VideoTokens.full(programs.encode_chunk(tok.cfg, params, frames, tok.dino), nested=tok.nested)

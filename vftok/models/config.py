@@ -40,6 +40,12 @@ class TokenizerConfig:
     """Latent time steps of a chunk: one for the first frame, then one for every four."""
     return (self.chunk_frames - 1) // 4 + 1
 
+  @property
+  def step_tokens(self) -> int:
+    """K, the tokens of a time step: the registers, or where there are none the patches."""
+    (h, w), (_, ph, pw) = self.latent_size, self.encoder.patch
+    return self.encoder.registers or (h // ph) * (w // pw)
+
   def with_dtype(self, dtype: str) -> TokenizerConfig:
     """The same model computing in `dtype`; norms, softmax, FSQ and flow time stay float32."""
     stack = lambda part: dataclasses.replace(part, stack=dataclasses.replace(part.stack, dtype=dtype))
@@ -62,6 +68,7 @@ class GeneratorConfig:
   guidance: (largest budget, scale) pairs: what `generate` uses by itself.
   length_odds: how often each time step has each of `ar.levels` in what it was trained on; () where that is not known.
     A mean length is spread over time by it.
+  nested: whether the tokens it makes can be cut, as their tokenizer says.
   """
 
   ar: ARConfig
@@ -73,6 +80,7 @@ class GeneratorConfig:
   classes: tuple[str, ...] = ()
   guidance: tuple[tuple[int, float], ...] = ((4, 3.0), (32, 2.0), (65536, 1.0))  # VideoFlexTok on K600, by SemanTok
   length_odds: tuple[tuple[float, ...], ...] = ()
+  nested: bool = True
 
   def __post_init__(self):
     odds, steps, levels = self.length_odds, self.ar.steps, len(self.ar.levels)

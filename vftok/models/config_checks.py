@@ -44,7 +44,8 @@ def check(cfg: TokenizerConfig) -> None:
   grid = (latents, *cfg.latent_size)
   for name, part in (("encoder", enc), ("decoder", dec)):
     _check_stack(f"{name}.stack", part.stack)
-    _counts(name, patch=part.patch, channels=part.channels, registers=part.registers)
+    _counts(name, patch=part.patch, channels=part.channels)
+    _expect(0 <= part.registers <= MAX_SIZE, f"{name}.registers", part.registers, f"whole numbers of 0..{MAX_SIZE}")
     _expect(len(part.patch) == 3, f"{name}.patch", part.patch, "3 sizes: time, height, width")
     _expect(
       not any(n % p for n, p in zip(grid, part.patch, strict=True)),
@@ -72,6 +73,8 @@ def check(cfg: TokenizerConfig) -> None:
   _expect(dec.stack.adaln > 0, "decoder.stack.adaln", dec.stack.adaln, "1 or 2")
   _expect(dec.code_dim == len(cfg.levels), "decoder.code_dim", dec.code_dim, f"one per FSQ level, {len(cfg.levels)}")
   _expect(dec.registers == enc.registers, "decoder.registers", dec.registers, f"the encoder's {enc.registers}")
+  if not enc.registers:
+    _check_grid(cfg)
   _expect(dec.patch[0] == enc.patch[0], "decoder.patch", dec.patch, f"the encoder's {enc.patch[0]} latents per step")
   _expect(dec.channels == vae.z_channels, "decoder.channels", dec.channels, f"the VAE's {vae.z_channels}")
   named = set(dec.replacements) <= {"mask", "prefix", "null"} and len(set(dec.replacements)) == len(dec.replacements)
@@ -86,6 +89,20 @@ def check(cfg: TokenizerConfig) -> None:
   _expect(dec.time_features % 2 == 0, "decoder.time_features", dec.time_features, "an even number")
   ok = math.isfinite(dec.max_timestep) and dec.max_timestep > 0
   _expect(ok, "decoder.max_timestep", dec.max_timestep, "a positive number")
+
+
+def _check_grid(cfg: TokenizerConfig) -> None:
+  """Of a model without registers, whose codes are those of its patches."""
+  enc, dec = cfg.encoder, cfg.decoder
+  _expect(dec.patch == enc.patch, "decoder.patch", dec.patch, f"the encoder's {enc.patch}, for codes are its patches'")
+  _expect(dec.stack.adaln == 1, "decoder.stack.adaln", dec.stack.adaln, "1 where there are no registers")
+  _expect(
+    dec.register_positions is None, "decoder.register_positions", dec.register_positions, "None without registers"
+  )
+  _expect("mask" not in dec.replacements, "decoder.replacements", dec.replacements, "no mask: all tokens are kept")
+  for name, value in (("encoder.linear", enc.linear), ("encoder.global_token", enc.global_token)):
+    _expect(not value, name, value, "none without registers")
+  _expect(dec.draft is None, "decoder.draft", "a draft", "none without registers")
 
 
 def check_vae(vae: VAEConfig) -> None:

@@ -3,6 +3,8 @@
 Registers beyond `keep` of a step are all the same mask vector, with the same modulation and the same visibility, so
 they stay equal in every layer: the decoder takes only the first k slots and lets ONE more token stand for the other
 K - k. This is exact; k is a shape (a bucket), `keep` stays data.
+
+Without registers (a 3-D grid) the embedded code of each patch is added to its noisy latents.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ class DecoderConfig:
   """Attributes:
   replacements: learned vectors that overwrite registers, applied in this order: "mask" beyond keep, "prefix" in steps
     given as clean frames, "null" in samples without condition. A released model may lack any of them.
+  registers: 0 where codes are added to the patches that they are of.
   head_adaln: whether the output head is modulated by time.
   readout: (depth, out features) of a REPA head stored with the model, or None.
   draft: a direct path from codes to latents that the flow starts from, or None.
@@ -62,7 +65,7 @@ class DecoderConfig:
   @property
   def collapsible(self) -> bool:
     """Whether dropped registers may be merged: equal content needs a mask vector, equal visibility the right mask."""
-    return masks.collapsible(self.mask) and bool({"mask", "null"} & set(self.replacements))
+    return masks.collapsible(self.mask) and self.registers > 0 and bool({"mask", "null"} & set(self.replacements))
 
 
 class Decoder(nn.Module):
@@ -101,7 +104,7 @@ class Decoder(nn.Module):
     chex.assert_shape(noisy_BxTxhxwxC, (None, None, None, None, cfg.channels))
     chex.assert_rank(t_B, 1)
     _, steps, k, _ = codes_BxTxkxc.shape
-    total = cfg.registers if total is None else total
+    total = k if not cfg.registers else cfg.registers if total is None else total
     dropped = total - k
     if dropped < 0 or (dropped and not cfg.collapsible):
       raise ValueError(
@@ -114,6 +117,9 @@ class Decoder(nn.Module):
     patches = Linear(dim, (None, "embed"), dtype=cfg.stack.dtype, name="patch_in")(x).astype(jnp.float32)
     if cfg.positions is not None:
       patches = patches + Positions(cfg.positions, dim, name="patch_positions")((steps, h, w))
+    if not cfg.registers:
+      patches = patches + einops.rearrange(registers, "b t (h w) d -> b t h w d", h=h)
+      registers = registers[:, :, :0]
     start = 0.0
     if cfg.draft is not None:
       draft, variance = draft_of(cfg, name="draft")(codes_BxTxkxc, self._in_use(keep_BxT, k, prefix_BxT, null_B))
@@ -159,7 +165,7 @@ class Decoder(nn.Module):
     return keep_BxT if null_B is None else jnp.where(null_B[:, None], 0, keep_BxT)
 
   def _registers(self, codes_BxTxkxc, keep_BxT, collapsed: bool, prefix_BxT, null_B) -> jax.Array:
-    """float32 [B, T, k (+1), D]: embedded codes with the learned vectors put over them."""
+    """float32 [B, T, k (+1), D]: embedded codes, of registers or of patches, with the learned vectors put over them."""
     cfg, dim = self.cfg, self.cfg.stack.dim
     b, steps, k, _ = codes_BxTxkxc.shape
     x = Linear(dim, (None, "embed"), dtype=cfg.stack.dtype, name="codes_in")(codes_BxTxkxc).astype(jnp.float32)

@@ -1,4 +1,7 @@
-"""Time-causal register encoder: VAE latents -> FSQ input per register (spec of VideoFlexTok, section 3)."""
+"""Time-causal register encoder: VAE latents -> FSQ input per register (spec of VideoFlexTok, section 3).
+
+Without registers it is the control of VideoFlexTok's claim, a 3-D grid: the input of FSQ is read off the patches.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from vftok.models.transformer import Stack, StackConfig
 class EncoderConfig:
   """Attributes:
   channels: of the input grid: the VAE's, plus 1024 where DINO features come first (SemanTok).
-  t_max, registers: the register table [t_max, registers, D]; steps beyond t_max are an error.
+  t_max, registers: the register table [t_max, registers, D]; steps beyond t_max are an error. 0 registers: a grid.
   cross: for mask "flexible" only, see `masks.dense`.
   global_token: features of a per-frame vector that is projected and added to register 0 (SemanTok), 0 for none.
   linear: z starts as a linear map of all latents of its step (one for the first step, one for the others), which a tiny
@@ -43,7 +46,10 @@ class EncoderConfig:
 
 
 class Encoder(nn.Module):
-  """latents [B, T, h, w, C] -> z float32 [B, T', K, c], T' = T / patch[0]: what FSQ rounds."""
+  """latents [B, T, h, w, C] -> z float32 [B, T', K, c], T' = T / patch[0]: what FSQ rounds.
+
+  K is the registers, or the patches of a step in raster order where there are none.
+  """
 
   cfg: EncoderConfig
 
@@ -63,9 +69,11 @@ class Encoder(nn.Module):
     if cfg.positions is not None:
       patches = patches + Positions(cfg.positions, dim, name="patch_positions")((t, h, w))
 
-    init = nn.with_logical_partitioning(trunc_normal, (None, None, "embed"))
-    table = self.param("registers", init, (cfg.t_max, cfg.registers, dim)).astype(jnp.float32)
-    registers = jnp.broadcast_to(table[:t], (b, t, cfg.registers, dim))
+    registers = jnp.zeros((b, t, 0, dim))
+    if cfg.registers:
+      init = nn.with_logical_partitioning(trunc_normal, (None, None, "embed"))
+      table = self.param("registers", init, (cfg.t_max, cfg.registers, dim)).astype(jnp.float32)
+      registers = jnp.broadcast_to(table[:t], (b, t, cfg.registers, dim))
     if cfg.global_token:
       project = Linear(dim, (None, "embed"), dtype=cfg.stack.dtype, name="global_in")
       vector = jnp.zeros((b, t, cfg.global_token)) if global_BxTxG is None else global_BxTxG
@@ -75,7 +83,7 @@ class Encoder(nn.Module):
     packed, _ = einops.pack([patches, registers], "b t * d")
     packed = einops.rearrange(packed, "b t s d -> b (t s) d")
     out, blocks = _run(Stack(cfg.stack, name="stack"), packed, layout, None, collect)
-    registers_out = einops.rearrange(out, "b (t s) d -> b t s d", t=t)[:, :, h * w :]
+    registers_out = einops.rearrange(out, "b (t s) d -> b t s d", t=t)[:, :, h * w if cfg.registers else 0 :]
     z = Linear(cfg.out_dim, ("embed", None), use_bias=cfg.head_bias, zero_init=True, name="head")(
       layer_norm(registers_out)
     )

@@ -23,7 +23,7 @@ def init_tokenizer(cfg: TokenizerConfig, key: jax.Array) -> Params:
   steps = cfg.chunk_latents // enc.patch[0]
   video = jnp.zeros((1, 1, cfg.vae.space_stride, cfg.vae.space_stride, 3))
   latents = jnp.zeros((1, steps * enc.patch[0], h, w, enc.channels))
-  codes, keep = jnp.zeros((1, steps, enc.registers, dec.code_dim)), jnp.zeros((1, steps), jnp.int32)
+  codes, keep = jnp.zeros((1, steps, cfg.step_tokens, dec.code_dim)), jnp.zeros((1, steps), jnp.int32)
   noisy = jnp.zeros((1, steps * dec.patch[0], h, w, dec.channels))
   keys = jax.random.split(key, 3)
   return {

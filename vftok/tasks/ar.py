@@ -23,7 +23,6 @@ from vftok.models.flops import ar_flops
 from vftok.models.layers import as_trained
 from vftok.models.nested import powers_of_two, sample_keep
 from vftok.tasks import Metrics, mean
-from vftok.tokenizer.checks import guidance_of
 
 
 class ARTask:
@@ -71,7 +70,7 @@ class ARTask:
     cfg, law = self.gen.cfg.ar, self.law
     null, given, keep = jax.random.split(key, 3)
     given = jax.random.choice(given, len(law.given_probs), p=jnp.array(law.given_probs))
-    kept_T = sample_keep(keep, cfg.steps, cfg.slots, law="pow2", share="shared")
+    kept_T = sample_keep(keep, cfg.steps, cfg.slots, law="pow2", share="shared") if self.gen.cfg.nested else cfg.slots
     kept_T = jnp.where(jnp.arange(cfg.steps) < given, kept_T, cfg.slots)
     return {"null": jax.random.bernoulli(null, law.null), "given": given, "keep": kept_T}
 
@@ -132,16 +131,11 @@ class ARTask:
     tok, tok_params = self.tokenizer()
     first = {key: jnp.asarray(batch[key][:4]) for key in batch if batch[key].dtype != object}
     cond = self.condition(first, jnp.zeros(len(first["ids"]), bool))
-    decode = lambda tokens: to_uint8(
-      tok.decode(tok_params, tokens, jax.random.key(0), steps=self.law.show_steps, guidance=_guidance(tok, self.law))
-    )
-    columns = {"tokens of the clip": decode(VideoTokens.full(first["ids"]))}
-    made, slots = (
-      self.gen.generate(params, jax.random.key(1), cond, guidance=self.law.show_scale),
-      self.gen.cfg.ar.slots,
-    )
-    made = made.widen(tok.registers)
-    for keep in sorted({1, max(1, slots // 4), slots}):
+    how, slots = tok.sampling(self.law.show_steps, *_guidance(self.law)), self.gen.cfg.ar.slots
+    decode = lambda tokens: to_uint8(tok.decode(tok_params, tokens, jax.random.key(0), **how))
+    columns = {"tokens of the clip": decode(VideoTokens.full(first["ids"], nested=tok.nested))}
+    made = self.gen.generate(params, jax.random.key(1), cond, guidance=self.law.show_scale).widen(tok.registers)
+    for keep in sorted({1, max(1, slots // 4), slots}) if tok.nested else (slots,):
       columns[f"generated, k = {keep}"] = decode(made.truncate(keep))
     return {"samples": video_rows(columns)}
 
@@ -177,8 +171,8 @@ class ARTask:
 
     tok, tok_params = self.tokenizer()
     law = self.cfg.eval.generation
-    guidance = guidance_of(law.decoder, law.decoder_scale, tok.cfg) if law.decoder else _guidance(tok, self.law)
-    return evaluate(self.cfg, self.gen, params, tok, tok_params, guidance, out)
+    guidance = (law.decoder, law.decoder_scale) if law.decoder else _guidance(self.law)
+    return evaluate(self.cfg, self.gen, params, tok, tok_params, tok.sampling(law.steps, *guidance), out)
 
   def tokenizer(self) -> tuple[Any, Any]:
     """(tokenizer, params) that the stored tokens are of."""
@@ -196,8 +190,8 @@ def tokenizer(name: str, dino: str | None = None):
   return Tokenizer.load(name, dino=dino)
 
 
-def _guidance(tok, law):
-  return guidance_of("cfg" if law.show_guidance else "", law.show_guidance, tok.cfg)
+def _guidance(law) -> tuple[str, float]:
+  return "cfg" if law.show_guidance else "", law.show_guidance
 
 
 def _of_tokens(model: dict, metas) -> dict:
@@ -207,10 +201,15 @@ def _of_tokens(model: dict, metas) -> dict:
     if other["fingerprint"] != meta["fingerprint"] or other["shape"] != meta["shape"]:
       raise ValueError("the sources hold tokens of different tokenizers or shapes: tokenize all clips with one.")
   (steps, slots), ar = meta["shape"], dict(model["ar"])
+  nested = meta.get("nested", True)
+  if not nested and ar["slots"] not in (0, slots):
+    raise ValueError(f"model.ar.slots is {ar['slots']}, expected 0 for all {slots}: the stored tokens have no order.")
   ar |= {"vocab": meta["codebook_size"], "steps": steps, "slots": min(ar["slots"] or slots, slots)}
+  ar |= {} if nested else {"order": "depth_first"}  # a step's tokens stand together
   if ar.get("lengths", "none") != "none":
     ar["levels"] = _levels(metas, ar)
   model = model | {"ar": ar, "tokenizer": meta["tokenizer"], "fingerprint": meta["fingerprint"]}
+  model["nested"] = nested
   if ar["n_classes"] and meta["label_names"]:
     ar["n_classes"], model["classes"] = len(meta["label_names"]), tuple(meta["label_names"])
   if not ar["ctx_dim"]:

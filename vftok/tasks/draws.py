@@ -26,7 +26,9 @@ def draw(law, tok, latent_shape, key) -> dict[str, jax.Array]:
   return {
     "noise": flow.gaussian(keys["noise"], latent_shape),
     "t": flow.sample_time(keys["t"], law=law.time, mode_scale=law.mode_scale, high=law.high, low_end=law.high_from),
-    "keep": sample_keep(keys["keep"], tok.chunk_steps, tok.registers, law=law.nested, share=law.share),
+    "keep": sample_keep(keys["keep"], tok.chunk_steps, tok.registers, law=law.nested, share=law.share)
+    if tok.nested
+    else jnp.full(tok.chunk_steps, tok.registers),
     "null": jax.random.bernoulli(keys["null"], law.null),
     "given_BxL": jnp.arange(latent_shape[0]) < given,
     "given_t": jnp.where(jax.random.bernoulli(keys["given_zero"], law.given_clean), 0.0, given_t),

@@ -85,7 +85,7 @@ class TokenizerTask:
       PrefixHeadConfig(
         features=sizes[name](),
         code_dim=dec.code_dim,
-        registers=dec.registers,
+        registers=self.tok.registers,
         max_grid=self.queries(name),
         dim=self.law.prefix_width,
         depth=self.law.prefix_depth,
@@ -212,7 +212,7 @@ class TokenizerTask:
 
   def flops(self) -> float:
     cfg, (t, h, w) = self.tok.cfg, self._grid()
-    block = h * w + self.tok.registers
+    block = h * w + cfg.encoder.registers
     pairs = flops.attended_pairs(t, block)  # both masks see about the same: own and earlier steps
     stacks = flops.stack_flops(cfg.encoder.stack, t * block, pairs) if cfg.encoder.net else 0.0
     if self.law.flow:
@@ -233,7 +233,7 @@ class TokenizerTask:
     if "video" not in batch:  # stored latents: nothing to compare with
       return {}
     video, full, k = batch["video"][:4], self._full(params, frozen), self.tok.registers
-    keeps = sorted({1, max(1, k // 4), k})
+    keeps = sorted({1, max(1, k // 4), k}) if self.tok.nested else [k]
     tokens = self.tok.encode(full, video)
     columns = {
       "original": video,

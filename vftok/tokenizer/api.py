@@ -15,6 +15,7 @@ import numpy as np
 
 from vftok.frozen.features.dino_inputs import check_dino, load_dino, reads_dino
 from vftok.frozen.features.dinov2 import DINOv2
+from vftok.models import fsq
 from vftok.models.config import TokenizerConfig
 from vftok.models.flow import gaussian
 from vftok.models.init import init_tokenizer
@@ -31,6 +32,7 @@ from vftok.tokenizer.checks import (
   check_sampling,
   check_tokens,
   check_video,
+  guidance_of,
 )
 from vftok.tokenizer.geometry import FlowGeometry, check_whole_latents
 from vftok.tokens import Budget, VideoTokens, is_concrete
@@ -123,6 +125,10 @@ class Tokenizer(FlowGeometry):
       raise ValueError("this model's encoder reads DINOv2 features beside latents, which have none: use encode.")
     return programs.features(self.cfg, params, check_latents(latents, self.latent_shape(1, 1)[2:]))
 
+  def codes_of(self, params: Params, ids) -> jax.Array:
+    """float32 [B, T, K, c] in [-1, 1]: the FSQ codes of ids [B, T, K]."""
+    return fsq.ids_to_codes(jnp.asarray(ids), self.levels)
+
   def soft_tokens(self, params: Params, tokens: VideoTokens) -> tuple[jax.Array, jax.Array]:
     """(features float32 [B, T, k, D], mask bool [B, T, k]) for a video LLM or a classifier, k the largest keep.
 
@@ -161,6 +167,10 @@ class Tokenizer(FlowGeometry):
     self.frames_for(tokens.ids.shape[1])
     pieces = self.decode_stream(params, tokens, key, first_frames=first_frames, noise=noise, clip=clip, **sampling)
     return jnp.concatenate(list(pieces), axis=1)
+
+  def sampling(self, steps: int | None, kind: str = "", scale: float = 0.0) -> dict[str, Any]:
+    """Options of `decode` that a config asks for: solver steps (None: its own) and guidance, see `guidance_of`."""
+    return {"steps": steps or self.cfg.solver_steps, "guidance": guidance_of(kind, scale, self.cfg)}
 
   def decode_stream(
     self,

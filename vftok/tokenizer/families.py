@@ -51,6 +51,7 @@ def load(name: str | os.PathLike, **options: Any):
   """
   family = family_of(hub.open_checkpoint(name).config)
   open_model = importlib.import_module(family.module).load
+  options = {key: value for key, value in options.items() if value is not None}  # None: not asked for
   known = [p for p in inspect.signature(open_model).parameters if p != "name"]
   check_options(options, known, f"loading a model of the family {family.name}")
   return open_model(name, **options)

@@ -6,6 +6,7 @@ import numpy as np
 
 from vftok.models import fsq
 from vftok.models.config import TokenizerConfig
+from vftok.models.nested import powers_of_two
 from vftok.tokens import is_concrete
 
 TIME_FACTOR = 4  # frames per latent after the first one
@@ -38,11 +39,15 @@ class Geometry:
   overlap_steps: int
   nested: bool  # whether a prefix of a step's tokens decodes
   one_pass: bool  # whether decoding takes one pass: no noise, no solver steps, no guidance
-  counts: tuple[int, ...] = ()  # where no prefix decodes: how many tokens of a step can be asked for at encoding
 
   @property
   def codebook_size(self) -> int:
     return fsq.codebook_size(self.levels)
+
+  @property
+  def budgets(self) -> list[int]:
+    """Counts worth looking at: 1, 2, 4, ... and all; of tokens that cannot be cut, what `encode` can be asked for."""
+    return powers_of_two(self.registers) if self.nested else [self.registers]
 
   @property
   def stride(self) -> int:
@@ -83,12 +88,15 @@ class FlowGeometry(Geometry):
   """Of latents of a causal VAE, 1 + 4m frames a chunk, and a flow decoder."""
 
   cfg: TokenizerConfig
-  nested = True
   one_pass = False
 
   @property
+  def nested(self) -> bool:
+    return self.cfg.encoder.registers > 0
+
+  @property
   def registers(self) -> int:
-    return self.cfg.encoder.registers
+    return self.cfg.step_tokens
 
   @property
   def levels(self) -> tuple[int, ...]:

@@ -43,6 +43,10 @@ class OnePass(Geometry):
     """Frames float32 [B, chunk_frames, H, W, 3], about [-1, 1] and not clipped, of a chunk's ids [B, T, K]. Pure."""
     raise NotImplementedError
 
+  def codes_of(self, params: Any, ids) -> jax.Array:
+    """float32 [B, T, K, c]: the vectors that ids [B, T, K] stand for."""
+    raise NotImplementedError
+
   def decides(self, params: Any) -> tuple[Any, Any]:
     """(plain data, parameters) that decide ids: what the fingerprint is of."""
     raise NotImplementedError
@@ -104,6 +108,10 @@ class OnePass(Geometry):
       if not is_finite(frames):
         raise ValueError("the decoded frames are not finite, so they make no pictures: use other weights, or float32.")
       yield jnp.clip(frames, -1.0, 1.0) if clip else frames
+
+  def sampling(self, steps=None, kind: str = "", scale: float = 0.0) -> dict[str, Any]:
+    """Options of `decode` that a config asks for: none, whatever it says of a flow."""
+    return {}
 
   # ---- who it is
 

@@ -111,7 +111,7 @@ def _decode(cfg, task, mesh) -> Planned:
   t, block = _sequence(tok)
   pairs = (t * block) ** 2 if tok.cfg.decoder.mask == "full" else attended_pairs(t, block)
   flops = steps * stack_flops(tok.cfg.decoder.stack, t * block, pairs)
-  patches = block - tok.registers + 1
+  patches = block - tok.cfg.encoder.registers + 1
   flops += steps * stack_flops(tok.cfg.decoder.stack, t * patches, attended_pairs(t, patches))
   flops += vae_flops(tok.cfg.vae, tok.chunk_frames, *tok.frame_size)[1]
   return Planned(jax.jit(run).lower(params, ids, keep, noise), b * flops, b, _size(params))
@@ -120,7 +120,7 @@ def _decode(cfg, task, mesh) -> Planned:
 def _sequence(tok) -> tuple[int, int]:
   """(time steps, positions of each) of a chunk in encoder and decoder."""
   h, w = (n // p for n, p in zip(tok.cfg.latent_size, tok.cfg.decoder.patch[1:], strict=True))
-  return tok.chunk_steps, h * w + tok.registers
+  return tok.chunk_steps, h * w + tok.cfg.encoder.registers
 
 
 def _sample(cfg, task, mesh) -> Planned:

@@ -96,6 +96,8 @@ def _tokenize(cfg: ConfigDict, out: Path, workers: int) -> str:
     "text_shape": [encoder[0].max_tokens, encoder[0].dim] if encoder else None,
     "splits": json.loads(law.splits.to_json()),
   }
+  if not tok.nested:
+    meta["nested"] = False
   if router:
     of = router[0].cfg
     weighed_by = dict(steps=of.steps, loss_mean=of.loss_mean, loss_std=of.loss_std)

@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vftok.families.evatok import counts, programs, reference
+from vftok.families.evatok import counts, programs, reference, vq
 from vftok.families.evatok.config import FORMAT, EvatokConfig
 from vftok.io import hub
 from vftok.io.layout import read_leaves, save_leaves
@@ -56,6 +56,10 @@ class EVATok(OnePass):
   def counts(self) -> tuple[int, ...]:
     """Numbers of tokens per time step that can be asked for, rising."""
     return self.cfg.counts
+
+  @property
+  def budgets(self) -> list[int]:
+    return list(self.counts)
 
   @property
   def frame_size(self) -> tuple[int, int]:
@@ -134,6 +138,10 @@ class EVATok(OnePass):
   def frames_of(self, params: Params, ids: jax.Array, keep: jax.Array) -> jax.Array:
     counts.check_known(keep, self.counts)
     return self._run(programs.decode_chunk, params, ids, keep)
+
+  def codes_of(self, params: Params, ids) -> jax.Array:
+    """float32 [B, T, K, c]: the normalised codes of ids [B, T, K]."""
+    return vq.codes_of(jnp.asarray(ids), params["quantizer"]["codebook"])
 
   def _run(self, program, params: Params, *inputs):
     try:
