@@ -15,7 +15,7 @@ import vftok
 from vftok.families.evatok import vq
 from vftok.families.evatok.api import EVATok
 from vftok.families.evatok.config import SIZES, EvatokConfig, check
-from vftok.families.evatok.networks import nested_means
+from vftok.families.evatok.networks import Decoder, Encoder, kept_slots, nested_means
 from vftok.models.config_json import from_dict
 from vftok.tools import parity
 from vftok.tools.parity_evatok import write_model
@@ -170,6 +170,25 @@ def test_fresh_parameters_carry_axes():
   spread = params["encoder"]["qformer"]["query_places"].std() * 16**0.5  # tables: normal, D^-1/2
   assert 0.85 < spread < 1.15 and not params["encoder"]["head"]["bias"].any()
   assert 0.01 < params["decoder"]["head"]["kernel"].std() < 0.02
+
+
+def test_gradients_reach_every_parameter(model):
+  """What training needs of the parts: one pass, codes by the rotation trick, the quantiser's losses, pure in jit."""
+  tok, params = model
+  video, keep = random_video(tok), np.array([[8, 4], [16, 2]], np.int32)
+
+  def loss(params):
+    z = Encoder(tok.cfg).apply({"params": params["encoder"]}, video / 2, keep)
+    table = params["quantizer"]["codebook"]
+    codes = vq.passed_on(vq.normalised(z), vq.codes_of(vq.ids_of(z, table), table))
+    frames = Decoder(tok.cfg).apply({"params": params["decoder"]}, codes, keep)
+    return jnp.abs(frames - video / 2).mean() + sum(vq.losses(z, table, kept_slots(keep, tok.registers)).values())
+
+  gradients = jax.jit(jax.grad(loss))(params)
+  for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
+    assert np.isfinite(gradient).all() and np.any(gradient), path
+  unused = gradients["encoder"]["qformer"]["query_places"].reshape(2, 16, -1)[1, 4:]
+  assert not unused.any()  # slots of the second step that no clip keeps
 
 
 def test_half_precision_is_near(model, tmp_path):
