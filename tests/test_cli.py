@@ -269,6 +269,7 @@ BAD = [
   ("encode model7 CLIP no/out.vft", "is not a folder"),
   ("encode model7 CLIP out.vft --keep 9", "--keep is 9, expected 0 to 8"),
   ("encode model7 CLIP out.vft --keep -1", "--keep is -1, expected 0 to 8"),
+  ("encode model7 CLIP out.vft --keep 1,2", "expected an int"),
   ("encode model7 CLIP out.vft --fps 0", "fps is 0"),
   ("encode model7 CLIP out.vft --start 9", "has 0 frames from 9 s on"),
   ("encode model7 CLIP out.vft --max-frames 0", "max_frames is 0"),

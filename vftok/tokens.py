@@ -126,3 +126,16 @@ class Budget(Protocol):
   def encode_stream(self, tok: Any, params: Any, pieces: Any, fit: str) -> Iterator[VideoTokens]:
     """One VideoTokens per chunk, as the frames come."""
     ...
+
+
+@runtime_checkable
+class Chooser(Protocol):
+  """A budget of models whose ids depend on how many there are (EVATok's): it decides before a clip is encoded."""
+
+  def counts(self, tok: Any, params: Any, video: Any) -> Any:
+    """Tokens of each time step, whole numbers that the model knows: one for all, [T] or [B, T].
+
+    `video` is one clip, float32 [B, chunk_frames, H, W, 3] in [-1, 1]; of a longer video this is asked for one clip
+    after the other, so streams get what whole videos do.
+    """
+    ...

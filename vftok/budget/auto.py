@@ -7,9 +7,11 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from vftok.budget import spread
 from vftok.budget.reward import check_weight
-from vftok.budget.router import Router
+from vftok.budget.router import Router, find
 from vftok.budget.scored import Scored
 from vftok.runtime.words import brief, is_number, is_whole
 from vftok.tokens import Budget, VideoTokens
@@ -25,7 +27,8 @@ class Auto:
     preference: w_q in R = w_q Q - (2 - w_q) L, 0..2: more is better and longer. EVATok's default is 1.2.
     router: (router, params) as `Router.load` gives them; or a directory or the name of a shipped router, which is read
       on first use; None: the shipped one for this tokenizer, likewise.
-    first: counts that the first time steps of the video must have; they are part of the mean or total.
+    first: counts that the first time steps of the video must have; they are part of the mean or total. Of models whose
+      ids depend on the counts, the first of every clip.
     tries: how many ways to spread a chunk's tokens are decoded and compared by LPIPS; 0: what the router says is done.
   """
 
@@ -65,6 +68,23 @@ class Auto:
   def encode_stream(self, tok, params, pieces, fit: str) -> Iterator[VideoTokens]:
     """What `Tokenizer.encode_stream` gives under this budget."""
     return spread.encode(tok, params, pieces, fit, self, whole=False)
+
+  def counts(self, tok, params, video) -> np.ndarray:
+    """int32 [B, T] of one clip, before it is encoded: of models whose ids depend on it (`vftok.tokens.Chooser`).
+
+    Raises:
+      ValueError: no router, or one that does not read such clips or is not of classes over the model's counts.
+    """
+    router, weights = find(self.router, tok.fingerprint(params))
+    frames, cfg = (tok.chunk_frames, *tok.frame_size, 3), router.cfg
+    if (cfg.head, cfg.latents, cfg.levels) != ("classes", frames, tok.counts):
+      raise ValueError(
+        f"the router has head {cfg.head!r}, levels {brief(cfg.levels)} and reads {cfg.latents}, expected 'classes', "
+        f"{brief(tok.counts)} and frames {frames}: train one for this model."
+      )
+    if self.tries:
+      raise ValueError(f"budget.tries is {self.tries}, expected 0 with a router of classes: leave it out.")
+    return router.keep(router.predict(weights, video), self)
 
   @classmethod
   def parse(cls, text: str, router: str | None = None, tries: int = 0) -> Budget:

@@ -37,7 +37,7 @@ def parser(runs: Sequence[Callable]) -> argparse.ArgumentParser:
 
   video = ("video", "video or picture to read")
   sub = command("encode", "video or picture to tokens", model, video, ("out", ".vft file to write"))
-  sub.add_argument("--keep", type=int, metavar="K", help="tokens kept per time step (default: all)")
+  sub.add_argument("--keep", type=_counts, metavar="K", help="tokens per time step, K or K1,K2,... (default: all)")
   sub.add_argument("--budget", metavar="auto:N", help="N tokens per time step on average, or auto:preference=1.2")
   sub.add_argument("--router", metavar="DIR", help="of --budget (default: the one that comes with the model)")
   sub.add_argument(

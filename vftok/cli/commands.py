@@ -95,15 +95,19 @@ def encode(args):
     raise ValueError(f"{args.out} is no name for a token file, expected one that ends in .vft: rename it.")
   check_target(args.out)
   tok, params = load_tokenizer(args.model, args.dino)
-  keep = tok.registers if args.keep is None else args.keep
-  _check_keep(keep, tok)
+  keep = _per_step(args.keep or [tok.registers])
+  for count in args.keep or ():
+    _check_keep(count, tok)
   if args.budget is not None and args.keep is not None:
-    raise ValueError(f"--keep is {keep} and --budget {args.budget}, expected one of the two: leave the other out.")
+    shown = ",".join(map(str, args.keep))
+    raise ValueError(f"--keep is {shown} and --budget {args.budget}, expected one of the two: leave the other out.")
   if args.tries and args.budget is None:
     raise ValueError(f"--tries is {args.tries} without --budget, expected a budget to spread: pass --budget auto:8.")
   budget = None if args.budget is None else Auto.parse(args.budget, args.router, args.tries)
+  if not tok.nested and args.keep is not None:  # such tokens are made for their number
+    budget = keep
   tokens, fps, seconds = _encode(tok, params, args, budget)
-  vft = Vft.of(tokens.truncate(keep), tok, fps, tok.fingerprint(params))
+  vft = Vft.of(tokens.truncate(keep) if tok.nested else tokens, tok, fps, tok.fingerprint(params))
   write_vft(args.out, vft)
   _report(args.out, vft.frames, seconds, f"{len(vft.keep)} time steps, {len(vft.ids)} tokens")
 
@@ -164,15 +168,22 @@ def reconstruct(args):
   if Path(args.out).exists() and Path(args.out).samefile(args.video):
     raise ValueError(f"{args.out} is the input itself, expected another file to write: choose another name.")
   tok, params = load_tokenizer(args.model, args.dino)
-  keeps = sorted(set(args.keep or [*tok.budgets[:-1:2], tok.registers]))
+  keeps = sorted(set(args.keep or ([*tok.budgets[:-1:2], tok.registers] if tok.nested else tok.budgets)))
   for keep in keeps:
     _check_keep(keep, tok)
   options = _sampler(args, tok)
-  tokens, fps, _ = _encode(tok, params, args)
+  if tok.nested:
+    tokens, fps, _ = _encode(tok, params, args)
+    budgets = {keep: tokens.truncate(keep) for keep in keeps}
+  else:  # every budget is a code of its own
+    budgets = {}
+    for keep in keeps:
+      budgets[keep], fps, _ = _encode(tok, params, args, keep)
+    tokens = budgets[keep]
   check_video_name(args.out, tokens.frames)
   originals = iter_frames(args.video, tok.frame_size, args.fps, start=args.start, max_frames=args.max_frames)
   key = jax.random.key(args.seed)
-  rows = side_by_side(tok, params, tokens, originals, args.out, fps, keeps, key, **options)
+  rows = side_by_side(tok, params, budgets, originals, args.out, fps, key, **options)
   curves = Path(args.out).with_suffix(".png")
   curves = str(curves.with_stem(f"{curves.stem}_curves") if curves == Path(args.out) else curves)
   height, width = tok.frame_size

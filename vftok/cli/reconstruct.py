@@ -16,20 +16,22 @@ from vftok.models.flops import stack_flops
 from vftok.runtime import target
 from vftok.show.picture import labelled_grid, si
 from vftok.show.progress import COMPILING, progress
+from vftok.tokens import VideoTokens
 
 # FLOPs beyond what a budget needs that take about as long as compiling one more program.
 MORE_FLOPS = {"cpu": 2e11, "gpu": 2e14, "tpu": 2e14}
 
 
 def side_by_side(
-  tok, params, tokens, originals: Iterator[np.ndarray], out, fps: float, keeps: list[int], key, **options
+  tok, params, budgets: dict[int, VideoTokens], originals: Iterator[np.ndarray], out, fps: float, key, **options
 ) -> list[dict[str, Any]]:
   """Writes the video `out`: the original, then one column per budget. Returns one row of numbers per budget.
 
   Args:
-    tokens: VideoTokens of one clip; `originals` gives its frames uint8 [H, W, 3].
+    budgets: tokens per time step -> VideoTokens of one clip; `originals` gives its frames uint8 [H, W, 3].
     options: of `Tokenizer.decode_stream`.
   """
+  keeps, tokens = list(budgets), next(iter(budgets.values()))
   frames, steps = tokens.frames, tokens.keep.shape[1]
   bits = math.log2(tok.codebook_size)
   rows = [{"keep": k, "tokens": k * steps, "bits": k * steps * bits} for k in keeps]
@@ -37,7 +39,7 @@ def side_by_side(
   labels += [f"k = {r['keep']}\n{r['tokens']} tokens, {si(r['bits'], 'bit')}" for r in rows]
   # One key for all budgets: the same noise, so that columns differ by their tokens alone.
   slots = None if tok.one_pass else shared_slots(tok, keeps, steps, options["steps"] * (1 + bool(options["guidance"])))
-  streams = [tok.decode_stream(params, tokens.truncate(k), key, slots=slots, **options) for k in keeps]
+  streams = [tok.decode_stream(params, tokens, key, slots=slots, **options) for tokens in budgets.values()]
   scores, seconds = [PixelScores() for _ in keeps], [0.0] * len(keeps)
   with (
     video_writer(out, fps) as writer,

@@ -110,7 +110,8 @@ def evaluate(
     for s, seed in enumerate(seeds):
       noise = {} if tok.one_pass else {"noise": noise_of(tok, seed, ids, tokens.ids.shape[1])}
       for k, name in zip(keeps, names, strict=True):
-        yield name, s, tok.decode(params, tokens.truncate(k), **noise, **options)
+        shorter = tokens.truncate(k) if tok.nested else tok.encode(params, video, budget=k)
+        yield name, s, tok.decode(params, shorter, **noise, **options)
 
   context = dict(seeds=list(seeds), steps=steps, solver=solver, guidance=text_of(guidance))
   if tok.one_pass:

@@ -6,7 +6,7 @@ Logical axes: "embed" (width), "heads", "head_dim", "mlp" (hidden width), "layer
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import einops
 import flax.linen as nn
@@ -115,18 +115,19 @@ class Weights(nn.Module):
 
 
 class Linear(nn.Module):
-  """x [..., in] -> [..., out]: kernel [in, out] and an optional bias [out]."""
+  """x [..., in] -> [..., out]: kernel [in, out], Xavier-uniform unless told otherwise, and an optional bias [out]."""
 
   features: int
   axes: tuple[str | None, str | None]
   use_bias: bool = True
   zero_init: bool = False
   dtype: str = "float32"
+  kernel_init: Callable | None = None
 
   @nn.compact
   def __call__(self, x):
     fan_in = x.shape[-1]
-    init = nn.initializers.zeros if self.zero_init else xavier(fan_in, self.features)
+    init = nn.initializers.zeros if self.zero_init else self.kernel_init or xavier(fan_in, self.features)
     kernel = self.param("kernel", nn.with_logical_partitioning(init, self.axes), (fan_in, self.features))
     y = x.astype(self.dtype) @ kernel.astype(self.dtype)
     if self.use_bias:

@@ -30,7 +30,8 @@ class RouterConfig:
   """Attributes:
   dim, depth, head_dim, dtype: of the network.
   patch: (steps, rows, columns) of latents that become one token; its first entry is the tokenizer's.
-  latents: (T, h, w, C) that it reads, levels: numbers of tokens that it knows the loss at, 1 to the tokenizer's all.
+  latents: (T, h, w, C) that it reads; of a model without latents, a clip's frames. levels: numbers of tokens that it
+    knows the loss at, 1 to the tokenizer's all; or classes are made of, from any on.
   drop_scale: of what a step gains from more tokens; the network predicts in this unit.
   head: "curves", or "classes" for EVATok's router (arXiv 2603.12267, section 3.3).
   preference: w_q that a router of classes was trained for.
@@ -70,10 +71,12 @@ class RouterConfig:
       raise ValueError(f"the router reads latents {self.latents} in patches {self.patch}, expected (T, h, w, C).")
     if any(n % p for n, p in zip(self.latents, self.patch, strict=False)):
       raise ValueError(f"the router reads latents {self.latents}, expected whole patches of {self.patch}.")
-    if len(self.levels) < 2 or self.levels[0] != 1 or any(a >= b for a, b in itertools.pairwise(self.levels)):
-      raise ValueError(f"the router's levels are {self.levels}, expected counts that rise from 1.")
     if self.head not in HEADS:
       raise ValueError(f"the router's head is {self.head!r}, expected one of {', '.join(HEADS)}.")
+    least = self.levels[0] if self.head == "classes" and self.levels else 1
+    rising = least >= 1 and all(a < b for a, b in itertools.pairwise(self.levels))
+    if len(self.levels) < 2 or self.levels[0] != least or not rising:
+      raise ValueError(f"the router's levels are {self.levels}, expected counts that rise from 1.")
     if self.head == "classes" and len(self.levels) ** self.steps > MAX_SIZE:
       raise ValueError(
         f"the router has {len(self.levels)} levels for {self.steps} steps, expected at most {MAX_SIZE} classes: use "

@@ -32,6 +32,11 @@ FAMILIES = (
   Family(
     "larp", "vftok.families.query.tokenizer", lambda config: {"bottleneck", "bottleneck_token_num"} <= config.keys()
   ),
+  Family(
+    "evatok",
+    "vftok.families.evatok.api",
+    lambda config: config.get("format") == "vftok-evatok" or "spatial_token_num_choices" in config,
+  ),
   Family("flow", "vftok.tokenizer.api", lambda config: True),  # last: it says what is wrong with the rest
 )
 

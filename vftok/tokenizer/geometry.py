@@ -46,7 +46,7 @@ class Geometry:
 
   @property
   def budgets(self) -> list[int]:
-    """Counts worth looking at: 1, 2, 4, ... and all; all alone where tokens cannot be cut."""
+    """Counts worth looking at: 1, 2, 4, ... and all; of tokens that cannot be cut, what `encode` can be asked for."""
     return powers_of_two(self.registers) if self.nested else [self.registers]
 
   @property

@@ -19,6 +19,7 @@ from vftok.convert import vidtok
 from vftok.models import fsq, masks
 from vftok.models.vae import VAE, kl
 from vftok.tools.golden import Errors, first, last
+from vftok.tools.parity_evatok import check_evatok
 from vftok.tools.parity_flextok import check_flextok
 from vftok.tools.parity_generator import check_generator
 from vftok.tools.parity_model import check_model, check_sliding_window
@@ -105,6 +106,7 @@ CHECKS = {
   "flextok_small": check_flextok,
   "larp_small": check_larp,
   "adaptok_small": check_adaptok,
+  "evatok_small": check_evatok,
 }
 INPUTS = {
   **QUERY_INPUTS,
