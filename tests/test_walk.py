@@ -78,6 +78,7 @@ class Means:
   """Stands in for a tokenizer: the first id of a clip is its brightness."""
 
   frame_size, registers, codebook_size, chunk_steps = (16, 16), 4, 256, 5
+  nested, one_pass = True, False
 
   def steps_for(self, frames):
     return 5
