@@ -55,6 +55,7 @@ def test_guidance_has_the_image_pipelines_constants_and_norms_over_a_whole_pictu
 # ---- the interface
 
 
+@pytest.mark.slow
 def test_a_video_is_pictures_by_themselves(image_model, image_parts):
   (tok, params), image = image_model, pictures(image_parts[2]["in.image"])
   assert (tok.chunk_frames, tok.overlap_frames, tok.chunk_steps, tok.registers) == (1, 0, 1, 16)

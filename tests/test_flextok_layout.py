@@ -144,6 +144,7 @@ def test_the_size_of_pictures_is_what_both_tables_cover(image_model, image_parts
   assert FlexTok(cfg).frame_size == (128, 96)
 
 
+@pytest.mark.slow
 def test_a_model_of_other_switches_encodes_and_decodes(image_parts, tmp_path):
   """Learned tables, a causal decoder that has no null vector, a wide picture, levels of 30 codes."""
   changes = [

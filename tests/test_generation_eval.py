@@ -107,6 +107,7 @@ def test_a_generator_that_says_lengths_is_scored_at_means_and_its_own(form, tmp_
   assert "| generated own lengths |" in (tmp_path / "report" / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_generator_is_scored_at_every_budget(tmp_path):
   tok = vftok.Tokenizer(config_json.from_dict(TokenizerConfig, tokenizer_configs.get_config("smoke").model.to_dict()))
   params = jax.jit(tok.init)(jax.random.key(0))

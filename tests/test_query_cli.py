@@ -59,6 +59,7 @@ def refused(place, monkeypatch, capsys, run):
   return refused
 
 
+@pytest.mark.slow
 def test_larp(run, refused):
   facts = json.loads(run("info larp --json"))
   assert (facts["family"], facts["tokens_per_step"], facts["nested"], facts["steps_per_chunk"]) == (

@@ -148,7 +148,8 @@ def test_training_and_evaluation_leave_a_router(trained, random_model, tmp_path)
   assert again == router and all(map(np.array_equal, jax.tree.leaves(params), jax.tree.leaves(same)))
 
 
-@pytest.mark.parametrize("soft", [pytest.param(0.0, marks=pytest.mark.slow), 0.2])
+@pytest.mark.slow
+@pytest.mark.parametrize("soft", [0.0, 0.2])
 def test_a_router_of_classes(soft, trained, random_model, tmp_path):
   """EVATok's: whole clips, one preference, a restricted argmax."""
   cfg = trained[0].copy_and_resolve_references()
