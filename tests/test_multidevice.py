@@ -16,8 +16,8 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize(
   "tasks, meshes",
   [
-    ("tokenizer vae ar ar_adaptive router", "mixed"),
-    ("tokenizer vae ar ar_adaptive router", "data fsdp tensor seq cube"),
+    ("tokenizer grid vae ar ar_adaptive router", "mixed"),
+    ("tokenizer grid vae ar ar_adaptive router", "data fsdp tensor seq cube"),
   ],
 )
 def test_eight_simulated_devices(tasks, meshes):

@@ -20,14 +20,14 @@ from vftok.train.state import init_state, logical_axes, merge, split
 from vftok.train.writer import keep_until, read_metrics
 
 ROOT = Path(__file__).parents[1]
-CASES = ("pixels", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tokenizer", "vae")))
+CASES = ("pixels", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tokenizer", "grid", "vae")))
 
 
 def config(name: str, **changes):
   """A smoke config; "pixels" is the VAE's, for the smallest task there is, see the fixture."""
   sys.path.insert(0, str(ROOT))
-  module = __import__(f"configs.{'vae' if name == 'pixels' else name}", fromlist=["get_config"])
-  cfg = module.get_config("smoke")
+  module = __import__(f"configs.{dict(pixels='vae', grid='tokenizer').get(name, name)}", fromlist=["get_config"])
+  cfg = module.get_config("grid_smoke" if name == "grid" else "smoke")
   for key, value in changes.items():
     cfg.update_from_flattened_dict({key: value})
   return cfg

@@ -69,12 +69,12 @@ def measured():
 
 
 def config(task):
-  size = "smoke_adaptive" if task == "ar_adaptive" else "smoke"
-  modules = {"tokenizer": tokenizer, "vae": vae, "ar": t2v, "ar_adaptive": t2v, "router": router}
+  size = {"ar_adaptive": "smoke_adaptive", "grid": "grid_smoke"}.get(task, "smoke")
+  modules = {"tokenizer": tokenizer, "grid": tokenizer, "vae": vae, "ar": t2v, "ar_adaptive": t2v, "router": router}
   cfg = modules[task].get_config(size)
   if task == "router":
     cfg.data.sources.curves.directory, cfg.model.dim = str(measured()[0]), 128
-  if task == "tokenizer":
+  if task in ("tokenizer", "grid"):
     cfg.model.encoder.stack.dim = cfg.model.decoder.stack.dim = 128  # two heads, so that tensor=2 cuts them
   if task.startswith("ar"):
     cfg.model.ar.width, cfg.model.ar.depth, cfg.model.ar.remat = 128, 2, "nothing_saveable"
@@ -93,7 +93,7 @@ def make_batch(task):
     return batch | {"text_mask": rng.random((8, 6)) < 0.7}
   if task == "router":
     return batch | measured()[1]
-  frames = {"tokenizer": 17, "vae": 9}[task]
+  frames = 9 if task == "vae" else 17
   return batch | {"video": rng.integers(0, 255, (8, frames, 16, 16, 3), np.uint8)}
 
 
@@ -123,7 +123,7 @@ def alone(name):
 
 
 @pytest.mark.parametrize("name", os.environ.get("VFTOK_MESHES", " ".join(MESHES)).split())
-@pytest.mark.parametrize("of", os.environ.get("VFTOK_TASKS", "tokenizer vae ar ar_adaptive router").split())
+@pytest.mark.parametrize("of", os.environ.get("VFTOK_TASKS", "tokenizer grid vae ar ar_adaptive router").split())
 def test_step_equals_one_device(of, name):
   (loss, params, grads, start), batch = alone(of), make_batch(of)
   assert np.mean(np.concatenate([np.ravel(g) for g in jax.tree.leaves(grads)]) != 0) > 0.9, "nothing is compared"

@@ -117,9 +117,6 @@ class Decoder(nn.Module):
     patches = Linear(dim, (None, "embed"), dtype=cfg.stack.dtype, name="patch_in")(x).astype(jnp.float32)
     if cfg.positions is not None:
       patches = patches + Positions(cfg.positions, dim, name="patch_positions")((steps, h, w))
-    if not cfg.registers:
-      patches = patches + einops.rearrange(registers, "b t (h w) d -> b t h w d", h=h)
-      registers = registers[:, :, :0]
     start = 0.0
     if cfg.draft is not None:
       draft, variance = draft_of(cfg, name="draft")(codes_BxTxkxc, self._in_use(keep_BxT, k, prefix_BxT, null_B))
@@ -130,8 +127,10 @@ class Decoder(nn.Module):
     temb_BxD = nn.silu(Linear(dim, (None, "embed"), name="time_in")(features))
     temb_BxD = Linear(dim, ("embed", "embed_out"), name="time_out")(temb_BxD)
 
-    layout = Layout(steps, h * w, registers.shape[2], cfg.mask, cfg.cross, last_stands_for=max(dropped, 1))
-    packed, _ = einops.pack([patches, registers], "b t * d")
+    slots = registers.shape[2] if cfg.registers else 0
+    layout = Layout(steps, h * w, slots, cfg.mask, cfg.cross, last_stands_for=max(dropped, 1))
+    packed, _ = einops.pack([patches, registers] if slots else [patches], "b t * d")
+    packed = packed if slots else packed + registers
     packed = einops.rearrange(packed, "b t s d -> b (t s) d")
     patches_of = lambda x: einops.rearrange(x, "b (t s) d -> b t s d", t=steps)[:, :, : h * w]
     stack = Stack(cfg.stack, name="stack")

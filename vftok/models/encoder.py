@@ -80,7 +80,7 @@ class Encoder(nn.Module):
       registers = registers.at[:, :, 0].add(project(vector).astype(jnp.float32))
 
     layout = Layout(t, h * w, cfg.registers, cfg.mask, cfg.cross)
-    packed, _ = einops.pack([patches, registers], "b t * d")
+    packed, _ = einops.pack([patches, registers] if cfg.registers else [patches], "b t * d")
     packed = einops.rearrange(packed, "b t s d -> b (t s) d")
     out, blocks = _run(Stack(cfg.stack, name="stack"), packed, layout, None, collect)
     registers_out = einops.rearrange(out, "b (t s) d -> b t s d", t=t)[:, :, h * w if cfg.registers else 0 :]

@@ -114,6 +114,8 @@ class Block(Weights):
     )
     bias = self._param("adaln_bias", (cfg.adaln, 6, d), (None, None, None), nn.initializers.zeros)
     m_BxEx6xD = jnp.einsum("BD,DExF->BExF", nn.silu(cond_BxD).astype(cfg.dtype), kernel) + bias
+    # Left to itself XLA gives some devices the vectors of others' samples: E = 1 on a mesh of data, fsdp and tensor.
+    m_BxEx6xD = constrain(m_BxEx6xD, "batch", None, None, None)
     return [by_kind(part, self.layout) for part in parts(m_BxEx6xD, 2)]
 
   def _per_step(self, fn, *xs_BxNxD):
