@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-from configs import common
+from configs import common, grids
 from vftok.models.config import TokenizerConfig
 from vftok.models.decoder import DecoderConfig
 from vftok.models.draft import DraftConfig
@@ -56,17 +56,14 @@ LOSS = dict(
 )
 
 
-GRID_MASKS = {"time_block_causal_last": "time_block_causal"}  # the same but for registers, which a grid has none of
-GRIDS = {"": 1, "_4": 2, "_16": 4}  # end of the name -> side of a patch over the nested model's
-
-
 def get_config(size: str = "mini"):
   own = (smoke, mini_draft, mini, mini64, mini_routed)
   published = (d12_d12, d18_d18, d18_d18_stage2, d18_d28, d18_d28_stage2, semantok)
   sizes = {make.__name__: make for make in (*own, *published)}
   sizes |= {f"{make.__name__}_ours": lambda make=make: _ours(make()) for make in published}
   for make in (smoke, mini, mini64, *published[:-1]):
-    sizes |= {f"grid_{make.__name__}{end}": functools.partial(_grid, make, side) for end, side in GRIDS.items()}
+    for end, side in grids.SIDES.items():
+      sizes[f"grid_{make.__name__}{end}"] = functools.partial(grids.grid, make, side)
   return sizes[size]()
 
 
@@ -267,23 +264,6 @@ def mini_draft():
   cfg.batch_size, cfg.steps = 64, 2500
   cfg.optim.lr, cfg.optim.lr_groups = 1e-3, {}
   cfg.save_every = cfg.media_every = 1000
-  return cfg
-
-
-def _grid(make, side: int):
-  """The same experiment with a token for every patch of `side` times the side (a 3-D grid, spec grid3d.md)."""
-  cfg = make()
-  cfg.title, cfg.freeze, cfg.init_from = f"{cfg.title}, grid", (), ""
-  for part in (cfg.model.encoder, cfg.model.decoder):
-    t, h, w = part.patch
-    part.update(dict(patch=(t, side * h, side * w), registers=0, mask=GRID_MASKS.get(part.mask, part.mask)))
-  cfg.model.encoder.update(dict(linear=False, net=True))
-  cfg.model.decoder.stack.adaln = 1  # there is one kind of token
-  cfg.model.decoder.register_positions, cfg.model.decoder.draft = None, None
-  cfg.model.decoder.replacements = tuple(name for name in cfg.model.decoder.replacements if name != "mask")
-  cfg.loss.update(dict(draft=0.0, fit_batches=0))
-  cfg.optim.lr_groups = {}
-  cfg.eval.keeps = ()
   return cfg
 
 

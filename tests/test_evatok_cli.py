@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import runner
 from evatok_files import GOLDEN
 
 from vftok.cli import commands
@@ -32,14 +33,7 @@ def work(tmp_path_factory):
 @pytest.fixture
 def run(work, monkeypatch, capsys):
   monkeypatch.chdir(work)
-
-  def run(words):
-    code = commands.main(words.split())
-    captured = capsys.readouterr()
-    assert code == 0, captured.err
-    return captured.out
-
-  return run
+  return runner(capsys)
 
 
 def test_info_names_the_counts(run):

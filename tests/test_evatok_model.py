@@ -17,6 +17,7 @@ from vftok.families.evatok.api import EVATok
 from vftok.families.evatok.config import SIZES, EvatokConfig, check
 from vftok.families.evatok.networks import Decoder, Encoder, kept_slots, nested_means
 from vftok.models.config_json import from_dict
+from vftok.models.layers import unit
 from vftok.tools import parity
 from vftok.tools.parity_evatok import write_model
 
@@ -180,7 +181,7 @@ def test_gradients_reach_every_parameter(model):
   def loss(params):
     z = Encoder(tok.cfg).apply({"params": params["encoder"]}, video / 2, keep)
     table = params["quantizer"]["codebook"]
-    codes = vq.passed_on(vq.normalised(z), vq.codes_of(vq.ids_of(z, table), table))
+    codes = vq.passed_on(unit(z), vq.codes_of(vq.ids_of(z, table), table))
     frames = Decoder(tok.cfg).apply({"params": params["decoder"]}, codes, keep)
     return jnp.abs(frames - video / 2).mean() + sum(vq.losses(z, table, kept_slots(keep, tok.registers)).values())
 

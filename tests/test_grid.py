@@ -133,8 +133,8 @@ def test_files_say_so(params, tokens, tmp_path):
   assert tok.cfg == CFG and tok.fingerprint(loaded) == TOK.fingerprint(params)
 
 
-# Millions of parameters by the spec, grid3d.md: 286.65 in the encoder, and as many with 143.5 of adaLN in the decoder
-# beside the head's modulation, the time's two layers and REPA's two blocks and projection.
+# Millions by arithmetic on the nested model: 286.65 in the encoder, and as many with 143.5 of adaLN in the decoder
+# beside the modulation of the head, the two layers of the time, and two blocks and the projection of REPA.
 def test_parameters_at_the_papers_size():
   parts = jax.eval_shape(vftok.Tokenizer(config("grid_d18_d18")).init, jax.random.key(0))
   millions = lambda tree: sum(x.size for x in jax.tree.leaves(tree)) / 1e6

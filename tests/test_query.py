@@ -20,6 +20,7 @@ from vftok.families.query.config import PriorConfig
 from vftok.families.query.params import abstract_params
 from vftok.families.query.positions import fixed_tables
 from vftok.families.query.tokenizer import AdapTok
+from vftok.models.layers import unit
 from vftok.runtime import target
 from vftok.tokens import VideoTokens
 from vftok.tools import parity
@@ -361,7 +362,7 @@ def test_losses_move_features_and_codes_apart(larp):
   assert np.abs(of("commit", 0)).max() > 0 and not np.any(of("commit", 1)) and not np.any(of("codebook", 0))
   assert np.abs(of("codebook", 1)).max() > 0 and not np.any(np.asarray(of("commit", 0))[0, 2:])
   gradient = jax.grad(lambda z: vq.straight_through(cfg, table, z, ids).sum())(jnp.asarray(z))
-  np.testing.assert_allclose(gradient, jax.grad(lambda z: vq.normalized(z).sum())(jnp.asarray(z)), atol=1e-6)
+  np.testing.assert_allclose(gradient, jax.grad(lambda z: unit(z).sum())(jnp.asarray(z)), atol=1e-6)
 
 
 # ---- prior and scorer: there or not
@@ -398,7 +399,7 @@ def test_the_prior_reads_kept_tokens_first():
   codes = vq.codes_of(tok.cfg.vq, params["quantizer"]["table"], tokens.ids.reshape(1, -1)[:, kept])
   rows = np.array([kept])[:, :-1]
   pred = jax.jit(nets.Prior(tok.cfg).apply)({"params": params["prior"]}, codes[:, :-1], rows)
-  expected = vq.normalized(pred) @ vq.normalized(params["quantizer"]["table"]).T
+  expected = unit(pred) @ unit(params["quantizer"]["table"]).T
   np.testing.assert_allclose(out[:, :4], expected, atol=1e-5)
 
 

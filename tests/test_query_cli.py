@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from command_line import runner
 from query_models import random_model, random_video, small_config, write_golden
 from safetensors.numpy import load_file, save_file
 
@@ -36,14 +37,7 @@ def place(tmp_path_factory):
 def run(place, monkeypatch, capsys, compile_cache):
   monkeypatch.chdir(place)
   monkeypatch.setattr("vftok.runtime.memory.use_compile_cache", lambda *a, **k: None)
-
-  def run(words):
-    code = commands.main(words.split())
-    captured = capsys.readouterr()
-    assert code == 0, captured.err
-    return captured.out
-
-  return run
+  return runner(capsys)
 
 
 @pytest.fixture

@@ -67,14 +67,16 @@ class Checkpoint:
           yield key, value
 
 
-def open_checkpoint(name: str | os.PathLike) -> Checkpoint:
+def open_checkpoint(name: str | os.PathLike | Checkpoint) -> Checkpoint:
   """Finds and checks a model: a directory, one safetensors file with its config inside, a shipped name or a Hub id
-  (org/model or org/model@revision). Weights of a directory are one file or an index of several.
+  (org/model or org/model@revision). Weights of a directory are one file or an index of several. What is open stays so.
 
   Raises:
     FileNotFoundError: nothing of that name here or on the Hub.
     ValueError: no safetensors, damaged, or without a config.
   """
+  if isinstance(name, Checkpoint):
+    return name
   path = _find(name)
   others = sorted(p.name for p in path.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
   hint = f"{cut(others[0])} is a pickle, convert it to safetensors first" if others else f"put {WEIGHTS} there"

@@ -81,6 +81,12 @@ def parts(x: jax.Array, axis: int) -> list[jax.Array]:
   return [part.squeeze(axis) for part in jnp.split(x, x.shape[axis], axis)]
 
 
+def unit(x_xC: jax.Array) -> jax.Array:
+  """x / |x| over the last axis in float32; zeros stay zeros."""
+  x = x_xC.astype(jnp.float32)
+  return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
 def matmul(x_xD: jax.Array, w_Dxo: jax.Array, dtype=None) -> jax.Array:
   """[..., D] by [D, ...] -> [..., ...], accumulated and returned in `dtype`, None: theirs.
 

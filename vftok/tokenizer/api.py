@@ -191,11 +191,11 @@ class Tokenizer(FlowGeometry):
     few tokens are quick. One number for many keeps is one program.
     """
     how = check_sampling(sampling, self.cfg)
-    if noise is None:
-      check_key(key, "decode")
     if first_frames is not None:
       first_frames = check_first_frames(first_frames, self.frame_size, self.chunk_frames)
       first_frames = programs.to_float(jnp.asarray(first_frames))
+    if noise is None:
+      check_key(key, "decode")
     run = functools.partial(
       programs.decode_chunk, self.cfg, params, guidance=how.guidance, steps=how.steps, solver=how.solver
     )

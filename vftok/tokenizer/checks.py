@@ -52,6 +52,8 @@ def check_video(video, frame_size: tuple[int, int], name: str = "video", frames:
 
 def check_first_frames(frames, frame_size: tuple[int, int], chunk_frames: int) -> jax.Array | np.ndarray:
   """[B, 1 + 4j, H, W, 3], shorter than a chunk; else as `check_video`. Returns the array."""
+  if chunk_frames == 1:
+    raise ValueError("first_frames are given, expected none: this model makes pictures, leave them out.")
   frames = check_video(frames, frame_size, "first_frames")
   if frames.shape[1] % TIME_FACTOR != 1 or frames.shape[1] >= chunk_frames:
     raise ValueError(f"first_frames has {frames.shape[1]} frames, expected 1 + a multiple of 4 below {chunk_frames}.")

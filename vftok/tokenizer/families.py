@@ -15,7 +15,9 @@ from vftok.tokenizer.checks import check_options
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-  """`knows`: whether a config.json is of this family. `module` has `load(name, *, dtype=None, ...)`."""
+  """`knows`: whether a config.json is of this family. `module` has `load(name, *, dtype=None, ...)`; as the name it is
+  given the open `hub.Checkpoint`.
+  """
 
   name: str
   module: str
@@ -58,9 +60,10 @@ def load(name: str | os.PathLike, **options: Any):
   Raises:
     FileNotFoundError, ValueError: one sentence that names the file and what is wrong with it.
   """
-  family = family_of(hub.open_checkpoint(name).config)
+  checkpoint = hub.open_checkpoint(name)
+  family = family_of(checkpoint.config)
   open_model = importlib.import_module(family.module).load
   options = {key: value for key, value in options.items() if value is not None}  # None: not asked for
   known = [p for p in inspect.signature(open_model).parameters if p != "name"]
   check_options(options, known, f"loading a model of the family {family.name}")
-  return open_model(name, **options)
+  return open_model(checkpoint, **options)

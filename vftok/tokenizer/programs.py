@@ -19,7 +19,7 @@ from vftok.models.encoder import Encoder
 def reads(part: str, leaves=None):
   """Of a program (config, params, ...): parameters that are another model's become one sentence when it fails.
 
-  `leaves`: config -> path -> shape of what it asks for; None: of this module's.
+  `part`: of them, "" for all. `leaves`: config -> path -> shape of what it asks for; None: of this module's.
   """
 
   def decorate(program):

@@ -20,7 +20,6 @@ from vftok.families.evatok import counts, programs, reference, vq
 from vftok.families.evatok.config import FORMAT, EvatokConfig
 from vftok.io import hub
 from vftok.io.layout import read_leaves, save_leaves
-from vftok.io.leaves import check_params
 from vftok.models.config_json import from_json, to_json
 from vftok.runtime.words import brief
 from vftok.tokenizer import stream
@@ -133,22 +132,15 @@ class EVATok(OnePass):
     step, None for all: 0 where not kept, -1 where z is not finite. Pure.
     """
     full = jnp.full((video.shape[0], self.chunk_steps), self.registers, jnp.int32)
-    return self._run(programs.encode_chunk, params, jnp.asarray(video), full if keep is None else keep)
+    return programs.encode_chunk(self.cfg, params, jnp.asarray(video), full if keep is None else keep)
 
   def frames_of(self, params: Params, ids: jax.Array, keep: jax.Array) -> jax.Array:
     counts.check_known(keep, self.counts)
-    return self._run(programs.decode_chunk, params, ids, keep)
+    return programs.decode_chunk(self.cfg, params, ids, keep)
 
   def codes_of(self, params: Params, ids) -> jax.Array:
     """float32 [B, T, K, c]: the normalised codes of ids [B, T, K]."""
     return vq.codes_of(jnp.asarray(ids), params["quantizer"]["codebook"])
-
-  def _run(self, program, params: Params, *inputs):
-    try:
-      return program(self.cfg, params, *inputs)
-    except Exception:
-      check_params(lambda: programs.abstract_params(self.cfg), params)
-      raise  # of something else
 
   # ---- who it is
 

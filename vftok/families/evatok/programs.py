@@ -13,7 +13,7 @@ from vftok.families.evatok import vq
 from vftok.families.evatok.config import EvatokConfig
 from vftok.families.evatok.networks import Decoder, Encoder, kept_slots
 from vftok.io.leaves import Leaves, leaves_of
-from vftok.tokenizer.programs import exact, to_float
+from vftok.tokenizer.programs import exact, reads, to_float
 
 Params = dict[str, Any]
 
@@ -43,6 +43,7 @@ def features(cfg: EvatokConfig, params: Params, video_BxFxHxWx3, keep_BxT) -> ja
     return Encoder(cfg).apply({"params": params["encoder"]}, to_float(video_BxFxHxWx3) / 2, keep_BxT)
 
 
+@reads("", abstract_params)
 @functools.partial(jax.jit, static_argnums=0)
 def encode_chunk(cfg: EvatokConfig, params: Params, video_BxFxHxWx3, keep_BxT) -> jax.Array:
   """ids int32 [B, T, K] of one clip; 0 where not kept, -1 where z is not finite."""
@@ -52,6 +53,7 @@ def encode_chunk(cfg: EvatokConfig, params: Params, video_BxFxHxWx3, keep_BxT) -
   return jnp.where(kept_slots(keep_BxT, cfg.slots), ids, 0)
 
 
+@reads("", abstract_params)
 @functools.partial(jax.jit, static_argnums=0)
 def decode_chunk(cfg: EvatokConfig, params: Params, ids_BxTxK, keep_BxT) -> jax.Array:
   """Frames float32 [B, F, H, W, 3] in about [-1, 1], not clipped."""

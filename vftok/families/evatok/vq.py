@@ -5,20 +5,16 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from vftok.models.layers import unit
+
 TEMPERATURE = 0.01  # of the softmax over squared distances in the entropy term
 LOG_EPS = 1e-5
 COMMIT = 0.25  # weight of the commitment beside the codebook's 1
 
 
-def normalised(x_xc) -> jax.Array:
-  """x / |x| over the last axis in float32; zeros stay zeros."""
-  x = x_xc.astype(jnp.float32)
-  return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
-
-
 def cosines(z_xc, codebook_Vxc) -> jax.Array:
   """[..., V]: of features and all codes. The nearest code is the one of the largest."""
-  return normalised(z_xc) @ normalised(codebook_Vxc).T
+  return unit(z_xc) @ unit(codebook_Vxc).T
 
 
 def ids_of(z_xc, codebook_Vxc) -> jax.Array:
@@ -29,7 +25,7 @@ def ids_of(z_xc, codebook_Vxc) -> jax.Array:
 
 def codes_of(ids, codebook_Vxc) -> jax.Array:
   """Normalised codes float32 [..., c] of ids [...]; of ids out of range those of the nearest one in it."""
-  return normalised(jnp.take(codebook_Vxc, ids, axis=0, mode="clip"))
+  return unit(jnp.take(codebook_Vxc, ids, axis=0, mode="clip"))
 
 
 def passed_on(z_xc, codes_xc, *, rotate: bool = True) -> jax.Array:
@@ -40,7 +36,7 @@ def passed_on(z_xc, codes_xc, *, rotate: bool = True) -> jax.Array:
   if not rotate:
     return z_xc + jax.lax.stop_gradient(codes_xc - z_xc)
   e, q = jax.lax.stop_gradient((z_xc, codes_xc))
-  r = normalised(e + q)
+  r = unit(e + q)
   dot = lambda a, b: jnp.sum(a * b, axis=-1, keepdims=True)
   return z_xc - 2 * dot(z_xc, r) * r + 2 * dot(z_xc, e) * q
 
@@ -53,7 +49,7 @@ def losses(z_BxTxKxc, codebook_Vxc, kept_BxTxK) -> dict[str, jax.Array]:
     entropy: mean entropy of p less the entropy of the mean p, with p = softmax(-distance^2 / 0.01) over the codes; its
       weight (0.02) is not in it.
   """
-  z, table = normalised(z_BxTxKxc), normalised(codebook_Vxc)
+  z, table = unit(z_BxTxKxc), unit(codebook_Vxc)
   cosine_BxTxKxV = z @ table.T
   codes = table[jnp.argmax(cosine_BxTxKxV, axis=-1)]
   weight_BxTxK = kept_BxTxK / jnp.maximum(kept_BxTxK.sum(), 1)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-import jax
 
 from vftok.convert.load import abstract_params
 from vftok.convert.reference_weights import infer_readout, plain_keys
@@ -18,7 +16,6 @@ from vftok.io import hub
 from vftok.io.layout import converted
 from vftok.tokenizer.api import Params, Tokenizer
 from vftok.tokenizer.checks import check_dtype
-from vftok.tokens import VideoTokens
 
 LICENCE = (
   "released FlexTok weights are under the Apple Machine Learning Research Model licence: for research only, no "
@@ -44,23 +41,6 @@ class FlexTok(Tokenizer):
 
   def check_latent_frames(self, frames: int) -> None:
     """Any number fits: a picture is a latent."""
-
-  def decode_stream(
-    self,
-    params: Params,
-    tokens: VideoTokens | Iterable[VideoTokens],
-    key: jax.Array | None = None,
-    *,
-    first_frames=None,
-    noise=None,
-    clip: bool = True,
-    slots: int | None = None,
-    **sampling,
-  ) -> Iterator[jax.Array]:
-    """Like `decode`, picture by picture: yields [B, 1, H, W, 3]. There are no first frames to start from."""
-    if first_frames is not None:
-      raise ValueError("first_frames are given, expected none: this model makes pictures, leave them out.")
-    return super().decode_stream(params, tokens, key, noise=noise, clip=clip, slots=slots, **sampling)
 
 
 def load(name: str | os.PathLike, *, dtype: str | None = None) -> tuple[FlexTok, Params]:

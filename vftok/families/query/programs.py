@@ -11,6 +11,7 @@ from vftok.families.query import vq
 from vftok.families.query.config import QueryConfig
 from vftok.families.query.nets import CodesIn, Decoder, Encoder, Prior, Scorer
 from vftok.families.query.params import abstract_params
+from vftok.models.layers import unit
 from vftok.tokenizer.programs import exact, reads
 
 
@@ -73,5 +74,5 @@ def prior(cfg: QueryConfig, params, ids_BxTxK, keep_BxT=None):
     table = params["quantizer"]["table"]
     codes = vq.codes_of(cfg.vq, table, ids)
     predicted = Prior(cfg).apply({"params": params["prior"]}, codes[:, :-1], positions)
-    predicted = vq.normalized(predicted) if cfg.prior.l2_normalized else predicted
+    predicted = unit(predicted) if cfg.prior.l2_normalized else predicted
     return predicted, predicted @ vq.compared(cfg.vq, table).T / cfg.prior.temperature

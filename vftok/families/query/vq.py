@@ -9,17 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from vftok.families.query.config import VQConfig
-
-
-def normalized(x_xC) -> jax.Array:
-  """x / max(|x|, 1e-12) over the last axis, float32."""
-  x = x_xC.astype(jnp.float32)
-  return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+from vftok.models.layers import unit
 
 
 def compared(cfg: VQConfig, x_xC) -> jax.Array:
   """Features or codes as they are compared: at length 1 where the config says so."""
-  return normalized(x_xC) if cfg.l2_normalized else x_xC.astype(jnp.float32)
+  return unit(x_xC) if cfg.l2_normalized else x_xC.astype(jnp.float32)
 
 
 def scores(cfg: VQConfig, table_VxC, z_xC) -> jax.Array:

@@ -1,0 +1,23 @@
+"""Experiments of configs/tokenizer.py with a 3-D grid in place of registers."""
+
+from __future__ import annotations
+
+GRID_MASKS = {"time_block_causal_last": "time_block_causal"}  # the same but for registers, which a grid has none of
+SIDES = {"": 1, "_4": 2, "_16": 4}  # end of the name -> side of a patch over the nested model's
+
+
+def grid(make, side: int):
+  """The same experiment with a token for every patch of `side` times the side."""
+  cfg = make()
+  cfg.title, cfg.freeze, cfg.init_from = f"{cfg.title}, grid", (), ""
+  for part in (cfg.model.encoder, cfg.model.decoder):
+    t, h, w = part.patch
+    part.update(dict(patch=(t, side * h, side * w), registers=0, mask=GRID_MASKS.get(part.mask, part.mask)))
+  cfg.model.encoder.update(dict(linear=False, net=True))
+  cfg.model.decoder.stack.adaln = 1  # there is one kind of token
+  cfg.model.decoder.register_positions, cfg.model.decoder.draft = None, None
+  cfg.model.decoder.replacements = tuple(name for name in cfg.model.decoder.replacements if name != "mask")
+  cfg.loss.update(dict(draft=0.0, fit_batches=0))
+  cfg.optim.lr_groups = {}
+  cfg.eval.keeps = ()
+  return cfg
