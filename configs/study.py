@@ -25,7 +25,7 @@ class Size:
     pixels: height and width of frames. steps, batch: of a tokenizer; ar_steps, ar_batch, depths: of the generators.
     lr, warmup: of every tokenizer. clips: how many there are to train on; held_out: in each of the other sets.
     chosen_on, judged_on: clips of a set that the best guidance is chosen on, and that numbers are of.
-    guidances: scales of a flow decoder that are tried; solver_steps: of it.
+    guidances: scales of a flow decoder that are tried; solver_steps: of it. classifier_steps: of what sees attributes.
     net: whether LPIPS and FVD are computed, which downloads their nets.
   """
 
@@ -43,11 +43,12 @@ class Size:
   judged_on: int
   guidances: tuple[float, ...]
   solver_steps: int
+  classifier_steps: int = 1500
   net: bool = True
 
 
 SIZES = {
-  "smoke": Size(16, 2, 4, 2, 4, (1, 2), 1e-3, 1, 16, 24, 4, 8, (1.0, 2.0), 1, net=False),
+  "smoke": Size(16, 2, 4, 2, 4, (1, 2), 1e-3, 1, 16, 24, 4, 8, (1.0, 2.0), 1, classifier_steps=2, net=False),
   "pocket": Size(32, 3000, 16, 2000, 32, (2, 4, 6), 1e-3, 100, 100_000, 512, 64, 256, (1.0, 1.5, 2.0, 3.0), 12),
   "mini64": Size(
     64, 40_000, 128, 20_000, 128, (4, 6, 8), 1e-3, 200, 1_000_000, 2048, 256, 2048, (1.0, 1.5, 2.0, 3.0), 12
@@ -140,7 +141,13 @@ def generator(arm: str, name: str, depth: int):
     eval=dict(
       sets=dict(val=sources("val"), test=sources("test")),
       batch_size=min(32, size.judged_on),
-      generation={**ar.GENERATION, "split": "test", "clips": size.judged_on, "fvd": size.net},
+      generation={
+        **ar.GENERATION,
+        "split": "test",
+        "clips": size.judged_on,
+        "fvd": size.net,
+        "classifier_steps": size.classifier_steps,
+      },
     ),
     optim=dict(lr=1e-3, warmup=size.warmup, b2=0.95, weight_decay=0.05, final=0.02),
     ema=0.998,

@@ -1,0 +1,116 @@
+"""The study of families: what its verdicts say of numbers that are known, and one run of it at the smallest size."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import vftok
+from configs import study as experiments
+from vftok.models.config import TokenizerConfig
+from vftok.models.config_json import from_dict
+from vftok.tools.study.families import claims
+from vftok.tools.study.families.claims import HELD, NOT_HELD, OPEN, interval, judged
+from vftok.tools.study.families.scored import Scored
+
+ROOT = Path(__file__).parents[1]
+
+
+def rows(qualities, lpips=True):
+  row = lambda keep, q: dict(keep=keep, bits=10.0 * keep, lpips=-q if lpips else None, psnr=q)
+  return [row(None, 0.0), *(row(2**i, q) for i, q in enumerate(qualities))]
+
+
+def test_intervals_are_students():
+  mean, low, high = interval([1.0, 2.0, 3.0])
+  assert mean == 2 and high - mean == pytest.approx(4.3027 / np.sqrt(3), rel=1e-4) and mean - low == high - mean
+  assert interval([1.0]) == (1.0, None, None) and interval([]) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+  ("values", "bound", "verdict"),
+  [
+    ((1.0, 1.1, 0.9), 0.0, HELD),
+    ((-1.0, -1.1, -0.9), 0.0, NOT_HELD),
+    ((1.0, -1.1, 0.9), 0.0, OPEN),
+    ((1.0,), 0.0, OPEN),
+    ((None, None), 0.0, OPEN),
+    ((4.9, 4.8, 4.85), 5.0, NOT_HELD),
+  ],
+)
+def test_verdicts_follow_intervals(values, bound, verdict):
+  assert judged("c", "", "", values, bound).verdict == verdict
+
+
+def test_a_curve_is_judged_by_its_smallest_step():
+  assert claims.smallest_step({"rows": rows([-0.5, -0.3, -0.29])}) == pytest.approx(0.01)
+  assert claims.smallest_step({"rows": rows([20.0, 19.0, 25.0], lpips=False)}) == pytest.approx(-1)
+  assert claims.quality({"rows": rows([-0.5, -0.3])}, 2) == -0.3
+  assert claims.quality({"rows": rows([-0.5, -0.3])}, 8) is None
+
+
+def generator(parameters, gfvd, few=None):
+  more = {} if few is None else {"gfvd/generated keep 2": few}
+  return {"parameters": parameters, "gfvd/generated keep 16": gfvd, **more}
+
+
+def test_sizes_are_compared_at_equal_gfvd():
+  grid = {"2": generator(1e6, 300), "4": generator(1e7, 100)}
+  half_way = {"2": generator(1e6, 150), "4": generator(1e7, 50)}
+  assert claims.times_smaller(half_way, grid) == pytest.approx(10**0.5)
+  assert claims.times_smaller({"2": generator(1e6, 90), "4": generator(1e7, 50)}, grid) == pytest.approx(10)
+  assert claims.times_smaller({"2": generator(1e6, 900), "4": generator(1e7, 500)}, grid) < 1
+  assert claims.eighth({"2": generator(1e6, 90, few=70)}, grid) == 30
+  assert claims.eighth({"2": generator(1e6, 90)}, grid) is None
+
+
+def test_verdicts_need_no_result():
+  found = claims.verdicts({}, {})
+  assert len(found) > 6 and {v.verdict for v in found} == {OPEN}
+
+
+def test_only_the_first_frames_are_scored():
+  tok = vftok.Tokenizer(from_dict(TokenizerConfig, experiments.get_config("nested-smoke").model.to_dict()))
+  params = jax.jit(tok.init)(jax.random.key(0))
+  scored, video = Scored(tok, 16), np.random.default_rng(0).integers(0, 255, (2, 16, 16, 16, 3), np.uint8)
+  tokens = scored.encode(params, video)
+  assert tokens.frames == 16 and scored.steps_for(16) == tokens.ids.shape[1] == 5
+  filled = np.concatenate([video, video[:, -1:]], axis=1)
+  np.testing.assert_array_equal(tokens.ids, tok.encode(params, filled).ids)
+  key = jax.random.key(0)
+  whole = tok.decode(params, tok.encode(params, filled), key, steps=1)
+  np.testing.assert_allclose(scored.decode(params, tokens, key, steps=1), whole[:, :16], atol=1e-5)
+  latents = scored.encode_latents(params, video)
+  assert scored.decode_pixels(params, latents).shape == video.shape
+
+
+@pytest.mark.parametrize("size", ["smoke", "pocket", "mini64"])
+def test_arms_share_what_they_must(size):
+  made = {arm: experiments.get_config(f"{arm}-{size}") for arm in experiments.ARMS}
+  for name in ("steps", "batch_size", "ema", "seed"):
+    assert len({str(cfg[name]) for cfg in made.values()}) == 1, name
+  for name in ("lr", "warmup", "schedule", "final", "b1", "b2", "weight_decay", "clip"):
+    assert len({cfg.optim[name] for cfg in made.values()}) == 1, name
+  sources = {str({**cfg.data.sources.world.to_dict(), "frames": 0}) for cfg in made.values()}
+  assert len(sources) == 1
+
+
+def test_bad_options_are_one_sentence(tmp_path, capsys):
+  from vftok.tools.study.families.__main__ import main
+
+  for words in (["--size", "huge"], ["--arms", "cosmos"], ["--seeds", "a"]):
+    assert main(["--out", str(tmp_path / "x"), *words]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("study.families: error: ") and len(said.splitlines()) == 1 and len(said) < 430
+
+
+@pytest.mark.slow
+def test_the_study_runs_stops_and_goes_on(tmp_path):
+  command = [sys.executable, "-m", "vftok.tools.study.families", "--out", "study", "--size", "smoke", "--seeds", "0,1"]
+  env = {**os.environ, "PYTHONPATH": str(ROOT)}
+  first = subprocess.run([*command, "--minutes", "0.2"], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+  assert "goes on from here" in first.stdout
