@@ -22,6 +22,7 @@ from vftok.models.ar import AR, ARConfig
 from vftok.models.ar_inputs import Places
 from vftok.models.config import GeneratorConfig
 from vftok.models.init import init_generator
+from vftok.models.layers import applied
 from vftok.runtime.words import brief, cut, is_whole
 from vftok.tokenizer.checks import check_dtype, check_key
 from vftok.tokens import VideoTokens, is_concrete
@@ -235,7 +236,7 @@ class Generator:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(cfg: ARConfig, params, ids, places: Places, cond):
-  logits = AR(cfg).apply({"params": params}, ids, places, cond)
+  logits = applied(AR(cfg), params, ids, places, cond)
   return jnp.where(lengths.allowed(cfg, places.slot_BxL, jnp), logits, -jnp.inf)
 
 

@@ -88,7 +88,7 @@ def request(
       raise ValueError(f"{name} is {brief(value)}, expected True or False.")
   check_lengths(ar, keep, mean_length, end_bias)
   counts = None if keep is None and ar.lengths != "none" else _budgets(ar, keep, b, steps)
-  if not cfg.nested and ar.lengths == "none" and counts.min() < ar.slots:
+  if not cfg.nested and ar.lengths == "none" and counts is not None and counts.min() < ar.slots:
     raise ValueError(f"keep is {brief(keep)}, expected all {ar.slots}: the tokens of this model have no order.")
   forced_BxTxK = np.full((b, steps, ar.slots), -1, np.int32)
   if forced is not None:
@@ -105,7 +105,7 @@ def request(
   guided = bool((scale_B != 1).any()) and bool(ar.n_classes or ar.ctx_dim)
   start, advance = dict(guided=guided), dict(guided=guided, top_k=int(top_k), nucleus=top_p < 1)
   scales = dict(guidance_B=jnp.asarray(scale_B), temperature=jnp.float32(temperature), top_p=jnp.float32(top_p))
-  if ar.lengths != "none":
+  if counts is None or ar.lengths != "none":
     extra = dict(guide_lengths=jnp.asarray(bool(guide_lengths)), end_bias=jnp.float32(end_bias))
     extra |= dict(mean_length=jnp.float32(0 if mean_length is None else mean_length))
     extra |= dict(odds_TxM=jnp.log(jnp.array(cfg.length_odds)[:steps]) if cfg.length_odds else None)

@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from vftok.models import lengths
 from vftok.models.ar_inputs import Condition, Context, Places, of_segment, shifted
 from vftok.models.attention import attend_causal, attend_filled, attend_seen
-from vftok.models.layers import matmul, parts, repeated, trunc_normal, xavier
+from vftok.models.layers import matmul, partitioned, parts, repeated, trunc_normal, xavier
 from vftok.models.order import ORDERS
 from vftok.runtime.sharding import constrain
 
@@ -105,11 +105,9 @@ class AR(nn.Module):
 
   def setup(self):
     cfg, d = self.cfg, self.cfg.dim
-    table = lambda name, rows, axis=None: self.param(
-      name, nn.with_logical_partitioning(trunc_normal, (axis, "embed")), (rows, d)
-    )
+    table = lambda name, rows, axis=None: self.param(name, partitioned(trunc_normal, axis, "embed"), (rows, d))
     self.token_table = table("token_table", cfg.total_vocab, "vocab")
-    self.start = self.param("start", nn.with_logical_partitioning(trunc_normal, ("embed",)), (d,))
+    self.start = self.param("start", partitioned(trunc_normal, "embed"), (d,))
     if cfg.positions == "flat":
       self.position_table = table("position_table", cfg.length + 1)  # the last row is in released files, unused
     else:
@@ -121,14 +119,14 @@ class AR(nn.Module):
     if cfg.n_classes:
       self.class_table = table("class_table", cfg.n_classes + 1)
     if cfg.ctx_dim:
-      init = nn.with_logical_partitioning(xavier(cfg.ctx_dim, d), (None, "embed"))
+      init = partitioned(xavier(cfg.ctx_dim, d), None, "embed")
       self.text_in, self.null_text = self.param("text_in", init, (cfg.ctx_dim, d)), table("null_text", cfg.n_ctx_null)
     self.blocks = repeated(Block, cfg.depth, scan=cfg.scan, remat=cfg.remat)(cfg)
     self.norm = RMSNorm()
-    init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("embed", "vocab"))
+    init = partitioned(nn.initializers.normal(0.02), "embed", "vocab")
     self.head = self.param("head", init, (d, cfg.total_vocab))
     if cfg.head_bias:
-      init = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
+      init = partitioned(nn.initializers.zeros, "vocab")
       self.head_bias = self.param("head_bias", init, (cfg.total_vocab,))
 
   def __call__(self, ids_BxL, places: Places, cond: Condition) -> jax.Array:
@@ -198,7 +196,7 @@ class RMSNorm(nn.Module):
   @nn.compact
   def __call__(self, x):
     x = x.astype(jnp.float32)
-    scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("embed",)), x.shape[-1:])
+    scale = self.param("scale", partitioned(nn.initializers.ones, "embed"), x.shape[-1:])
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + EPS) * scale
 
 
@@ -213,7 +211,7 @@ class Block(nn.Module):
 
   def setup(self):
     cfg, d, n, e, h = self.cfg, self.cfg.dim, self.cfg.heads, self.cfg.head_dim, self.cfg.hidden
-    kernel = lambda name, shape, axes: self.param(name, nn.with_logical_partitioning(xavier(d, d), axes), shape)
+    kernel = lambda name, shape, axes: self.param(name, partitioned(xavier(d, d), *axes), shape)
     self.n1, self.n2 = RMSNorm(), RMSNorm()
     self.qkv = kernel("qkv", (d, 3, n, e), ("embed", None, "heads", "head_dim"))
     self.proj = kernel("proj", (n, e, d), ("heads", "head_dim", "embed"))
@@ -222,7 +220,7 @@ class Block(nn.Module):
       self.text_q = kernel("text_q", (d, n, e), ("embed", "heads", "head_dim"))
       self.text_kv = kernel("text_kv", (d, 2, n, e), ("embed", None, "heads", "head_dim"))
       self.text_proj = kernel("text_proj", (n, e, d), ("heads", "head_dim", "embed"))
-    mlp = lambda name, shape, axes: self.param(name, nn.with_logical_partitioning(xavier(d, h), axes), shape)
+    mlp = lambda name, shape, axes: self.param(name, partitioned(xavier(d, h), *axes), shape)
     self.up = mlp("up", (d, 2, h), ("embed", None, "mlp"))
     self.down = mlp("down", (h, d), ("mlp", "embed"))
 

@@ -47,12 +47,12 @@ def from_dict(kind: type[Config], data: dict[str, Any]) -> Config:
   return cfg
 
 
-def _build(kind, value, where: str):
+def _build(kind: Any, value: Any, where: str) -> Any:
   """Makes a dataclass, tuple or scalar of the annotated type `kind` from plain JSON."""
   origin, args = typing.get_origin(kind), typing.get_args(kind)
   if origin in (types.UnionType, typing.Union):
     return None if value is None else _build(next(a for a in args if a is not type(None)), value, where)
-  if dataclasses.is_dataclass(kind):
+  if isinstance(kind, type) and dataclasses.is_dataclass(kind):
     if not isinstance(value, dict):
       raise ValueError(f"{where} is {brief(value)}, expected an object with the fields of {kind.__name__}.")
     hints = typing.get_type_hints(kind)

@@ -50,7 +50,7 @@ def vae_flops(cfg: VAEConfig, frames: int, height: int, width: int) -> tuple[flo
   widths = [ch * m for m in cfg.ch_mult]
   padded = -(-frames // 4) * 4  # what the network really sees: 17 -> 20
 
-  def middle(positions: float, spatial: int, c: int) -> float:
+  def middle(positions: float, spatial: float, c: int) -> float:
     return positions * (4 * 27 * c * c + 4 * c * c + 2 * spatial * c) * 2
 
   def level(positions: float, c_in: int, c_out: int, count: int) -> float:

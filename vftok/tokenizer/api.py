@@ -309,6 +309,7 @@ def load(
 
   check_dtype(dtype)
   cfg, params = load(name, vae)
+  net = None
   if dino is not None:
-    dino, params["dino"] = load_dino(cfg, dino)
-  return Tokenizer(cfg if dtype is None else cfg.with_dtype(dtype), dino), params
+    net, params["dino"] = load_dino(cfg, dino)
+  return Tokenizer(cfg if dtype is None else cfg.with_dtype(dtype), net), params

@@ -17,7 +17,7 @@ from vftok.data.loader import first_clips
 from vftok.runtime import sharding
 from vftok.runtime.lock import locked
 from vftok.runtime.process import local
-from vftok.tasks import Task, make_task
+from vftok.tasks import Generates, Task, make_task
 from vftok.train.checkpoint import Checkpoints
 from vftok.train.resume import say_differences, starting_point
 from vftok.train.state import init_state, merge, planned_state
@@ -31,7 +31,7 @@ def run(cfg: ConfigDict, workdir) -> dict[str, float]:
   """
   with locked(local(workdir, "workdir") / "eval"), opened_once(), restored(cfg, workdir) as (task, model):
     values = evaluate_sets(cfg, Path(workdir), task, model, task.frozen())
-    if cfg.eval.get("generation") and cfg.eval.generation.clips:
+    if isinstance(task, Generates) and cfg.eval.get("generation") and cfg.eval.generation.clips:
       values |= task.evaluate_generation(model, Path(workdir) / "eval")
     return values
 

@@ -82,8 +82,9 @@ def _split(argv: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
   return whole, rest
 
 
-def _root(path: str) -> str | None:
-  return next((root for root in WHOLE if path == root or path.startswith(f"{root}.")), None)
+def _root(path: str) -> str:
+  """Which of `WHOLE` a path lies at or below; "" for none."""
+  return next((root for root in WHOLE if path == root or path.startswith(f"{root}.")), "")
 
 
 def assign(cfg: ConfigDict, path: str, text: str) -> None:
@@ -205,10 +206,11 @@ def check_sources(cfg: ConfigDict, touched: set[str]) -> None:
   from vftok.data.sources import DATASETS
 
   for root in sorted({_root(path) for path in touched}):
-    if WHOLE[root] is None:
+    levels = WHOLE[root]
+    if levels is None:
       continue
     above, _, last = root.rpartition(".")
-    for path, entry in _entries(cfg[above][last].to_dict(), WHOLE[root], root):
+    for path, entry in _entries(cfg[above][last].to_dict(), levels, root):
       kind = entry.get("kind")
       if kind not in DATASETS:
         raise ValueError(f"config.{path} has kind {_told(kind)}, expected one of {', '.join(DATASETS)}.")

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from ml_collections import ConfigDict
 from vftok.data import bad_clips
 from vftok.data.configured import BAD_CLIPS, train_loader
 from vftok.data.folder import opened_once
+from vftok.data.loader import Loader
+from vftok.data.memory_loader import MemoryLoader
 from vftok.runtime import sharding, target
 from vftok.runtime.alone import alone
 from vftok.runtime.files import whole_file
@@ -89,8 +91,7 @@ def _run(cfg: ConfigDict, workdir: Path, mesh, lead: bool) -> TrainState:
     writer = Writer(workdir, active=lead, resume=step, wandb=cfg.wandb, config=cfg.to_dict())
     with contextlib.closing(loader), contextlib.closing(writer):
       one = compiled_step(cfg, mesh, task, tx, places)
-      made = dict(step=one, rate=rate, checkpoints=checkpoints, loader=loader, writer=writer, examples=examples)
-      return Run(cfg, workdir, mesh, task, **made).steps(state, frozen, step)
+      return Run(cfg, workdir, mesh, task, one, rate, checkpoints, loader, writer, examples).steps(state, frozen, step)
 
 
 def train_step(state: TrainState, frozen, batch, *, task, tx, cfg: ConfigDict) -> tuple[TrainState, dict[str, Any]]:
@@ -113,7 +114,7 @@ def train_step(state: TrainState, frozen, batch, *, task, tx, cfg: ConfigDict) -
     updates = jax.tree.map(lambda u: u * slower, updates)
   params = optax.apply_updates(state.params, updates)
   ema = None if state.ema is None else update_ema(state.ema, params, cfg.ema, state.step)
-  new = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
+  new = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
   return new, {"loss": value, "grad_norm": optax.tree.norm(grads), "parts": metrics}
 
 
@@ -164,7 +165,7 @@ class Run:
   step: Callable
   rate: Callable
   checkpoints: Checkpoints
-  loader: Iterable[dict]
+  loader: Loader | MemoryLoader
   writer: Writer
   examples: int
 
@@ -251,7 +252,7 @@ class Run:
 
   def _show(self, step: int, state: TrainState, frozen, host) -> None:
     """Videos of what the model does."""
-    shown = {}
+    shown: dict[str, Any] = {}
     with alone(self.task.init, state.model, frozen) as here:
       if here:
         shown = self.task.media(*here, host)
