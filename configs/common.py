@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
 from vftok.io.packaged import cache_dir
@@ -85,6 +87,7 @@ def base(**own) -> ConfigDict:
     convert_dict=True,
   )
   for name, value in own.items():
+    value = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
     if isinstance(value, dict) and name in cfg and cfg[name]:
       cfg[name].update(ConfigDict(value))
     else:

@@ -23,6 +23,7 @@ from vftok.models.flops import ar_flops
 from vftok.models.layers import as_trained
 from vftok.models.nested import powers_of_two, sample_keep
 from vftok.tasks import Metrics, mean
+from vftok.tasks.losses import ARLoss
 
 
 class ARTask:
@@ -30,7 +31,7 @@ class ARTask:
 
   def __init__(self, cfg: ConfigDict, metas: list[dict] | None = None):
     """`metas`: what the stored tokens are, where none are at hand yet (`vftok.tools.aot`)."""
-    self.cfg, self.law = cfg, cfg.loss
+    self.cfg, self.loss_cfg = cfg, ARLoss.of(cfg)
     # Facts about the tokens travel with them: shape, codebook, whose they are.
     self.metas = metas or [read_meta(source["directory"]) for source in cfg.data.sources.to_dict().values()]
     model = from_dict(GeneratorConfig, _of_tokens(cfg.model.to_dict(), self.metas))
@@ -67,12 +68,12 @@ class ARTask:
 
   def _draw(self, key) -> dict[str, jax.Array]:
     """All random numbers of one example: whether it has a condition, which steps are given and how much of them."""
-    cfg, law = self.gen.cfg.ar, self.law
+    cfg, loss = self.gen.cfg.ar, self.loss_cfg
     null, given, keep = jax.random.split(key, 3)
-    given = jax.random.choice(given, len(law.given_probs), p=jnp.array(law.given_probs))
+    given = jax.random.choice(given, len(loss.given_probs), p=jnp.array(loss.given_probs))
     kept_T = sample_keep(keep, cfg.steps, cfg.slots, law="pow2", share="shared") if self.gen.cfg.nested else cfg.slots
     kept_T = jnp.where(jnp.arange(cfg.steps) < given, kept_T, cfg.slots)
-    return {"null": jax.random.bernoulli(null, law.null), "given": given, "keep": kept_T}
+    return {"null": jax.random.bernoulli(null, loss.null), "given": given, "keep": kept_T}
 
   def _write(self, ids_BxTxK, seq):
     flat = ids_BxTxK[:, :, : self.gen.cfg.ar.slots].astype(jnp.int32).reshape(len(ids_BxTxK), -1)
@@ -85,7 +86,7 @@ class ARTask:
     return optax.softmax_cross_entropy_with_integer_labels(logits, ids_BxL)
 
   def _slot_weights(self) -> jax.Array:
-    weights = np.array(self.law.slot_weights or [1.0], np.float32)  # the last one stands for all slots after it
+    weights = np.array(self.loss_cfg.slot_weights or [1.0], np.float32)  # the last one stands for all slots after it
     k = self.gen.cfg.ar.slots
     return jnp.asarray(np.concatenate([weights, np.full(max(0, k - len(weights)), weights[-1])])[:k])
 
@@ -131,10 +132,10 @@ class ARTask:
     tok, tok_params = self.tokenizer()
     first = {key: jnp.asarray(batch[key][:4]) for key in batch if batch[key].dtype != object}
     cond = self.condition(first, jnp.zeros(len(first["ids"]), bool))
-    how, slots = tok.sampling(self.law.show_steps, *_guidance(self.law)), self.gen.cfg.ar.slots
+    how, slots = tok.sampling(self.loss_cfg.show_steps, *_guidance(self.loss_cfg)), self.gen.cfg.ar.slots
     decode = lambda tokens: to_uint8(tok.decode(tok_params, tokens, jax.random.key(0), **how))
     columns = {"tokens of the clip": decode(VideoTokens.full(first["ids"], nested=tok.nested))}
-    made = self.gen.generate(params, jax.random.key(1), cond, guidance=self.law.show_scale).widen(tok.registers)
+    made = self.gen.generate(params, jax.random.key(1), cond, guidance=self.loss_cfg.show_scale).widen(tok.registers)
     for keep in sorted({1, max(1, slots // 4), slots}) if tok.nested else (slots,):
       columns[f"generated, k = {keep}"] = decode(made.truncate(keep))
     return {"samples": video_rows(columns)}
@@ -170,9 +171,9 @@ class ARTask:
     from vftok.evals.generation_run import evaluate
 
     tok, tok_params = self.tokenizer()
-    law = self.cfg.eval.generation
-    guidance = (law.decoder, law.decoder_scale) if law.decoder else _guidance(self.law)
-    return evaluate(self.cfg, self.gen, params, tok, tok_params, tok.sampling(law.steps, *guidance), out)
+    asked = self.cfg.eval.generation
+    guidance = (asked.decoder, asked.decoder_scale) if asked.decoder else _guidance(self.loss_cfg)
+    return evaluate(self.cfg, self.gen, params, tok, tok_params, tok.sampling(asked.steps, *guidance), out)
 
   def tokenizer(self) -> tuple[Any, Any]:
     """(tokenizer, params) that the stored tokens are of."""
@@ -190,8 +191,8 @@ def tokenizer(name: str, dino: str | None = None):
   return Tokenizer.load(name, dino=dino)
 
 
-def _guidance(law) -> tuple[str, float]:
-  return "cfg" if law.show_guidance else "", law.show_guidance
+def _guidance(loss: ARLoss) -> tuple[str, float]:
+  return "cfg" if loss.show_guidance else "", loss.show_guidance
 
 
 def _of_tokens(model: dict, metas) -> dict:

@@ -42,12 +42,11 @@ class AdaptiveARTask(ARTask):
     self.levels = tuple(level for level in router["levels"] if level <= slots)
     constants = {name: router[name] for name in ("steps", "loss_mean", "loss_std")}
     self.reward = Reward.of_router(router["levels"], **constants)
-    low, high = self.law.preference
-    if not 0 < low <= high < 2:
-      raise ValueError(f"loss.preference is {(low, high)}, expected 0 < low <= high < 2.")
     group = cfg.batch_size // cfg.accumulate
-    if self.law.pack < 1 or group % self.law.pack:
-      raise ValueError(f"loss.pack is {self.law.pack}, expected a divisor of the {group} examples computed at once.")
+    if self.loss_cfg.pack < 1 or group % self.loss_cfg.pack:
+      raise ValueError(
+        f"loss.pack is {self.loss_cfg.pack}, expected a divisor of the {group} examples computed at once."
+      )
 
     if metas is None and self.gen.cfg.ar.levels:
       self.gen = Generator(dataclasses.replace(self.gen.cfg, length_odds=self._odds()))
@@ -68,13 +67,13 @@ class AdaptiveARTask(ARTask):
 
   def loss(self, params, frozen, batch, keys_B, step) -> tuple[jax.Array, Metrics]:
     draws = jax.vmap(self._draw)(keys_B)
-    uniform_B = mirrored(draws["uniform"]) if self.law.pack > 1 else draws["uniform"]
+    uniform_B = mirrored(draws["uniform"]) if self.loss_cfg.pack > 1 else draws["uniform"]
     keep_BxT = self.counts(batch, self.preferences(uniform_B))
     steps = jnp.arange(keep_BxT.shape[1])
     # Given steps may have come with any level: what they show is the past, not what the router would say of it.
     keep_BxT = jnp.where(steps < draws["given"][:, None], draws["given_level"][:, None], keep_BxT)
     nll_RxL, seq, ids, null_RxL, fits = self._rows(
-      params, batch, keep_BxT, draws["given"], draws["null"], self.law.pack
+      params, batch, keep_BxT, draws["given"], draws["null"], self.loss_cfg.pack
     )
     predicted = seq.valid_BxL & ~seq.given_BxL
     says = lengths.says_length(self.gen.cfg.ar, ids)
@@ -85,7 +84,7 @@ class AdaptiveARTask(ARTask):
     made = steps >= draws["given"][:, None]
     metrics = self._by_kind(nll_RxL, predicted, says)
     metrics |= {"tokens_per_step": mean(keep_BxT.reshape(-1), made.reshape(-1))}
-    metrics |= {"packed/left_out": mean(~fits.reshape(-1) * 1.0)} if self.law.pack > 1 else {}
+    metrics |= {"packed/left_out": mean(~fits.reshape(-1) * 1.0)} if self.loss_cfg.pack > 1 else {}
     return loss, metrics | self._by_slot(nll_RxL, predicted & ~says & ~null_RxL, self._content(seq))
 
   def _draw(self, key) -> dict[str, jax.Array]:
@@ -95,7 +94,7 @@ class AdaptiveARTask(ARTask):
 
   def preferences(self, uniform_B) -> jax.Array:
     """w_q [B] of numbers in 0..1, even in the log of what a token costs, (2 - w_q) / w_q: so are lengths, roughly."""
-    low, high = (np.log((2 - w) / w) for w in self.law.preference)
+    low, high = (np.log((2 - w) / w) for w in self.loss_cfg.preference)
     return 2 / (1 + jnp.exp(low + (high - low) * uniform_B))
 
   def counts(self, batch, preference_B) -> jax.Array:
@@ -136,7 +135,7 @@ class AdaptiveARTask(ARTask):
     return {"nll": mean(flat(nll), flat(where & ~says)), "nll/lengths": mean(flat(nll), flat(where & says))}
 
   def flops(self) -> float:
-    return super().flops() / self.law.pack
+    return super().flops() / self.loss_cfg.pack
 
   def _sums(self, params, batch) -> Metrics:
     """Every clip at the middle of the preferences, and nats and tokens at other places; whole and unpacked."""
