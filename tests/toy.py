@@ -22,8 +22,8 @@ from vftok.tasks import draws, make_task
 from vftok.tasks.losses import TokenizerLoss
 from vftok.tokenizer import programs
 from vftok.train import optim
-from vftok.train.loop import train_step
 from vftok.train.state import init_state, logical_axes
+from vftok.train.step import train_step
 
 STEPS, SIDE, CHANNELS = 5, 4, 8  # of the latents: time, height and width, channels
 REGISTERS = 4
