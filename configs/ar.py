@@ -17,6 +17,7 @@ LOSS = dict(
   null=0.1,  # share of clips without condition
   given_probs=(1.0,),  # P(0, 1, 2, ... time steps given at the start)
   slot_weights=(),  # of the loss, slot after slot; the last one stands for those after it
+  dropout=dict(token=0.0, residual=0.0, ffn=0.0),  # rates: of token embeddings, of what attention and MLPs add
   show_steps=12,
   show_guidance=2.0,  # CFG of the tokenizer's decoder; 0: its own guidance
   show_scale=2.0,  # of the generator

@@ -38,6 +38,7 @@ def base(**own) -> ConfigDict:
         schedule="cosine",
         warmup=100,
         final=0.01,
+        decay=0.2,  # of "wsd": share of all steps, at the end, in which the rate falls
         b1=0.9,
         b2=0.99,
         eps=1e-8,

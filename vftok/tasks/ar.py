@@ -16,13 +16,15 @@ from vftok.generator.api import Generator
 from vftok.io.video_writer import to_uint8
 from vftok.models import order
 from vftok.models.ar import AR
-from vftok.models.ar_inputs import Condition, Places
+from vftok.models.ar_inputs import Condition, Drop, Places
 from vftok.models.config import GeneratorConfig
 from vftok.models.config_json import from_dict
 from vftok.models.flops import ar_flops
 from vftok.models.layers import as_trained
 from vftok.models.nested import powers_of_two, sample_keep
 from vftok.tasks import Metrics, mean
+
+DROPOUT = 7  # of the random numbers of dropout, apart from those that examples are drawn by
 
 
 class ARTask:
@@ -57,7 +59,7 @@ class ARTask:
     draws = jax.vmap(self._draw)(keys_B)
     seq = order.arrange(draws["keep"], draws["given"], cfg.slots, order=cfg.order, xp=jnp)
     ids_BxL = self._write(batch["ids"], seq)
-    nll_BxL = self._nll(params, ids_BxL, seq, self.condition(batch, draws["null"]))
+    nll_BxL = self._nll(params, ids_BxL, seq, self.condition(batch, draws["null"]), self.drop(keys_B))
     predicted = seq.valid_BxL & ~seq.given_BxL
     weight_BxL = predicted * self._slot_weights()[seq.slot_BxL]
     total_B = (nll_BxL * weight_BxL).sum(1) / jnp.maximum(weight_BxL.sum(1), 1e-9)
@@ -78,10 +80,20 @@ class ARTask:
     flat = ids_BxTxK[:, :, : self.gen.cfg.ar.slots].astype(jnp.int32).reshape(len(ids_BxTxK), -1)
     return jnp.take_along_axis(flat, seq.time_BxL * self.gen.cfg.ar.slots + seq.slot_BxL, axis=1)
 
-  def _nll(self, params, ids_BxL, seq, cond: Condition):
+  def drop(self, keys_B) -> Drop | None:
+    """Dropout of a step, whose rates `loss.dropout` has; None where there is none."""
+    rates = self.law.get("dropout", {})
+    own = jax.vmap(jax.random.fold_in, (0, None))(keys_B, DROPOUT)
+    return Drop(own, **rates) if any(rates.values()) else None
+
+  def logits(self, params, ids_BxL, places: Places, cond: Condition, drop: Drop | None = None):
+    """float32 [B, L, V']."""
+    rngs = {} if drop is None else {"dropout": jax.random.key(DROPOUT)}
+    return AR(as_trained(self.gen.cfg.ar)).apply({"params": params}, ids_BxL, places, cond, drop, rngs=rngs)
+
+  def _nll(self, params, ids_BxL, seq, cond: Condition, drop: Drop | None = None):
     """Nats [B, L] of each token."""
-    places = Places.of(seq.time_BxL, seq.slot_BxL)
-    logits = AR(as_trained(self.gen.cfg.ar)).apply({"params": params}, ids_BxL, places, cond)
+    logits = self.logits(params, ids_BxL, Places.of(seq.time_BxL, seq.slot_BxL), cond, drop)
     return optax.softmax_cross_entropy_with_integer_labels(logits, ids_BxL)
 
   def _slot_weights(self) -> jax.Array:

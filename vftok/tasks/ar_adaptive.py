@@ -19,9 +19,7 @@ from vftok.budget.reward import Reward
 from vftok.data.sources import source_of
 from vftok.generator.api import Generator
 from vftok.models import lengths, order
-from vftok.models.ar import AR
-from vftok.models.ar_inputs import Condition, Places, of_segment
-from vftok.models.layers import as_trained
+from vftok.models.ar_inputs import Condition, Drop, Places, of_segment
 from vftok.models.pack import Packing, pack
 from vftok.tasks import Metrics, mean
 from vftok.tasks.ar import ARTask
@@ -73,8 +71,9 @@ class AdaptiveARTask(ARTask):
     steps = jnp.arange(keep_BxT.shape[1])
     # Given steps may have come with any level: what they show is the past, not what the router would say of it.
     keep_BxT = jnp.where(steps < draws["given"][:, None], draws["given_level"][:, None], keep_BxT)
+    drop = self.drop(keys_B[:: self.law.pack])
     nll_RxL, seq, ids, null_RxL, fits = self._rows(
-      params, batch, keep_BxT, draws["given"], draws["null"], self.law.pack
+      params, batch, keep_BxT, draws["given"], draws["null"], self.law.pack, drop
     )
     predicted = seq.valid_BxL & ~seq.given_BxL
     says = lengths.says_length(self.gen.cfg.ar, ids)
@@ -103,7 +102,7 @@ class AdaptiveARTask(ARTask):
     curves_BxTxm = batch["curves"][:, :, : len(self.levels)]
     return allocate.among_levels(curves_BxTxm, self.levels, self.reward, preference_B[:, None, None], jnp)
 
-  def _rows(self, params, batch, keep_BxT, given_B, null_B, group: int = 1):
+  def _rows(self, params, batch, keep_BxT, given_B, null_B, group: int = 1, drop: Drop | None = None):
     """(nats [R, L], places, ids, whether without condition [R, L], which sequences fit [R, G]) of packed rows."""
     cfg = self.gen.cfg.ar
     ids_BxTxK, extended_BxT = lengths.extend(cfg, batch["ids"], keep_BxT, jnp)
@@ -117,11 +116,10 @@ class AdaptiveARTask(ARTask):
       segment, fits = packing.segment_RxL, packing.fits_RxG
     places = Places.of(seq.time_BxL, seq.slot_BxL, segment)
     null_RxL = of_segment(cond.null_BxG, places, ids.shape)
-    return self._nats(params, ids, seq, places, cond), seq, ids, null_RxL, fits
+    return self._nats(params, ids, seq, places, cond, drop), seq, ids, null_RxL, fits
 
-  def _nats(self, params, ids, seq, places: Places, cond: Condition) -> jax.Array:
-    cfg = self.gen.cfg.ar
-    logits = AR(as_trained(cfg)).apply({"params": params}, ids, places, cond)
+  def _nats(self, params, ids, seq, places: Places, cond: Condition, drop: Drop | None) -> jax.Array:
+    cfg, logits = self.gen.cfg.ar, self.logits(params, ids, places, cond, drop)
     logits = jnp.where(lengths.allowed(cfg, places.slot_BxL, jnp), logits, -jnp.inf)
     own = jnp.take_along_axis(logits, ids[:, :, None], axis=2)[:, :, 0]
     # Padding has an id that cannot stand there: no infinity may reach a sum, nor a gradient.

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from vftok.runtime.sharding import is_names
 
-SCHEDULES = ("cosine", "linear", "constant", "rsqrt", "clock")
+SCHEDULES = ("cosine", "linear", "constant", "rsqrt", "wsd", "clock")
 SLOWER = "_slower"  # in a batch: the clock's factor on the rate
 WIDTHS = ("embed", "heads", "mlp")  # logical axes that grow with the model
 # Names of parameters that multiply activations; all others are tables, vectors, biases or norms.
@@ -32,7 +32,10 @@ MATRIX = re.compile(r"(\w+_)?kernel|qkv|proj|up|down|head|text_(in|q|kv|proj)")
 
 
 def schedule(cfg: ConfigDict, steps: int) -> optax.Schedule:
-  """Learning rate over steps: linear warm-up from 0, then `cfg.schedule` down to `cfg.final` of the peak."""
+  """Learning rate over steps: linear warm-up from 0, then `cfg.schedule` down to `cfg.final` of the peak.
+
+  "wsd" (warm-up, stable, decay) stays at the peak until the share `cfg.decay` of all steps is left, then falls.
+  """
   peak, warmup, final = cfg.lr, min(cfg.warmup, steps), cfg.final
   rest = max(steps - warmup, 1)
   if cfg.schedule not in SCHEDULES:
@@ -42,9 +45,20 @@ def schedule(cfg: ConfigDict, steps: int) -> optax.Schedule:
     "linear": lambda: optax.linear_schedule(peak, peak * final, rest),
     "clock": lambda: optax.constant_schedule(peak),  # the loop brings it down, see `by_clock`
     "constant": lambda: optax.constant_schedule(peak),
+    "wsd": lambda: _stable_then_down(peak, peak * final, rest, steps, cfg.decay),
     "rsqrt": lambda: lambda n: peak * jnp.sqrt(max(warmup, 1) / (n + max(warmup, 1))),
   }[cfg.schedule]()
   return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
+
+
+def _stable_then_down(peak: float, end: float, rest: int, steps: int, share: float) -> optax.Schedule:
+  """Of the `rest` after warm-up. Raises ValueError where the share to fall in is none."""
+  if not 0 < share <= 1:
+    raise ValueError(
+      f"optim.decay is {share}, expected the share of all steps in which the rate falls, above 0 up to 1."
+    )
+  fall = min(max(round(share * steps), 1), rest)
+  return optax.join_schedules([optax.constant_schedule(peak), optax.linear_schedule(peak, end, fall)], [rest - fall])
 
 
 def by_clock(gone: float, final: float) -> float:
