@@ -23,6 +23,7 @@ from vftok.models.flops import ar_flops
 from vftok.models.layers import as_trained
 from vftok.models.nested import powers_of_two, sample_keep
 from vftok.tasks import Metrics, mean
+from vftok.tokens import VideoTokens
 
 DROPOUT = 7  # of the random numbers of dropout, apart from those that examples are drawn by
 
@@ -74,6 +75,7 @@ class ARTask:
     given = jax.random.choice(given, len(law.given_probs), p=jnp.array(law.given_probs))
     kept_T = sample_keep(keep, cfg.steps, cfg.slots, law="pow2", share="shared") if self.gen.cfg.nested else cfg.slots
     kept_T = jnp.where(jnp.arange(cfg.steps) < given, kept_T, cfg.slots)
+    given = given if self.gen.cfg.steps == cfg.steps else cfg.steps - self.gen.cfg.steps
     return {"null": jax.random.bernoulli(null, law.null), "given": given, "keep": kept_T}
 
   def _write(self, ids_BxTxK, seq):
@@ -136,7 +138,6 @@ class ARTask:
   def media(self, params, frozen, batch) -> dict[str, np.ndarray]:
     """The batch's clips as their tokens decode, beside what the model makes of their captions."""
     from vftok.show.picture import video_rows
-    from vftok.tokens import VideoTokens
 
     if not self.gen.cfg.tokenizer:
       return {}
@@ -145,11 +146,18 @@ class ARTask:
     cond = self.condition(first, jnp.zeros(len(first["ids"]), bool))
     how, slots = tok.sampling(self.law.show_steps, *_guidance(self.law)), self.gen.cfg.ar.slots
     decode = lambda tokens: to_uint8(tok.decode(tok_params, tokens, jax.random.key(0), **how))
-    columns = {"tokens of the clip": decode(VideoTokens.full(first["ids"], nested=tok.nested))}
-    made = self.gen.generate(params, jax.random.key(1), cond, guidance=self.law.show_scale).widen(tok.registers)
+    whole = self._tokens(first)
+    given, own = whole.split(len(self.gen.cfg.condition))
+    columns = {"tokens of the clip": decode(own)}
+    options = dict(guidance=self.law.show_scale) | (dict(given=given) if self.gen.cfg.condition else {})
+    made = self.gen.generate(params, jax.random.key(1), cond, **options).widen(tok.registers)
     for keep in sorted({1, max(1, slots // 4), slots}) if tok.nested else (slots,):
       columns[f"generated, k = {keep}"] = decode(made.truncate(keep))
     return {"samples": video_rows(columns)}
+
+  def _tokens(self, batch) -> VideoTokens:
+    """A batch's own tokens, those of given frames first where there are such."""
+    return VideoTokens.full(batch["ids"], nested=self.gen.cfg.nested)
 
   def evaluate(self, params, frozen, batches, total, split, out) -> dict[str, float]:
     """Bits per token with and without the condition, by slot, over a whole set."""
@@ -210,7 +218,8 @@ def _of_tokens(model: dict, metas) -> dict:
   """The model's config with what the stored tokens say, class names too; slots = 0 stands for all of theirs."""
   meta = metas[0]
   for other in metas[1:]:
-    if other["fingerprint"] != meta["fingerprint"] or other["shape"] != meta["shape"]:
+    same = all(other.get(key) == meta.get(key) for key in ("fingerprint", "shape", "counts", "condition"))
+    if not same:
       raise ValueError("the sources hold tokens of different tokenizers or shapes: tokenize all clips with one.")
   (steps, slots), ar = meta["shape"], dict(model["ar"])
   nested = meta.get("nested", True)
@@ -222,6 +231,13 @@ def _of_tokens(model: dict, metas) -> dict:
     ar["levels"] = _levels(metas, ar)
   model = model | {"ar": ar, "tokenizer": meta["tokenizer"], "fingerprint": meta["fingerprint"]}
   model["nested"] = nested
+  if meta.get("counts") and ar.get("lengths") != "length_first":
+    raise ValueError(
+      f"lengths are {ar.get('lengths')!r} and the stored tokens have counts {meta['counts']} of their own, expected "
+      "'length_first': set model.ar.lengths."
+    )
+  if condition := meta.get("condition"):
+    model |= {"condition": tuple(condition["counts"]), "condition_frames": condition["frames"]}
   if ar["n_classes"] and meta["label_names"]:
     ar["n_classes"], model["classes"] = len(meta["label_names"]), tuple(meta["label_names"])
   if not ar["ctx_dim"]:
@@ -233,7 +249,9 @@ def _of_tokens(model: dict, metas) -> dict:
 
 
 def _levels(metas, ar: dict) -> tuple[int, ...]:
-  """Counts that lengths can say: the router's, as far as the model has slots for them."""
+  """Counts that lengths can say: the tokenizer's, or the router's as far as the model has slots for them."""
+  if metas[0].get("counts"):
+    return tuple(metas[0]["counts"])
   routers = [meta.get("router") for meta in metas]
   if None in routers or any(router != routers[0] for router in routers):
     raise ValueError(
