@@ -37,6 +37,7 @@ def base(**own) -> ConfigDict:
         lr=1e-3,
         schedule="cosine",
         warmup=100,
+        first=0.0,  # share of the rate that it warms up from
         final=0.01,
         b1=0.9,
         b2=0.99,
@@ -46,6 +47,8 @@ def base(**own) -> ConfigDict:
         clip=1.0,
         mup_base_width=0,  # 0: no muP
         lr_groups=dict(),  # {"critic": 2.0}: factors on the learning rate of parts
+        every=dict(),  # {"critic": 5}: parts that are updated at every n-th step, with a clip of their own
+        follow=dict(),  # {"critic/anchors": 0.001}: parts that take plain steps at this rate
       ),
       data=dict(
         sources=dict(),
