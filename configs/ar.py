@@ -139,6 +139,10 @@ def tokenize(tokenizer: str, sources: dict, val: dict | None = None, test: dict 
       text_path="",
       text_tokens=32,
       router="",  # whose predictions lengths are learned from: a directory, "auto": the shipped one, "": none
+      # Of tokenizers whose ids depend on how many there are: tokens of all steps where there is no router, 0: the most;
+      # and how many first frames have tokens of their own before a clip's, and how many in each time step (EVATok).
+      keep=0,
+      condition=dict(frames=0, counts=()),
       frames=17,
       size=256,
       fps=8.0,

@@ -134,7 +134,8 @@ class Generator:
       steps: time steps T; default the model's.
       guidance: w in u + w (c - u), a number or {largest budget: w}; None uses the model's own. 1 costs no second pass.
       temperature: 0 is greedy. top_k, top_p: 0 and 1 are off.
-      given: VideoTokens [B, t, K] that the video starts with, t < T; their own `keep` counts.
+      given: VideoTokens [B, t, K] that the video starts with, t < T; their own `keep` counts. Models that go on from
+        given frames need these frames' own (`vftok.generator.given`), which are no part of what they make.
       given_first: given tokens come before all others (models trained to continue); False: each at its turn.
       forced: int [B, T, K], tokens to keep where it is 0 or more (editing); -1 elsewhere. A model that decides lengths
         makes a step long enough for them.
@@ -221,7 +222,8 @@ class Generator:
       rows, columns = np.nonzero(seq.valid_BxL & (np.arange(seq.valid_BxL.shape[1]) < int(state.position)))
       np.add.at(keep, (rows, seq.time_BxL[rows, columns]), 1)
       ids = order.read(np.asarray(state.ids), seq, asked.steps, cfg.slots)
-    return VideoTokens(jnp.asarray(ids), jnp.asarray(keep, jnp.int32), nested=self.cfg.nested)
+    made = VideoTokens(jnp.asarray(ids), jnp.asarray(keep, jnp.int32), nested=self.cfg.nested)
+    return made.split(len(self.cfg.condition))[1]
 
   # ---- identity
 

@@ -93,6 +93,7 @@ def request(
   forced_BxTxK = np.full((b, steps, ar.slots), -1, np.int32)
   if forced is not None:
     forced_BxTxK[:] = _check_forced(ar, forced, forced_BxTxK.shape)
+  _check_condition(cfg, given, steps)
   given_steps = 0 if given is None else _check_given(ar, given, b, steps)
   first = given_steps if given_first and ar.positions != "flat" else 0  # "flat" models know no order but one
   wide = np.full(b, ar.slots if mean_length is None else mean_length) if counts is None else counts.max(1)
@@ -227,6 +228,21 @@ def _check_given(cfg: ARConfig, given: VideoTokens, b: int, steps: int) -> int:
   kept_BxTxK = jnp.arange(slots) < given.keep[:, :, None]
   check_ids(jnp.where(kept_BxTxK, given.ids, 0).reshape(b, -1), cfg.length, cfg.vocab)
   return shape[1]
+
+
+def _check_condition(cfg: GeneratorConfig, given, steps: int) -> None:
+  """Raises ValueError where a model that goes on from given frames does not have their tokens, and room for more."""
+  wanted = list(cfg.condition)
+  if not wanted:
+    return
+  if not isinstance(given, VideoTokens) or not np.array_equal(np.unique(given.keep, axis=0), [wanted]):
+    found = None if given is None else np.shape(getattr(given, "ids", given))
+    raise ValueError(
+      f"given is {brief(found)}, expected the tokens of {cfg.condition_frames} first frames, {wanted} in their time "
+      "steps: this model goes on from such (vftok.generator.given)."
+    )
+  if steps != cfg.ar.steps:
+    raise ValueError(f"steps is {steps}, expected {cfg.ar.steps}: of given frames and of a clip.")
 
 
 def _check_forced(cfg: ARConfig, forced, shape) -> np.ndarray:

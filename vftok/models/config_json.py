@@ -40,9 +40,9 @@ def from_json(kind: type[Config], data: dict[str, Any]) -> Config:
   return from_dict(kind, {k: v for k, v in data.items() if k not in ("format", "version")})
 
 
-def from_dict(kind: type[Config], data: dict[str, Any]) -> Config:
-  """A checked config of plain data, `dataclasses.asdict` undone."""
-  cfg = build(kind, data, "config")
+def from_dict(kind: type[Config], data: dict[str, Any], where: str = "config") -> Config:
+  """A checked config of plain data, `dataclasses.asdict` undone; `where`: what sentences call it."""
+  cfg = build(kind, data, where)
   KINDS[kind][1](cfg)
   return cfg
 

@@ -48,6 +48,17 @@ def gaussian(key, shape) -> jax.Array:
   return jax.random.normal(key, (math.prod(shape),)).reshape(shape)
 
 
+def drawn_ids(key, logits_xV) -> jax.Array:
+  """int32 [...]: ids drawn from a softmax, the very ones of `jax.random.categorical`; flat as above."""
+  noise = jax.random.gumbel(key, (logits_xV.size,), logits_xV.dtype).reshape(logits_xV.shape)
+  return jnp.argmax(logits_xV + noise, axis=-1).astype(jnp.int32)
+
+
+def chosen(key, share, shape) -> jax.Array:
+  """bool: True for a share of all places, the very ones of `jax.random.bernoulli`; flat as above."""
+  return jax.random.bernoulli(key, share, (math.prod(shape),)).reshape(shape)
+
+
 def sample_time(key, *, law: str = "mode", mode_scale: float = 0.25, high: float = 0.0, low_end: float = 0.75):
   """A flow time of one example, float32 in [0, 1] (spec section 4.5).
 

@@ -84,7 +84,7 @@ def repeated(block, depth: int, *, scan: bool = True, remat: str = "none") -> Ca
   return nn.scan(
     block,
     variable_axes={"params": 0},
-    split_rngs={"params": True},
+    split_rngs={"params": True, "dropout": True},
     length=depth,
     unroll=1 if scan else depth,
     in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType] (Flax takes it, its annotation does not)

@@ -81,10 +81,20 @@ class VAELoss(Loss):
 
 
 @dataclasses.dataclass(frozen=True)
+class Dropout:
+  """Rates: of token embeddings, of what attention and MLPs add."""
+
+  token: float = 0.0
+  residual: float = 0.0
+  ffn: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
 class ARLoss(Loss):
   null: float = 0.1  # share of clips without condition
   given_probs: tuple[float, ...] = (1.0,)  # P(0, 1, 2, ... time steps given at the start)
   slot_weights: tuple[float, ...] = ()  # of the loss, slot after slot; the last one stands for those after it
+  dropout: Dropout = Dropout()
   show_steps: int = 12
   show_guidance: float = 2.0  # CFG of the tokenizer's decoder; 0: its own guidance
   show_scale: float = 2.0  # of the generator

@@ -32,6 +32,8 @@ WHOLE: dict[str, int | None] = {
   "tokenize.splits": 2,
   "label.splits": 2,
   "optim.lr_groups": None,
+  "optim.every": None,
+  "optim.follow": None,
 }
 _ALWAYS = ("kind", "weight", "split")  # of every source
 _argv: list[str] = []  # what ml_collections may see of the command line

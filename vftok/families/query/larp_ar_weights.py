@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from vftok.families.query.larp_ar_net import LarpAR, LarpARConfig
-from vftok.families.query.positions import sincos_1d
 from vftok.io import hub
 from vftok.io.layout import LINEAR, LINEAR_2IN, SAME, Rule, converted
 from vftok.io.leaves import leaves_of
 from vftok.models.config_checks import MAX_DEPTH, MAX_SIZE, MAX_TOKENS
+from vftok.models.sincos import sincos_1d
 from vftok.runtime.words import brief, cut
 
 FIELDS = tuple(f.name for f in dataclasses.fields(LarpARConfig) if f.name not in ("dtype", "rest"))
