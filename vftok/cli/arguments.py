@@ -76,7 +76,13 @@ def parser(runs: Sequence[Callable]) -> argparse.ArgumentParser:
     "sample", "a text, a class or first frames to video", ("generator", "folder, file, shipped name or Hub id")
   )
   sub.add_argument("words", nargs="*", metavar="[PROMPT] OUT", help="what to show, and the .mp4 or .gif to write")
-  sub.add_argument("--class", dest="label", metavar="NAME", help="a class by name or number, in place of a prompt")
+  sub.add_argument(
+    "--class",
+    "--classes",
+    dest="label",
+    metavar="NAME[,NAME]",
+    help="classes by name or number, in place of a prompt",
+  )
   sub.add_argument("--first-frames", metavar="VIDEO", help="start with the first frames of this video")
   sub.add_argument("--first-count", type=int, default=5, metavar="N", help="how many of them: 1, 5, 9, ... (default 5)")
   sub.add_argument("--keep", type=_counts, metavar="K1,K2,...", help="budgets to show (default: all tokens)")

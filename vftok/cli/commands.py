@@ -240,7 +240,7 @@ def _sampler(args, tok) -> dict:
   if tok.one_pass:
     for name in ("steps", "guidance", "scale"):
       if getattr(args, name) not in (None, "none"):
-        raise ValueError(f"--{name} is {getattr(args, name)}, but {args.model} decodes in one pass: leave it out.")
+        raise ValueError(f"--{name} is {getattr(args, name)}, but this tokenizer decodes in one pass: leave it out.")
     return {}
   kinds = {"apg": (APG, 20.0), "cfg": (CFG, 3.0)}
   name = args.guidance or (tok.cfg.guidance if "null" in tok.cfg.decoder.replacements else "none")
