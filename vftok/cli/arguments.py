@@ -107,6 +107,9 @@ def parser(runs: Sequence[Callable]) -> argparse.ArgumentParser:
   sub.add_argument("--top-k", type=int, default=0, metavar="N", help="keep the N likeliest tokens (default all)")
   sub.add_argument("--top-p", type=float, default=1.0, metavar="P", help="keep the likeliest up to P (default 1)")
   _sampling(sub)
+
+  what = "a tokenizer or generator in its authors' layout"
+  command("export", what, ("model", "folder, file, shipped name or Hub id"), ("out", "folder to write"))
   return top
 
 

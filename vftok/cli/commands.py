@@ -1,7 +1,7 @@
 """The command line: videos to .vft token files and back.
 
-`vftok info | encode | decode | truncate | reconstruct | sample`, each with --help. Bad input gives one sentence on
-stderr and exit code 2.
+`vftok info | encode | decode | truncate | reconstruct | sample | export`, each with --help. Bad input gives one
+sentence on stderr and exit code 2.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vftok.runtime.words import sentence
 
 def main(argv=None) -> int:
   """Runs one command. Returns the exit code: 0, or 2 after a sentence on stderr."""
-  args = parse(parser((info, encode, decode, truncate, reconstruct, sample)), argv)
+  args = parse(parser((info, encode, decode, truncate, reconstruct, sample, export)), argv)
   try:
     with ended_by_signals():
       args.run(args)
@@ -210,6 +210,12 @@ def sample(args):
   from vftok.cli.sample import run
 
   run(args, load_tokenizer, _sampler)
+
+
+def export(args):
+  from vftok.cli.export import run
+
+  run(args)
 
 
 def _encode(tok, params, args, budget=None):

@@ -99,9 +99,10 @@ def _check(cfg: LarpARConfig) -> None:
 def to_json(cfg: LarpARConfig) -> dict[str, Any]:
   """Inverse of `parse`: config.json as it was read, with the values that `cfg` has; what it left out stays out."""
   config, defaults = json.loads(cfg.rest), LarpARConfig()
+  read = bool(config)
   for key in FIELDS:
     value = getattr(cfg, key)
-    left_out = key not in config and key not in NEEDED and value == getattr(defaults, key)
+    left_out = read and key not in config and value == getattr(defaults, key)
     null = config.get(key, 0) is None and not value
     if not (left_out or null or config.get(key) == value):
       config[key] = value
