@@ -119,12 +119,13 @@ REFUSED = [
   ("frames out.mp4 --first-frames clip.mp4 --gen-guidance 2", "neither labels nor guidance"),
   ("frames out.mp4 --first-frames clip.mp4 --temperature -1", "temperature is -1"),
   ("tok out.mp4 --class 3", "is no generator"),
+  ("class out.mp4 --class 3 --tokenizer frames", "is a generator, expected a tokenizer"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("words", "sentence"), REFUSED, ids=[words for words, _ in REFUSED])
 def test_what_it_cannot_do_is_a_sentence(words, sentence, run):
-  said = run(words if "names no" in sentence else f"{words} --tokenizer tok", code=2)
+  said = run(words if "names no" in sentence or "--tokenizer" in words else f"{words} --tokenizer tok", code=2)
   assert sentence in said and len(said) < 420 and said.count("\n") == 1
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vftok.io import hub
-from vftok.tokenizer.checks import check_options
+from vftok.tokenizer.checks import check_dtype, check_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +65,7 @@ def load(name: str | os.PathLike, **options: Any):
 
 def opened(families: Sequence[Family], name: str | os.PathLike, options: Mapping[str, Any]):
   """What the module of the first of `families` that knows a model's config makes of it."""
+  check_dtype(options.get("dtype"))  # before anything is fetched
   checkpoint = hub.open_checkpoint(name)
   family = family_of(checkpoint.config, families)
   open_model = importlib.import_module(family.module).load
