@@ -1,4 +1,7 @@
-"""Where a model's files are, and how they are read and written: safetensors and JSON only, whole or not at all."""
+"""Where a model's files are, and how they are read and written: safetensors and JSON, whole or not at all.
+
+PyTorch's files are read too, as data alone: see `torch_file`.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from vftok.io import remote, shipped, weight_index
+from vftok.io import remote, shipped, torch_file, weight_index
 from vftok.io.int8 import SCALES, scales_shape, widened
 from vftok.runtime.files import part_of, umask
 from vftok.runtime.words import brief, cut
@@ -34,7 +37,7 @@ class Checkpoint:
   """Weights and their config; tensors are read on demand.
 
   Attributes:
-    path: the safetensors file, or the index of several.
+    path: the file of weights, or the index of several.
     files: tensor -> its file, where there are several.
   """
 
@@ -78,12 +81,10 @@ def open_checkpoint(name: str | os.PathLike | Checkpoint) -> Checkpoint:
   if isinstance(name, Checkpoint):
     return name
   path = _find(name)
-  others = sorted(p.name for p in path.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
-  hint = f"{cut(others[0])} is a pickle, convert it to safetensors first" if others else f"put {WEIGHTS} there"
-  weights, files, shapes, metadata = _weights(path, hint)
+  weights, files, shapes, metadata = _weights(path, f"put {WEIGHTS} there")
   if path.is_dir() and (path / CONFIG).is_file():
     config = read_json(path / CONFIG)
-  elif path.is_dir():
+  elif path.is_dir() and "config" not in metadata:
     raise FileNotFoundError(f"{cut(path, 150)} has no {CONFIG}: put the model's config beside {weights.name}.")
   else:
     config = config_of_metadata(metadata)
@@ -107,6 +108,11 @@ def _weights(path: pathlib.Path, hint: str):
   if weights.is_file():
     return weights, {}, *_read_header(weights)
   if index is None or not index.is_file():
+    others = sorted(p for p in path.glob("*") if p.suffix in torch_file.ENDINGS) if index else []
+    if len(others) == 1:
+      return others[0], {}, *_read_header(others[0])
+    if others:
+      hint = f"{cut(others[0].name)} and {len(others) - 1} more are pickles, pass the one that is meant"
     raise FileNotFoundError(f"{cut(path, 150)} has no {WEIGHTS}: {hint}.")
   files, shapes = weight_index.read_index(index, read_json, _read_header)
   return index, files, shapes, {}
@@ -184,7 +190,9 @@ def _open(path: pathlib.Path):
   except SafetensorError as error:
     with open(path, "rb") as file:
       start = file.read(2)
-    if start == b"PK" or start[:1] == b"\x80":
+    if start == b"PK":
+      return torch_file.TorchFile(path)
+    if start[:1] == b"\x80":
       which = cut(path, 150)
       raise ValueError(f"{which} is a pickle, expected safetensors: convert it where you trust its origin.") from None
     reason = cut(re.sub(r"^.*?header: ", "", str(error)), 100)

@@ -187,14 +187,17 @@ class ARTask:
           out[f"nll_per_clip/keep {kept}"] = mean(counted.sum(1), batch["_mask"])
     return out
 
-  def evaluate_generation(self, params, out) -> dict[str, float]:
-    """Generated clips against held-out ones; see vftok/evals/generation.py. Writes OUT/generation."""
+  def evaluate_generation(self, params, out, asked=None) -> dict[str, float]:
+    """Generated clips against held-out ones; see vftok/evals/generation.py. Writes OUT/generation.
+
+    `asked`: a `vftok.evals.protocol.Protocol` by which it is done again.
+    """
     from vftok.evals.generation_run import evaluate
 
     tok, tok_params = self.tokenizer()
-    asked = self.cfg.eval.generation
-    guidance = (asked.decoder, asked.decoder_scale) if asked.decoder else _guidance(self.loss_cfg)
-    return evaluate(self.cfg, self.gen, params, tok, tok_params, tok.sampling(asked.steps, *guidance), out)
+    law = self.cfg.eval.generation
+    guidance = (law.decoder, law.decoder_scale) if law.decoder else _guidance(self.loss_cfg)
+    return evaluate(self.cfg, self.gen, params, tok, tok_params, tok.sampling(law.steps, *guidance), out, asked)
 
   def tokenizer(self) -> tuple[Any, Any]:
     """(tokenizer, params) that the stored tokens are of."""

@@ -150,6 +150,13 @@ def is_finite(x) -> bool:
     return bool(np.isfinite(np.asarray(x, np.float32)).all())
 
 
+def check_painted(frames: jax.Array) -> jax.Array:
+  """Raises ValueError where decoded frames are not finite; looked at unless JAX is tracing. Returns the frames."""
+  if not is_finite(frames):
+    raise ValueError("the decoded frames are not finite, so they make no pictures: use other weights, or float32.")
+  return frames
+
+
 def check_made(tokens: VideoTokens, what: str) -> VideoTokens:
   """The tokens. Raises ValueError where one is -1, which stands for numbers that were not finite."""
   if is_concrete(tokens.ids) and getattr(tokens.ids, "is_fully_addressable", True) and np.min(tokens.ids) < 0:

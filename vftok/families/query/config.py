@@ -187,20 +187,23 @@ def parse(config: Mapping[str, Any]) -> QueryConfig:
 
 
 def to_json(cfg: QueryConfig) -> dict[str, Any]:
-  """Inverse of `parse`: config.json as it was read, with the values that `cfg` has."""
+  """Inverse of `parse`: config.json as it was read, with the values that `cfg` has; what it left out stays out."""
   config = json.loads(cfg.rest)
+  read = bool(config)
   fields = {name: getattr(cfg, name) for name in (PLAIN if cfg.nested else PLAIN - ADAPTOK)}
-  _overwrite(config, fields)
+  _overwrite(config, fields, QueryConfig, read)
   bottleneck = config.setdefault("bottleneck", {"name": "bottleneck"})
   args = bottleneck.setdefault("args", {})
   vq = {f.name: getattr(cfg.vq, f.name) for f in dataclasses.fields(VQConfig) if f.name != "norm_module"}
-  _overwrite(args, {name: vq.pop(name) for name in ("bottleneck_dim", "norm")})
-  _overwrite(args.setdefault("regularizer", {"name": "vq"}).setdefault("args", {}), vq)
+  _overwrite(args, {name: vq.pop(name) for name in ("bottleneck_dim", "norm")}, VQConfig, read)
+  _overwrite(args.setdefault("regularizer", {"name": "vq"}).setdefault("args", {}), vq, VQConfig, read)
   if cfg.nested:
-    _overwrite(config.setdefault("mask_generator", {}), {"total_toks": cfg.group_tokens, "tot_groups": cfg.groups})
-  if cfg.scorer:
-    config.setdefault("scorer_name", "transformer_scorer")
-  config.setdefault("prior_model", _prior_json(cfg.prior))
+    sizes = {"total_toks": cfg.group_tokens, "tot_groups": cfg.groups}
+    _overwrite(config.setdefault("mask_generator", {}), sizes, QueryConfig, read)
+  if cfg.scorer and not read:
+    config["scorer_name"] = "transformer_scorer"
+  if not read:
+    config.setdefault("prior_model", _prior_json(cfg.prior))
   return config
 
 
@@ -213,10 +216,13 @@ def _prior_json(prior: PriorConfig | None) -> dict[str, Any]:
   return {"name": f"gptc-{name}", "args": args, "latent_ce_temperature": prior.temperature}
 
 
-def _overwrite(config: dict[str, Any], values: Mapping[str, Any]) -> None:
-  """Puts values where they differ: 10000 stays 10000 where 10000.0 is meant, and null where it means the default."""
+def _overwrite(config: dict[str, Any], values: Mapping[str, Any], kind: type, read: bool) -> None:
+  """Puts values where they differ: 10000 stays 10000 where 10000.0 is meant, and null where it means the default.
+
+  Of a config that was `read`, a default that it leaves out stays out.
+  """
   for name, value in values.items():
-    default = config.get(name, value) is None and value == getattr(QueryConfig, name, None)
+    default = (read or name in config) and config.get(name) is None and value == getattr(kind, name, ...)
     if config.get(name) != value and not default:
       config[name] = value
 
