@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from vftok.io import remote, shipped, weight_index
+from vftok.io.finite import is_finite
 from vftok.io.int8 import SCALES, scales_shape, widened
 from vftok.runtime.files import part_of, umask
 from vftok.runtime.words import brief, cut
@@ -151,13 +152,6 @@ def save_files(directory: str | os.PathLike, tensors: Mapping[str, np.ndarray], 
         os.replace(partial / name, target / name)
   finally:
     shutil.rmtree(partial, ignore_errors=True)
-
-
-def is_finite(value: np.ndarray) -> bool:
-  """Whether all numbers of an array of one of `FLOATS` are finite."""
-  if value.dtype == ml_dtypes.bfloat16:  # by its exponent: ml_dtypes takes ten times as long
-    return not ((value.view(np.uint16) & 0x7F80) == 0x7F80).any()
-  return bool(np.isfinite(value).all())
 
 
 def report_keys(path, missing: Iterable[str], unused: Iterable[str]) -> None:

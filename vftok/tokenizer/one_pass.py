@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vftok.io.finite import is_finite
 from vftok.runtime.words import brief
 from vftok.tokenizer import stream
-from vftok.tokenizer.checks import check_made, check_options, check_tokens, check_video, is_finite
+from vftok.tokenizer.checks import check_made, check_options, check_tokens, check_video
 from vftok.tokenizer.geometry import Geometry
 from vftok.tokenizer.identity import sampled
 from vftok.tokenizer.programs import to_float
