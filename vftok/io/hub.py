@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import json
 import os
@@ -48,7 +49,7 @@ class Checkpoint:
     """Yields (key, numpy array) file after file, without holding more than one array at a time.
 
     Raises:
-      ValueError: a tensor is not of floating point, or not finite.
+      ValueError: a tensor is not of floating point, or not finite; or it has scales and is no int8 that they fit.
     """
     by_file: dict[pathlib.Path, list[str]] = {}
     for key in keys:
@@ -57,8 +58,8 @@ class Checkpoint:
       with _open(path) as file:
         for key in names:
           value = file.get_tensor(key)
-          if value.dtype == np.int8 and self.shapes.get(key + SCALES) == scales_shape(value.shape):
-            value = widened(value, file.get_tensor(key + SCALES))
+          if key + SCALES in self.shapes:
+            value = self._widened(key, value, file if self.files.get(key) == self.files.get(key + SCALES) else None)
           if value.dtype not in FLOATS:
             raise ValueError(f"{cut(path, 150)} holds {cut(key)} as {value.dtype}, expected a floating-point tensor.")
           if not is_finite(value):
@@ -66,6 +67,19 @@ class Checkpoint:
               f"{cut(path, 150)} holds NaN or infinite values in {cut(key)}, expected finite weights: fetch it again."
             )
           yield key, value
+
+  def _widened(self, key: str, value: np.ndarray, file) -> np.ndarray:
+    """float32 of a tensor in int8, by its scales: in the open `file`, or where that is None in another of several."""
+    name = key + SCALES
+    if value.dtype != np.int8:
+      which = f"{cut(self.path, 150)} holds {cut(key)} as {value.dtype} and scales of it"
+      raise ValueError(f"{which}, expected int8 where there are scales: fetch it again, or leave {SCALES} out.")
+    report_shape(self.path, name, self.shapes[name], scales_shape(value.shape))
+    with contextlib.nullcontext(file) if file else _open(self.files[name]) as holder:
+      scales = holder.get_tensor(name)
+    if scales.dtype not in FLOATS:
+      raise ValueError(f"{cut(self.path, 150)} holds {cut(name)} as {scales.dtype}, expected a floating-point tensor.")
+    return widened(value, scales)
 
 
 def open_checkpoint(name: str | os.PathLike | Checkpoint) -> Checkpoint:
