@@ -36,7 +36,7 @@ from vftok.runtime.process import begin, local
 from vftok.tokenizer import programs
 from vftok.tokenizer.api import Tokenizer
 from vftok.tokens import VideoTokens
-from vftok.tools.chunks import check_batch, copied, make_set, shared, write_chunks
+from vftok.tools.chunks import check_batch, copied, make_set, present_splits, shared, write_chunks
 from vftok.tools.command import or_exit
 from vftok.train.experiment import define_config
 from vftok.train.experiment import run as run_main
@@ -88,7 +88,7 @@ def _label(cfg: ConfigDict, out: Path, workers: int) -> str:
   steps = tok.steps_for(law.frames)
   if steps != tok.chunk_steps:
     raise ValueError(f"label.frames is {law.frames}, expected {tok.chunk_frames}: one chunk of the tokenizer.")
-  keep = curves.assignments(law.levels, steps, law.random, law.seed)
+  keep, splits = curves.assignments(law.levels, steps, law.random, law.seed), json.loads(law.splits.to_json())
   meta = {
     "set": NAME,
     "version": VERSION,
@@ -109,7 +109,7 @@ def _label(cfg: ConfigDict, out: Path, workers: int) -> str:
     "size": law.size,
     "fps": law.fps,
     "clips": law.clips.to_dict(),
-    "splits": json.loads(law.splits.to_json()),
+    "splits": {split: splits[split] for split in present_splits(splits, "config.label.splits")},
   }
   if is_made(out, meta):
     return f"{out} is already there, made by this tokenizer from these sources."

@@ -29,9 +29,14 @@ def run(cfg: ConfigDict, workdir) -> dict[str, float]:
   Raises:
     ValueError: there is neither, this is one of many processes, or another process evaluates there.
   """
+  generates = bool(cfg.eval.get("generation") and cfg.eval.generation.clips)
+  if generates:
+    from vftok.evals import generation_run
+
+    generation_run.check(cfg)  # first: a wrong name must not cost an evaluation
   with locked(local(workdir, "workdir") / "eval"), opened_once(), restored(cfg, workdir) as (task, model):
     values = evaluate_sets(cfg, Path(workdir), task, model, task.frozen())
-    if cfg.eval.get("generation") and cfg.eval.generation.clips:
+    if generates:
       values |= task.evaluate_generation(model, Path(workdir) / "eval")
     return values
 
