@@ -42,6 +42,15 @@ def class_config(tokens, **changes):
   return cfg
 
 
+def test_a_split_to_generate_that_was_not_tokenized_is_said_first(tmp_path):
+  cfg = c2v.get_config("mini")
+  del cfg.tokenize.splits["test"]
+  with pytest.raises(
+    ValueError, match=r"generation.split is 'test', expected one of config.tokenize.splits: train, val;"
+  ):
+    evaluate.run(cfg, tmp_path / "no run")
+
+
 @pytest.fixture(scope="module")
 def text_tokens(tmp_path_factory):
   """Stored tokens with texts: the first slot of every step is the text's number."""

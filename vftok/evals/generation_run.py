@@ -23,8 +23,18 @@ from vftok.tokens import VideoTokens
 BATCH = 16
 
 
+def check(cfg) -> None:
+  """Raises ValueError where the split to evaluate is none of those that were tokenized."""
+  split, splits = cfg.eval.generation.split, cfg.tokenize.splits
+  if split not in splits:
+    raise ValueError(
+      f"eval.generation.split is {split!r}, expected one of config.tokenize.splits: {', '.join(splits)}; set "
+      "--config.eval.generation.split."
+    )
+
+
 def evaluate(cfg, gen, params, tok, tok_params, decode, out, asked: Protocol | None = None) -> dict[str, float]:
-  """Scalars; writes a report to OUT/generation. `decode`: options of the tokenizer's decoding.
+  """Scalars; writes a report to OUT/generation. `decode`: options of the tokenizer's decoding. See `check`.
 
   `asked`: the protocol of another evaluation, whose settings `cfg` has, to be done again on its clips.
   """
@@ -36,10 +46,6 @@ def evaluate(cfg, gen, params, tok, tok_params, decode, out, asked: Protocol | N
     other = Generator.load(law.beside)
     check_pair(other[0], tok, tok_params)
   splits = data.splits.to_dict()
-  if law.split not in splits:
-    raise ValueError(
-      f"eval.generation.split is {law.split!r}, expected one of config.tokenize.splits: {', '.join(splits)}."
-    )
   spec = ClipSpec(frames=data.frames, size=(data.size, data.size), fps=data.fps or None)
   where = dict(process_index=0, process_count=1, seed=cfg.seed)
   scenes = {name: source for name, source in splits["train"].items() if name == "sim"}

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vftok.io.finite import is_finite
 from vftok.models.ar_inputs import Condition
 from vftok.models.config import GeneratorConfig
 from vftok.runtime.words import brief, cut, is_whole
-from vftok.tokenizer.checks import is_finite
 from vftok.tokens import is_concrete
 
 KINDS = "None, {'label': ...}, {'text': [...]} or {'text_emb': ..., 'text_mask': ...}"

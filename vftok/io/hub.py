@@ -6,6 +6,7 @@ PyTorch's files are read too, as data alone: see `torch_file`.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import json
 import os
@@ -23,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from vftok.io import remote, shipped, torch_file, weight_index
+from vftok.io.finite import is_finite
 from vftok.io.int8 import SCALES, scales_shape, widened
 from vftok.runtime.files import part_of, umask
 from vftok.runtime.words import brief, cut
@@ -50,7 +52,7 @@ class Checkpoint:
     """Yields (key, numpy array) file after file, without holding more than one array at a time.
 
     Raises:
-      ValueError: a tensor is not of floating point, or not finite.
+      ValueError: a tensor is not of floating point, or not finite; or it has scales and is no int8 that they fit.
     """
     by_file: dict[pathlib.Path, list[str]] = {}
     for key in keys:
@@ -59,8 +61,8 @@ class Checkpoint:
       with _open(path) as file:
         for key in names:
           value = file.get_tensor(key)
-          if value.dtype == np.int8 and self.shapes.get(key + SCALES) == scales_shape(value.shape):
-            value = widened(value, file.get_tensor(key + SCALES))
+          if key + SCALES in self.shapes:
+            value = self._widened(key, value, file if self.files.get(key) == self.files.get(key + SCALES) else None)
           if value.dtype not in FLOATS:
             raise ValueError(f"{cut(path, 150)} holds {cut(key)} as {value.dtype}, expected a floating-point tensor.")
           if not is_finite(value):
@@ -68,6 +70,19 @@ class Checkpoint:
               f"{cut(path, 150)} holds NaN or infinite values in {cut(key)}, expected finite weights: fetch it again."
             )
           yield key, value
+
+  def _widened(self, key: str, value: np.ndarray, file) -> np.ndarray:
+    """float32 of a tensor in int8, by its scales: in the open `file`, or where that is None in another of several."""
+    name = key + SCALES
+    if value.dtype != np.int8:
+      which = f"{cut(self.path, 150)} holds {cut(key)} as {value.dtype} and scales of it"
+      raise ValueError(f"{which}, expected int8 where there are scales: fetch it again, or leave {SCALES} out.")
+    report_shape(self.path, name, self.shapes[name], scales_shape(value.shape))
+    with contextlib.nullcontext(file) if file else _open(self.files[name]) as holder:
+      scales = holder.get_tensor(name)
+    if scales.dtype not in FLOATS:
+      raise ValueError(f"{cut(self.path, 150)} holds {cut(name)} as {scales.dtype}, expected a floating-point tensor.")
+    return widened(value, scales)
 
 
 def open_checkpoint(name: str | os.PathLike | Checkpoint) -> Checkpoint:
@@ -157,13 +172,6 @@ def save_files(directory: str | os.PathLike, tensors: Mapping[str, np.ndarray], 
         os.replace(partial / name, target / name)
   finally:
     shutil.rmtree(partial, ignore_errors=True)
-
-
-def is_finite(value: np.ndarray) -> bool:
-  """Whether all numbers of an array of one of `FLOATS` are finite."""
-  if value.dtype == ml_dtypes.bfloat16:  # by its exponent: ml_dtypes takes ten times as long
-    return not ((value.view(np.uint16) & 0x7F80) == 0x7F80).any()
-  return bool(np.isfinite(value).all())
 
 
 def report_keys(path, missing: Iterable[str], unused: Iterable[str]) -> None:

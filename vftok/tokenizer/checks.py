@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vftok.io.finite import is_finite
 from vftok.models.config import TokenizerConfig
 from vftok.models.config_checks import DTYPES
 from vftok.models.flow import APG, CFG, GUIDANCES, SOLVERS, Guidance, Sampling, of_model
@@ -140,14 +141,6 @@ def check_key(key, what: str) -> None:
   new = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()
   if not new and not (hasattr(key, "dtype") and key.dtype == np.uint32 and key.ndim == 1):
     raise ValueError(f"key is {brief(key, 42)}, expected one random key: pass jax.random.key(seed).")
-
-
-def is_finite(x) -> bool:
-  """Whether all numbers are finite; True where they cannot be looked at (while JAX traces, or on other hosts)."""
-  if not is_concrete(x) or not getattr(x, "is_fully_addressable", True):
-    return True
-  with np.errstate(over="ignore"):  # what float32 cannot hold is infinite to a model
-    return bool(np.isfinite(np.asarray(x, np.float32)).all())
 
 
 def check_painted(frames: jax.Array) -> jax.Array:

@@ -36,7 +36,7 @@ from vftok.runtime.process import begin, local
 from vftok.tokenizer import programs
 from vftok.tokenizer.api import Tokenizer
 from vftok.tokens import VideoTokens
-from vftok.tools.chunks import check_batch, copied, make_set, shared, write_chunks
+from vftok.tools.chunks import check_batch, copied, make_set, present_splits, shared, write_chunks
 from vftok.tools.command import or_exit
 from vftok.train.experiment import define_config
 from vftok.train.experiment import run as run_main
@@ -87,6 +87,7 @@ def _label(asked: Label, out: Path, workers: int) -> str:
   if steps != tok.chunk_steps:
     raise ValueError(f"label.frames is {asked.frames}, expected {tok.chunk_frames}: one chunk of the tokenizer.")
   keep = curves.assignments(asked.levels, steps, asked.random, asked.seed)
+  splits = asked.sources()
   meta = {
     "set": NAME,
     "version": VERSION,
@@ -107,7 +108,7 @@ def _label(asked: Label, out: Path, workers: int) -> str:
     "size": asked.size,
     "fps": asked.fps,
     "clips": asked.clips,
-    "splits": asked.sources(),
+    "splits": {split: splits[split] for split in present_splits(splits, "config.label.splits")},
   }
   if is_made(out, meta):
     return f"{out} is already there, made by this tokenizer from these sources."

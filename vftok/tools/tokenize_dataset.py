@@ -28,11 +28,11 @@ from vftok.data.configured import BAD_CLIPS
 from vftok.data.dataset_writer import is_made
 from vftok.data.folder import opened_once
 from vftok.data.loader import make_loader
-from vftok.data.sources import source_of
+from vftok.data.sources import Source
 from vftok.data.tokens import NAME, VERSION, features, finish_tokens, stored
 from vftok.runtime.lock import locked
 from vftok.runtime.process import begin, local
-from vftok.tools.chunks import check_batch, copied, cut, make_set, shared, write_chunks
+from vftok.tools.chunks import check_batch, copied, cut, make_set, present_splits, shared, write_chunks
 from vftok.tools.command import or_exit
 from vftok.train.experiment import define_config
 from vftok.train.experiment import run as run_main
@@ -80,7 +80,9 @@ def _tokenize(cfg: ConfigDict, out: Path, workers: int) -> str:
     raise ValueError(f"tokenize.size is {law.size}, expected {tok.frame_size[0]}: the tokenizer's frame size.")
   steps = tok.steps_for(law.frames)
   check_batch(law.batch_size, "tokenize.batch_size")
-  _check_label_names(law)
+  splits = json.loads(law.splits.to_json())
+  opened = present_splits(splits, "config.tokenize.splits")
+  _check_label_names(opened)
   encoder, router = _text_encoder(law), _router(law, tok.fingerprint(params))
   counted = _counted(law, tok, router)
   meta = {
@@ -96,7 +98,7 @@ def _tokenize(cfg: ConfigDict, out: Path, workers: int) -> str:
     "text": law.text,
     "text_path": law.text_path,
     "text_shape": [encoder[0].max_tokens, encoder[0].dim] if encoder else None,
-    "splits": json.loads(law.splits.to_json()),
+    "splits": {split: splits[split] for split in opened},
   }
   if not tok.nested:
     meta["nested"] = False
@@ -128,12 +130,12 @@ def _tokenize(cfg: ConfigDict, out: Path, workers: int) -> str:
   return f"{out}: {clips} clips, {rate}" + (f"; {said}" if said else "")
 
 
-def _check_label_names(law) -> None:
+def _check_label_names(opened: dict[str, dict[str, Source]]) -> None:
   """Raises ValueError where a source names its labels otherwise in one split than in another."""
   known = {}
-  for split, sources in law.splits.items():
-    for name, entry in sources.items():
-      names = tuple(getattr(source_of(entry, split), "label_names", ()))
+  for split, sources in opened.items():
+    for name, source in sources.items():
+      names = tuple(getattr(source, "label_names", ()))
       first, others = known.setdefault(name, (split, names))
       if names != others:
         raise ValueError(

@@ -38,12 +38,16 @@ def run(cfg: ConfigDict, workdir, protocol=None) -> dict[str, float]:
   """
   asked = None if protocol is None else Protocol.read(protocol)
   cfg = asked.applied(cfg) if asked else cfg
+  generates = bool(cfg.eval.get("generation") and cfg.eval.generation.clips)
+  if asked.kind == "generation" if asked else generates:
+    from vftok.evals import generation_run
+
+    generation_run.check(cfg)  # first: a wrong name must not cost an evaluation
   with locked(local(workdir, "workdir") / "eval"), opened_once(), restored(cfg, workdir) as (task, model):
     values = {}
     if asked is None or asked.kind == "reconstruction":
       values |= evaluate_sets(cfg, Path(workdir), task, model, task.frozen(), asked)
-    generates = isinstance(task, Generates) and cfg.eval.get("generation") and cfg.eval.generation.clips
-    if asked.kind == "generation" if asked else generates:
+    if isinstance(task, Generates) and (asked.kind == "generation" if asked else generates):
       values |= task.evaluate_generation(model, Path(workdir) / "eval", asked)
     return values
 
