@@ -10,7 +10,9 @@ import pytest
 import vftok
 from configs import tokenizer as tokenizer_configs
 from vftok.data.sim import SimSource
+from vftok.data.world import SPLITS, WorldSource
 from vftok.evals import alignment, generation, generation_report
+from vftok.evals.captions import SIM, WORLD
 from vftok.generator.api import Generator
 from vftok.models import config_json
 from vftok.models.ar import ARConfig
@@ -22,10 +24,21 @@ def test_captions_are_read_back_exactly():
   source = SimSource("train", 200, cameras=("still", "rise", "sink"), second_object=0.3)
   for i in range(200):
     scene = source.attributes(i)
-    read = alignment.read_caption(source.caption(i))
-    assert read == {name: scene[name] for name in alignment.ATTRIBUTES}
+    read = SIM.read(source.caption(i))
+    assert read == {name: scene[name] for name in SIM.attributes}
   for text in ("", "a dog runs", "a red cube flies on a grey floor under a blue sky, still camera"):
-    assert alignment.read_caption(text) is None
+    assert SIM.read(text) is None
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_captions_of_the_world_are_read_back_exactly(split):
+  source, index = WorldSource(split, 300, size=8), np.arange(300)
+  captions, _ = source.describe(index)
+  read, said = WORLD.labels(captions), source.attributes(index)
+  assert {len(np.unique(said[name])) > 1 for name in WORLD.attributes} == {True}
+  for name in WORLD.attributes:
+    np.testing.assert_array_equal(read[name], said[name], name)
+  assert (WORLD.labels(["a dog runs", CAPTIONS[0]])["object"] < 0).all()  # the other kind's: nothing jumps here
 
 
 CAPTIONS = [
@@ -36,8 +49,8 @@ CAPTIONS = [
 
 
 def test_agreement_counts_what_the_classifier_sees(monkeypatch):
-  agreement = alignment.Agreement({})
-  want = alignment.labels(CAPTIONS)
+  agreement = alignment.Agreement(alignment.Judge(SIM, {}))
+  want = SIM.labels(CAPTIONS)
   seen = {name: value.copy() for name, value in want.items()}
   seen["colour"][0] = 3
   agreement._predict = lambda video: seen
@@ -46,7 +59,7 @@ def test_agreement_counts_what_the_classifier_sees(monkeypatch):
   assert summary["colour"] == 0.75 and summary["motion"] == 1 and summary["colour/chance"] == 0.5
   assert "object" not in summary and summary["all"] == 0.875  # all are cubes: nothing to tell
   with pytest.raises(ValueError, match="no caption is a scene's"):
-    alignment.Agreement({}).summary()
+    alignment.Agreement(alignment.Judge(SIM, {})).summary()
 
 
 @pytest.mark.slow
@@ -61,8 +74,8 @@ def test_the_classifier_learns_colours():
       captions = np.array([CAPTIONS[2 * c] for c in colour], object)
       yield {"video": video, "caption": captions}
 
-  params = alignment.train(batches(), (17, 16, 16, 3), steps=30)
-  agreement, batch = alignment.Agreement(params), next(batches())
+  judge = alignment.train(batches(), (17, 16, 16, 3), steps=30)
+  agreement, batch = alignment.Agreement(judge), next(batches())
   agreement.update(batch["video"], batch["caption"])
   assert agreement.summary()["colour"] == 1
 
@@ -118,7 +131,8 @@ def test_a_generator_is_scored_at_every_budget(tmp_path):
   batches = [
     {"video": clips, "caption": np.array(CAPTIONS, object), "label": np.array([0, 1, -1, 0]), "_mask": mask}
   ] * 2
-  classifier = alignment.Classifier().init(jax.random.key(0), jnp.zeros((1, 17, 16, 16, 3), jnp.uint8))
+  params_of = alignment.classifier_of(SIM).init(jax.random.key(0), jnp.zeros((1, 17, 16, 16, 3), jnp.uint8))
+  classifier = alignment.Judge(SIM, params_of)
   evaluation = generation.evaluate(
     gen,
     gen_params,

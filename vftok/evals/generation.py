@@ -86,7 +86,7 @@ def evaluate(
     decode: options of the tokenizer's `decode`; guidance, temperature: of the generator.
     anew: makes the tokens of each budget anew, under that budget's own guidance, as SemanTok does; else they are
       prefixes of those of the largest.
-    classifier: parameters of `alignment.train`, or None. clip: a `CLIPScore`, or None.
+    classifier: of `alignment.train`, or None. clip: a `CLIPScore`, or None.
 
   Raises:
     ValueError: no clips.

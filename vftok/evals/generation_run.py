@@ -12,6 +12,7 @@ import numpy as np
 from vftok.data.clip import ClipSpec
 from vftok.data.loader import first_clips, make_loader
 from vftok.evals import alignment, generation, generation_report
+from vftok.evals.captions import SCENES
 from vftok.evals.protocol import Clips, Protocol, fingerprint, leave
 from vftok.frozen.metrics.clip import CLIPScore
 from vftok.generator.api import Generator
@@ -48,12 +49,13 @@ def evaluate(cfg, gen, params, tok, tok_params, decode, out, asked: Protocol | N
   splits = data.splits.to_dict()
   spec = ClipSpec(frames=data.frames, size=(data.size, data.size), fps=data.fps or None)
   where = dict(process_index=0, process_count=1, seed=cfg.seed)
-  scenes = {name: source for name, source in splits["train"].items() if name == "sim"}
+  known = next((name for name in splits["train"] if name in SCENES), None)
   clip = CLIPScore(law.clip) if law.get("clip") else None
   classifier = None
-  if law.classifier_steps and scenes:
-    with contextlib.closing(make_loader(scenes, spec, 64, workers=0, **where)) as loader:
-      classifier = alignment.train(loader, (data.frames, data.size, data.size, 3), law.classifier_steps)
+  if law.classifier_steps and known:
+    source, shape = {known: splits["train"][known]}, (data.frames, data.size, data.size, 3)
+    with contextlib.closing(make_loader(source, spec, 64, workers=0, **where)) as loader:
+      classifier = alignment.train(loader, shape, law.classifier_steps, scenes=SCENES[known])
   with contextlib.closing(make_loader(splits["train"], spec, BATCH, split="train", train=False, **where)) as loader:
     pool = [np.asarray(batch["video"])[batch["_mask"]] for batch in itertools.islice(loader, -(-law.pool // BATCH))]
   with contextlib.closing(make_loader(splits[law.split], spec, BATCH, split=law.split, train=False, **where)) as loader:

@@ -13,8 +13,7 @@ from ml_collections import ConfigDict
 from vftok.data.configured import eval_loader
 from vftok.data.loader import first_clips
 from vftok.data.sources import source_of
-from vftok.evals.alignment import ATTRIBUTES
-from vftok.evals.alignment import labels as captioned
+from vftok.evals.captions import SIM
 from vftok.evals.probe import MIN_CLIPS, ProbeTable, probe
 from vftok.io.video_writer import to_uint8
 from vftok.show.progress import progress
@@ -101,8 +100,8 @@ def attributes_of(sources: Sequence, batch: Mapping[str, Any]) -> dict[str, np.n
     if getattr(sources[i], "attribute_names", None):  # `sim` has a method of the same name and another meaning
       put(where, sources[i].attributes(index[where].astype(np.int64)))
       continue
-    said = captioned(caption[j] for j in where)
-    put(where, said if (said[next(iter(ATTRIBUTES))] >= 0).any() else {"label": label[where]})
+    said = SIM.labels(caption[j] for j in where)
+    put(where, said if (said[next(iter(SIM.attributes))] >= 0).any() else {"label": label[where]})
   return found
 
 

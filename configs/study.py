@@ -1,0 +1,160 @@
+"""Families at equal data, steps, optimizer and parameters: configs/study.py:ARM-SIZE, as `vftok.tools.study.families`
+runs them. ARM is one of nested, grid, grid_4, grid_16, larp, adaptok and evatok; SIZE is smoke (seconds, for tests),
+pocket (32x32, a day on two CPU cores) or mini64 (64x64, for one GPU).
+
+ARM-SIZE-DEPTH is a generator of that depth over the arm's tokens, its condition the object that a scene shows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+
+from configs import ar, common
+
+ARMS = ("nested", "grid", "grid_4", "grid_16", "larp", "adaptok", "evatok")
+# Frames of a clip: a causal VAE reads 1 + 4m of them, the others whole patches. Scored are the first FRAMES of all.
+FRAMES = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+  """What all arms of a size share.
+
+  Attributes:
+    pixels: height and width of frames. steps, batch: of a tokenizer; ar_steps, ar_batch, depths: of the generators.
+    lr, warmup: of every tokenizer. clips: how many there are to train on; held_out: in each of the other sets.
+    chosen_on, judged_on: clips of a set that the best guidance is chosen on, and that numbers are of.
+    guidances: scales of a flow decoder that are tried; solver_steps: of it.
+    net: whether LPIPS and FVD are computed, which downloads their nets.
+  """
+
+  pixels: int
+  steps: int
+  batch: int
+  ar_steps: int
+  ar_batch: int
+  depths: tuple[int, ...]
+  lr: float
+  warmup: int
+  clips: int
+  held_out: int
+  chosen_on: int
+  judged_on: int
+  guidances: tuple[float, ...]
+  solver_steps: int
+  net: bool = True
+
+
+SIZES = {
+  "smoke": Size(16, 2, 4, 2, 4, (1, 2), 1e-3, 1, 16, 24, 4, 8, (1.0, 2.0), 1, net=False),
+  "pocket": Size(32, 3000, 16, 2000, 32, (2, 4, 6), 1e-3, 100, 100_000, 512, 64, 256, (1.0, 1.5, 2.0, 3.0), 12),
+  "mini64": Size(
+    64, 40_000, 128, 20_000, 128, (4, 6, 8), 1e-3, 200, 1_000_000, 2048, 256, 2048, (1.0, 1.5, 2.0, 3.0), 12
+  ),
+}
+
+
+def get_config(name: str = "nested-pocket"):
+  arm, size, depth = (*name.split("-"), "")[:3]
+  if arm not in ARMS or size not in SIZES:
+    raise KeyError(name)
+  return generator(arm, size, int(depth)) if depth else tokenizer(arm, size)
+
+
+def frames(arm: str) -> int:
+  """Of a clip as the arm reads it."""
+  return FRAMES + (arm == "nested" or arm.startswith("grid"))
+
+
+def scenes(arm: str, size: Size, split: str = "train") -> dict:
+  """The same scenes for every arm, a frame more or less."""
+  count = size.clips if split == "train" else size.held_out
+  return dict(world=dict(kind="world", split=split, size=size.pixels, frames=frames(arm), count=count))
+
+
+def tokenizer(arm: str, name: str):
+  """An arm's own loss and model; all else is the same for all."""
+  size = SIZES[name]
+  cfg = _own(arm, name)
+  cfg.title, cfg.steps, cfg.batch_size, cfg.minutes, cfg.ema = f"{arm} {name}", size.steps, size.batch, 0.0, 0.999
+  cfg.data.update(dict(sources=scenes(arm, size), size=size.pixels, frames=frames(arm), fps=8.0, workers=0))
+  cfg.data.sources = scenes(arm, size)
+  cfg.eval.sets = dict(val=scenes(arm, size, "val"), test=scenes(arm, size, "test"))
+  cfg.optim.update(dict(lr=size.lr, warmup=size.warmup, b1=0.9, b2=0.98, weight_decay=0.0, clip=1.0, final=0.02))
+  cfg.optim.update(dict(schedule="cosine", first=0.0))
+  cfg.log_every, cfg.media_every, cfg.eval_every = max(1, size.steps // 100), 0, 0
+  cfg.save_every = max(1, size.steps // 10)
+  return cfg
+
+
+POCKET_EVATOK: dict = {}
+
+
+def _own(arm: str, name: str):
+  flow = arm == "nested" or arm.startswith("grid")
+  module = importlib.import_module("configs.tokenizer" if flow else f"configs.{arm}")
+  if not flow:
+    return module.get_config(name) if name != "pocket" else _pocket_one_pass(arm, module)
+  end = arm.removeprefix("grid")
+  if name != "pocket":
+    return module.get_config(name if arm == "nested" else f"grid_{name}{end}")
+  cfg = module.get_config("mini" if arm == "nested" else f"grid_mini{end}")
+  cfg.model.encoder.update(dict(linear=False, net=True))
+  cfg.model.decoder.draft, cfg.freeze, cfg.init_from = None, (), ""
+  cfg.loss.update(dict(draft=0.0, fit_batches=0, prefix_latents=0.5, prefix_width=192, given_probs=(1.0,)))
+  return cfg
+
+
+def _pocket_one_pass(arm: str, module):
+  """As many parameters as nested-pocket has with its VAE, to 5 %, and about as many bits a clip."""
+  cfg = module.get_config("mini64")
+  if arm == "evatok":
+    cfg.model.update(POCKET_EVATOK)
+    return cfg
+  tokens = {"larp": 80, "adaptok": 64}[arm]
+  cfg.model.update(dict(input_size=32, dtype="float32", bottleneck_token_num=tokens))
+  cfg.model.group_tokens = tokens if arm == "larp" else tokens // 4
+  cfg.model.prior.length = tokens
+  for part in ("encoder", "decoder"):
+    cfg.model.update({f"{part}_hidden_size": 256, f"{part}_num_heads": 4, f"{part}_depth": 4})
+  cfg.loss.update(dict(lpips_frames=2))
+  cfg.loss.critic.dtype = "float32"
+  if arm == "adaptok":
+    cfg.loss.update(dict(counts_mean=8.0, counts_std=4.0))
+  return cfg
+
+
+def generator(arm: str, name: str, depth: int):
+  """The arm's tokens, all of them, after a class; width is 48 a block."""
+  size = SIZES[name]
+  sources = lambda split: ar.tokens(f"study/{arm}-{name}", split=split)
+  cfg = common.base(
+    task="ar",
+    title=f"{arm} {name} d{depth}",
+    steps=size.ar_steps,
+    batch_size=size.ar_batch,
+    model=ar.model(depth, text=False, width=48 * depth, n_classes=8, head_dim=48),
+    loss=ar.LOSS,
+    data=dict(sources=ar.tokens(f"study/{arm}-{name}"), workers=0, size=size.pixels, frames=frames(arm)),
+    eval=dict(
+      sets=dict(val=sources("val"), test=sources("test")),
+      batch_size=min(32, size.judged_on),
+      generation={**ar.GENERATION, "split": "test", "clips": size.judged_on, "fvd": size.net},
+    ),
+    optim=dict(lr=1e-3, warmup=size.warmup, b2=0.95, weight_decay=0.05, final=0.02),
+    ema=0.998,
+    save_every=max(1, size.ar_steps // 10),
+    media_every=0,
+    log_every=max(1, size.ar_steps // 100),
+    sample=ar.SAMPLE,
+    tokenize=ar.tokenize(
+      "",
+      scenes(arm, size),
+      scenes(arm, size, "val"),
+      scenes(arm, size, "test"),
+      size=size.pixels,
+      frames=frames(arm),
+    ),
+  )
+  return cfg

@@ -1,0 +1,79 @@
+"""Trains and judges tokenizers of all families, then generators over them:
+
+`python -m vftok.tools.study.families --out runs/study --size pocket [--seeds 0,1,2] [--arms nested,grid] [--minutes 9]`
+
+Run from the repository's root: the experiments are configs/study.py. The same command goes on where it was stopped,
+a training at its newest checkpoint; with --minutes it stops by itself. OUT/study.html and OUT/study.json say at any
+time what is known so far.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import time
+from pathlib import Path
+
+from vftok.runtime.words import brief
+from vftok.tools.command import exit_code
+from vftok.tools.study.families.jobs import OutOfTime, Study
+from vftok.tools.study.families.pages import write
+
+NAME = "study.families"
+
+
+def main(argv: list[str] | None = None) -> int:
+  parser = argparse.ArgumentParser(prog=NAME, description=__doc__.split("\n")[0])
+  parser.add_argument("--out", type=Path, required=True, help="where everything goes")
+  parser.add_argument("--size", default="pocket", help="smoke, pocket or mini64")
+  parser.add_argument("--seeds", default="0,1,2", help="of initial weights and noise, with commas between")
+  parser.add_argument("--arms", default="", help="some of the arms; all by default")
+  parser.add_argument("--minutes", type=float, default=0.0, help="stop after so long; 0: when all is done")
+  parser.add_argument("--no-generators", action="store_true", help="tokenizers alone")
+  args = parser.parse_args(argv)
+  return exit_code(NAME, run, args)
+
+
+def run(args: argparse.Namespace) -> None:
+  try:
+    experiments = importlib.import_module("configs.study")
+  except ModuleNotFoundError as error:
+    raise ValueError("there is no configs/study.py here, expected the repository's: run from its root.") from error
+  if args.size not in experiments.SIZES:
+    raise ValueError(f"--size is {brief(args.size)}, expected one of {', '.join(experiments.SIZES)}.")
+  arms = [arm for arm in args.arms.split(",") if arm] or list(experiments.ARMS)
+  if unknown := [arm for arm in arms if arm not in experiments.ARMS]:
+    raise ValueError(f"--arms has {brief(unknown[0])}, expected some of {', '.join(experiments.ARMS)}.")
+  try:
+    seeds = [int(seed) for seed in args.seeds.split(",")]
+  except ValueError:
+    raise ValueError(f"--seeds is {brief(args.seeds)}, expected whole numbers with commas between.") from None
+  from vftok.runtime import memory
+
+  memory.keep_memory()
+  memory.use_compile_cache()
+  study = Study(experiments, args.out, args.size, time.monotonic() + 60 * args.minutes if args.minutes else None)
+  depths = () if args.no_generators else experiments.SIZES[args.size].depths
+  jobs = [(study.reconstruction, arm, seed) for seed in seeds for arm in arms]
+  jobs += [(study.generator, arm, seed, depth) for seed in seeds for arm in arms for depth in depths]
+  tokenizers: dict[str, dict] = {arm: {} for arm in arms}
+  generators: dict[str, dict] = {arm: {} for arm in arms}
+  for number, (make, arm, seed, *depth) in enumerate(jobs, 1):
+    what = f"{arm}, seed {seed}" + (f", generator of depth {depth[0]}" if depth else "")
+    print(f"[{number}/{len(jobs)}] {what}", flush=True)
+    try:
+      made = make(arm, seed, *depth)
+    except OutOfTime:
+      print("out of time: the same command goes on from here.")
+      break
+    if depth:
+      generators[arm].setdefault(seed, {})[str(depth[0])] = made
+    else:
+      tokenizers[arm][seed] = made
+    write(args.out, study, tokenizers, generators)
+  print(args.out / "study.html")
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,155 @@
+"""The study as people read it: OUT/study.html and OUT/study.json, written anew after every piece of work."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vftok.runtime.files import whole_file
+from vftok.show import page
+from vftok.tools.study.families.claims import interval, verdicts
+
+TITLE = "Tokenizer families at equal data, steps and parameters"
+
+
+def write(out: Path, study, tokenizers: Mapping[str, Mapping[int, dict]], generators) -> None:
+  """`tokenizers`, `generators`: as `claims.verdicts` takes them."""
+  found = verdicts(tokenizers, generators)
+  protocol = {
+    "size": study.size,
+    **dataclasses.asdict(study.facts),
+    "frames": study.experiments.FRAMES,
+    "split": "test, guidance chosen on val",
+    "seeds": sorted({seed for of in tokenizers.values() for seed in of}),
+    "clips": "scenes 0, 1, 2, ... of the split, every frame, 8 a second",
+    "command": f"python -m vftok.tools.study.families --out {out.name} --size {study.size}",
+  }
+  data = {
+    "title": TITLE,
+    "protocol": protocol,
+    "claims": [dataclasses.asdict(verdict) for verdict in found],
+    "tokenizers": tokenizers,
+    "generators": generators,
+  }
+  with whole_file(out / "study.json") as partial:
+    partial.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n")
+  tables = [claim_cells(found), tokenizer_cells(tokenizers), probe_cells(tokenizers), generator_cells(generators)]
+  heads = ("Claims", "Tokenizers", "What linear classifiers read off the first k tokens of a step", "Generators")
+  facts = ", ".join(f"{name} {value}" for name, value in protocol.items())
+  parts = [page.head(TITLE), f"<p class=facts>{html.escape(facts)}</p>"]
+  for head, cells in zip(heads, tables, strict=True):
+    if len(cells) > 1:
+      parts.append(f"<h2>{html.escape(head)}</h2>{page.table(cells)}")
+  picture = out / "study.png"
+  if _curves(picture, tokenizers):
+    parts.append(f'<p><img alt="quality over bits" src="{page.data(picture, "image/png")}"></p>')
+  with whole_file(out / "study.html") as partial:
+    partial.write_text("\n".join([*parts, "</html>", ""]), encoding="utf-8")
+  with whole_file(out / "study.md") as partial:
+    texts = [f"## {head}\n\n{page.markdown_table(cells)}" for head, cells in zip(heads, tables, strict=True)]
+    partial.write_text(f"# {TITLE}\n\n{facts}\n\n" + "\n".join(texts))
+
+
+def claim_cells(found) -> list[list[str]]:
+  cells = [["claim", "of", "verdict", "number", "mean", "95 %", "bound", "seeds"]]
+  for v in found:
+    mean = "-" if v.mean is None else f"{v.mean:.3g}"
+    span = "-" if v.low is None else f"{v.low:.3g} to {v.high:.3g}"
+    cells.append([v.claim, v.of, v.verdict, v.number, mean, span, f"{v.bound:g}", str(len(v.values))])
+  return cells
+
+
+def tokenizer_cells(tokenizers) -> list[list[str]]:
+  cells = [["arm", "tokens a step", "bits", "LPIPS", "PSNR", "rFVD", "M parameters", "GFLOP", "encode ms", "decode ms"]]
+  for arm, by_seed in tokenizers.items():
+    if not by_seed:
+      continue
+    first = next(iter(by_seed.values()))
+    for place, row in enumerate(first["rows"]):
+      if row["keep"] is None:
+        continue
+      rows = [result["rows"][place] for result in by_seed.values()]
+      numbers = [_mean(rows, metric, digits) for metric, digits in (("lpips", 4), ("psnr", 2), ("rfvd", 1))]
+      line = [arm, f"{row['keep']:g}", f"{row['bits']:.0f}", *numbers]
+      if row["keep"] == max(r["keep"] or 0 for r in first["rows"]):
+        line += [f"{first['parameters'] / 1e6:.2f}", f"{first['training_gflop_a_clip']:.1f}"]
+        for name in ("encode_seconds", "decode_seconds"):
+          line.append(f"{1e3 * np.median([result[name] for result in by_seed.values()]):.1f}")
+      cells.append(line + [""] * (len(cells[0]) - len(line)))
+  return cells
+
+
+def probe_cells(tokenizers) -> list[list[str]]:
+  known = [result for by_seed in tokenizers.values() for result in by_seed.values() if result["probe"]]
+  if not known:
+    return [[]]
+  names = list(known[0]["probe"]["rows"])
+  cells = [["arm", "k", *names], ["chance", "", *(f"{known[0]['probe']['chance'][n]:.2f}" for n in names)]]
+  for arm, by_seed in tokenizers.items():
+    tables = [result["probe"] for result in by_seed.values() if result["probe"]]
+    for keep in tables[0]["keeps"] if tables else ():
+      values = [[t["rows"][n].get(f"k{keep}") for t in tables if n in t["rows"]] for n in names]
+      cells.append([arm, f"{keep}", *(_spread(v, 2) for v in values)])
+  return cells
+
+
+def generator_cells(generators) -> list[list[str]]:
+  cells = [["arm", "depth", "M parameters", "nats a clip", "gFVD", "agreement"]]
+  for arm, by_seed in generators.items():
+    depths = sorted({int(depth) for sizes in by_seed.values() for depth in sizes})
+    for depth in depths:
+      entries = [sizes[str(depth)] for sizes in by_seed.values() if str(depth) in sizes]
+      largest = lambda entry, kind: next((entry[n] for n in reversed(list(entry)) if n.startswith(kind)), None)
+      line = [arm, str(depth), f"{entries[0]['parameters'] / 1e6:.2f}", _mean(entries, "nats_a_clip", 1)]
+      for kind, digits in (("gfvd/generated keep", 1), ("alignment/all/generated keep", 2)):
+        line.append(_spread([largest(entry, kind) for entry in entries], digits))
+      cells.append(line)
+  return cells
+
+
+def _mean(rows: list[Mapping[str, Any]], name: str, digits: int) -> str:
+  return _spread([row[name] for row in rows], digits)
+
+
+def _spread(values, digits: int) -> str:
+  """Mean and half of its interval."""
+  values = [value for value in values if value is not None]
+  mean, low, _ = interval(values)
+  if mean is None:
+    return "-"
+  return f"{mean:.{digits}f}" + ("" if low is None else f" ± {mean - low:.{digits}f}")
+
+
+def _curves(path: Path, tokenizers) -> bool:
+  """LPIPS (PSNR without a net) over bits of a clip, a line or point per arm; whether there was anything to draw."""
+  if not any(tokenizers.values()):
+    return False
+  from matplotlib.figure import Figure  # without pyplot: no window system, no global state
+
+  figure = Figure(figsize=(7, 4.6), dpi=160, layout="constrained")
+  axes = figure.subplots()
+  metric = ""
+  for arm, by_seed in tokenizers.items():
+    results = list(by_seed.values())
+    if not results:
+      continue
+    places = [i for i, row in enumerate(results[0]["rows"]) if row["keep"] is not None]
+    metric = "lpips" if results[0]["rows"][places[0]]["lpips"] is not None else "psnr"
+    values = np.array([[result["rows"][i][metric] for i in places] for result in results])
+    bits = [results[0]["rows"][i]["bits"] for i in places]
+    error = values.std(0, ddof=1) if len(values) > 1 else None
+    axes.errorbar(bits, values.mean(0), error, marker="o", linewidth=1.6, markersize=4, capsize=2, label=arm)
+  axes.set_xscale("log", base=2)
+  axes.set_xlabel("bits of a clip")
+  axes.set_ylabel({"lpips": "LPIPS", "psnr": "PSNR (dB)"}[metric])
+  axes.grid(color="#e3e3e3", linewidth=0.7)
+  axes.legend(frameon=False, fontsize=8)
+  with whole_file(path) as partial:
+    figure.savefig(partial, format="png")
+  return True
