@@ -8,24 +8,11 @@ from configs import common
 from vftok.io.packaged import cache_dir
 from vftok.models.ar import ARConfig
 from vftok.models.config import GeneratorConfig
+from vftok.tasks.losses import ARLoss
 
 # Depth by published size: width is 64 * depth (VideoFlexTok section 6.2). Text models are named by theirs.
 CLASS_SIZES = {"49m": 10, "85m": 12, "201m": 16, "287m": 18, "393m": 20, "679m": 24, "864m": 26, "1.3b": 30, "2.2b": 36}
 TEXT_SIZES = {"66m": 10, "113m": 12, "268m": 16, "0.4b": 18, "0.5b": 20, "0.9b": 24, "1.1b": 26, "3.2b": 36, "5.2b": 43}
-
-LOSS = dict(
-  null=0.1,  # share of clips without condition
-  given_probs=(1.0,),  # P(0, 1, 2, ... time steps given at the start)
-  slot_weights=(),  # of the loss, slot after slot; the last one stands for those after it
-  show_steps=12,
-  show_guidance=2.0,  # CFG of the tokenizer's decoder; 0: its own guidance
-  show_scale=2.0,  # of the generator
-)
-
-
-# Beside LOSS, for models that say their own lengths: range of the preference (w_q) under which a router is asked how
-# long clips are, and how many clips share a row.
-ADAPTIVE = dict(preference=(1.0, 1.4), pack=2)
 
 
 def model(
@@ -103,7 +90,7 @@ def paper(depth: int, of: str, *, text: bool, slots: int, tokens_seen: float, fr
       dtype="bfloat16",
       remat="dots_with_no_batch_dims_saveable",
     ),
-    loss={**LOSS, "show_guidance": 0.0},
+    loss=ARLoss(show_guidance=0.0),
     data=dict(sources=tokens(directory), frames=frames, size=size, fps=fps, workers=8),
     eval=dict(
       sets=dict(val=tokens(directory, split="val")),
@@ -152,6 +139,10 @@ def tokenize(tokenizer: str, sources: dict, val: dict | None = None, test: dict 
       text_path="",
       text_tokens=32,
       router="",  # whose predictions lengths are learned from: a directory, "auto": the shipped one, "": none
+      # Of tokenizers whose ids depend on how many there are: tokens of all steps where there is no router, 0: the most;
+      # and how many first frames have tokens of their own before a clip's, and how many in each time step (EVATok).
+      keep=0,
+      condition=dict(frames=0, counts=()),
       frames=17,
       size=256,
       fps=8.0,
@@ -163,14 +154,13 @@ def tokenize(tokenizer: str, sources: dict, val: dict | None = None, test: dict 
 
 def smoke(*, text: bool, directory: str, lengths: str = "none"):
   """Two seconds a step on any machine: for tests."""
-  law = {**LOSS, "given_probs": (0.5, 0.5), "show_steps": 2}
   return common.base(
     task="ar",
     title="AR smoke",
     steps=4,
     batch_size=4,
     model=model(1, text=text, lengths=lengths, **(dict(n_classes=3) if not text else {})),
-    loss=law if lengths == "none" else {**law, **ADAPTIVE},
+    loss=ARLoss(given_probs=(0.5, 0.5), show_steps=2),
     data=dict(sources=dict(tokens=dict(kind="tokens", directory=directory)), workers=0),
     eval=dict(
       sets=dict(val=dict(tokens=dict(kind="tokens", directory=directory, split="val"))),

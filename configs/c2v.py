@@ -6,6 +6,7 @@ Also SIZE_semantok (over a tokenizer of configs/tokenizer.py:semantok, evaluated
 from __future__ import annotations
 
 from configs import ar, common
+from vftok.tasks.losses import ARLoss
 
 
 def get_config(size: str = "mini"):
@@ -45,7 +46,7 @@ def mini():
     steps=2_000,
     batch_size=32,
     model=ar.model(4, text=False, width=192, n_classes=16),
-    loss=ar.LOSS,
+    loss=ARLoss(),
     data=dict(sources=ar.tokens("tokens_mini_c2v"), workers=0, size=32),
     eval=dict(
       sets={split: ar.tokens("tokens_mini_c2v", split=split) for split in ("val", "test")},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
 from vftok.io.packaged import cache_dir
@@ -37,7 +39,9 @@ def base(**own) -> ConfigDict:
         lr=1e-3,
         schedule="cosine",
         warmup=100,
+        first=0.0,  # share of the rate that it warms up from
         final=0.01,
+        decay=0.2,  # of "wsd": share of all steps, at the end, in which the rate falls
         b1=0.9,
         b2=0.99,
         eps=1e-8,
@@ -46,6 +50,8 @@ def base(**own) -> ConfigDict:
         clip=1.0,
         mup_base_width=0,  # 0: no muP
         lr_groups=dict(),  # {"critic": 2.0}: factors on the learning rate of parts
+        every=dict(),  # {"critic": 5}: parts that are updated at every n-th step, with a clip of their own
+        follow=dict(),  # {"critic/anchors": 0.001}: parts that take plain steps at this rate
       ),
       data=dict(
         sources=dict(),
@@ -85,6 +91,7 @@ def base(**own) -> ConfigDict:
     convert_dict=True,
   )
   for name, value in own.items():
+    value = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
     if isinstance(value, dict) and name in cfg and cfg[name]:
       cfg[name].update(ConfigDict(value))
     else:

@@ -7,11 +7,11 @@ d18 and d18_k600 are over the two public tokenizers (Panda-70M, Kinetics-600), d
 
 from __future__ import annotations
 
-import dataclasses
-
 from configs import common
+from vftok.budget.label import Label
 from vftok.io.packaged import cache_dir
 from vftok.models.router import RouterConfig
+from vftok.tasks.losses import RouterLoss
 
 TOKENIZERS = {
   "d12": dict(tokenizer="runs/d12_d12/model", size=128),  # none is public: yours, of configs/tokenizer.py:d12_d12
@@ -26,46 +26,8 @@ def get_config(size: str = "mini"):
   return {make.__name__: make for make in (smoke, mini, mini_flow)}[size]()
 
 
-def _model(**fields) -> dict:
-  """What the stored curves say (levels, steps, sizes, whose tokens) is filled in later."""
-  return dataclasses.asdict(RouterConfig(**fields))
-
-
-def _loss(measure: str, noise: float = 0.0) -> dict:
-  """`measure`: one of vftok.budget.curves.MEASURES; a router of classes (model.head) takes "flow"."""
-  return dict(
-    measure=measure,
-    size=False,  # keep apart what the total alone decides: fits measured losses better, and chose worse on vftok-mini
-    noise=noise,  # added to latents, in their own deviation
-    preference=1.2,  # w_q of a router of classes; EVATok's default
-    soft=0.0,  # of classes: temperature of soft targets; 0: the best assignment is the target, as in EVATok
-  )
-
-
 def curves(name: str = "curves", **own) -> dict:
   return dict(curves=dict(kind="curves", directory=str(cache_dir() / name), **own))
-
-
-def _label(tokenizer: str, train: dict, val: dict, **own) -> dict:
-  return (
-    dict(
-      tokenizer=tokenizer,
-      splits=dict(train=train, val=val),
-      clips=dict(train=0, val=0),  # 0: all
-      levels=(1, 2, 4, 8, 16, 32, 64, 128, 256),
-      times=(0.2, 0.4, 0.6, 0.8),
-      random=16,  # assignments beside those that curves are made of: rewards are standardised over them
-      drawn=16,  # assignments of each clip's own, for what is sampled
-      sampled=dict(train=20_000, val=2_000),  # clips that are decoded under them
-      solver_steps=0,  # of that; 0: the tokenizer's own
-      seed=0,
-      frames=17,
-      size=256,
-      fps=8.0,
-      batch_size=8,
-    )
-    | own
-  )
 
 
 def smoke():
@@ -75,18 +37,18 @@ def smoke():
     title="router smoke",
     steps=4,
     batch_size=4,
-    model=_model(dim=64, depth=1),
+    model=RouterConfig(dim=64, depth=1),
     data=dict(sources=dict(curves=dict(kind="curves", directory="curves_smoke")), workers=0),
     eval=dict(sets=dict(val=dict(curves=dict(kind="curves", directory="curves_smoke", split="val"))), batch_size=4),
-    loss=_loss("flow"),
+    loss=RouterLoss("flow"),
     optim=dict(lr=1e-3, warmup=2),
     log_every=1,
     save_every=2,
     media_every=0,
-    label=_label(
+    label=Label(
       "",
-      common.shapes(8),
-      common.shapes(4),
+      splits=dict(train=common.shapes(8), val=common.shapes(4)),
+      clips=dict(train=0, val=0),
       levels=(1, 2, 4),
       times=(0.5,),
       random=4,
@@ -107,19 +69,21 @@ def mini():
     title="vftok-mini-router",
     steps=300,
     batch_size=64,
-    model=_model(dim=96, depth=3, head_dim=32),
+    model=RouterConfig(dim=96, depth=3, head_dim=32),
     data=dict(sources=curves("curves_mini"), workers=0, size=32),
     eval=dict(sets=dict(val=curves("curves_mini", split="val"))),
-    loss=_loss("lpips", noise=1.0),
+    loss=RouterLoss("lpips", noise=1.0),
     optim=dict(lr=5e-4, warmup=20, weight_decay=0.05, final=0.02),
     ema=0.98,
     save_every=1000,
     media_every=0,
-    label=_label(
+    label=Label(
       "vftok-mini",
       # Real clips first: clips are taken in order, up to the number below.
-      {name: {**data["sources"][name], "split": "train"} for name in ("clips", "sim")},
-      common.mini_splits()[0],
+      splits=dict(
+        train={name: {**data["sources"][name], "split": "train"} for name in ("clips", "sim")},
+        val=common.mini_splits()[0],
+      ),
       clips=dict(train=512, val=64),
       levels=(1, 2, 4, 8, 16),
       times=(0.5, 0.85),
@@ -153,19 +117,22 @@ def _paper(name: str, tokenizer: str, size: int):
     steps=50_000,
     batch_size=128,
     mesh=dict(data=-1),
-    model=_model(dim=384, depth=4, patch=(1, 4, 4), dtype="bfloat16"),  # 2 % of the work of a d12 encoder
+    model=RouterConfig(dim=384, depth=4, patch=(1, 4, 4), dtype="bfloat16"),  # 2 % of the work of a d12 encoder
     data=dict(sources=curves(f"curves_{name}"), size=size, fps=common.CLIP_FPS, workers=4),
     eval=dict(sets=dict(val=curves(f"curves_{name}", split="val"))),
-    loss=_loss("lpips"),
+    loss=RouterLoss("lpips"),
     optim=dict(lr=1e-4, warmup=1000, weight_decay=0.05),
     ema=0.9998,
     save_every=2000,
     media_every=0,
-    label=_label(
+    label=Label(
       tokenizer,
-      dict(videos=dict(kind="video_folder", path="videos")),
-      dict(videos=dict(kind="video_folder", path="videos", split="val")),
+      splits=dict(
+        train=dict(videos=dict(kind="video_folder", path="videos")),
+        val=dict(videos=dict(kind="video_folder", path="videos", split="val")),
+      ),
       clips=dict(train=100_000, val=2_000),
+      sampled=dict(train=20_000, val=2_000),
       size=size,
       fps=common.CLIP_FPS,
     ),

@@ -7,6 +7,7 @@ Published sizes follow the papers; SIZE_ours and long_ours are what we do otherw
 from __future__ import annotations
 
 from configs import ar, common
+from vftok.tasks.losses import ARLoss
 
 PROMPTS = (
   "a red cube slides to the left on a grey floor under a blue sky, still camera",
@@ -46,7 +47,7 @@ def mini():
     steps=1_700,
     batch_size=32,
     model=ar.model(4, text=True, width=192),
-    loss={**ar.LOSS, "given_probs": (0.8, 0.1, 0.1)},
+    loss=ARLoss(given_probs=(0.8, 0.1, 0.1)),
     data=dict(sources=ar.tokens("tokens_mini"), workers=0, size=32),
     eval=dict(
       sets={split: ar.tokens("tokens_mini", split=split) for split in ("val", "test")},
@@ -65,7 +66,7 @@ def mini_adaptive():
   cfg.title = "vftok-mini-t2v, adaptive"
   cfg.model.ar.lengths = "length_first"
   # By vftok-mini-router 1.9 to 8.6 tokens per step on average; look at tokens_per_step.
-  cfg.loss.update({**ar.ADAPTIVE, "preference": (1.4, 1.96)})
+  cfg.loss.preference = (1.4, 1.96)
   for source in (cfg.data.sources.tokens, cfg.eval.sets.val.tokens, cfg.eval.sets.test.tokens):
     source.directory = ar.tokens("tokens_mini_adaptive")["tokens"]["directory"]
   cfg.tokenize.router = "auto"

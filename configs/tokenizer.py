@@ -21,39 +21,7 @@ from vftok.models.encoder import EncoderConfig
 from vftok.models.layers import PositionConfig
 from vftok.models.transformer import StackConfig
 from vftok.models.vae import VAEConfig
-
-LOSS = dict(
-  flow=1.0,  # 0 trains the encoder and the draft alone
-  draft=0.0,  # weight of the draft's own error, where the decoder has a draft
-  fit_batches=0,  # batches that an encoder's linear map is fitted to before the first step
-  time="mode",  # law of the flow time: mode, logit_normal or uniform; unknown
-  mode_scale=0.25,  # unknown
-  high=0.0,  # share of flow times from [high_from, 1] instead
-  high_from=0.75,
-  nested="pow2",  # law of the registers kept
-  share="mix",  # ours: counts per time step too, which adaptive budgets need; paper: shared
-  null=0.1,  # share of clips without condition; unknown
-  given_probs=(1.0,),  # P(0, 1, ... latents given clean at the start)
-  given_clean=0.5,  # share of these without any noise
-  given_noise=0.02,  # flow time of the others is uniform below it
-  repa=0.0,  # weight of aligning a decoder layer to a frozen net
-  repa_layer=0,  # index of that block; unknown whether 0 or 1
-  prefix_latents=0.0,  # weight of the head that rebuilds latents from the kept prefix alone
-  prefix_features=0.0,  # the same for features of a frozen net (SemanTok)
-  prefix_class=0.0,  # the same for one vector a step, DINOv2's class feature (SemanTok)
-  prefix_width=768,
-  prefix_depth=2,
-  features="vgg16",  # vgg16, dinov2 or vjepa2
-  features_path="",  # its weights; vgg16 needs none
-  features_reduce="mean",  # of the frames of a latent; unknown
-  features_standard=False,  # prefix features by squared error of standardised channels in place of the cosine
-  usage=0.0,  # weight of keeping codes spread over the batch
-  router="",  # a router whose counts a share of the clips gets in place of drawn ones
-  router_share=0.5,
-  router_preferences=(0.6, 1.8),  # of these, w_q is drawn uniformly from it
-  show_steps=12,
-  show_guidance=1.5,  # CFG; 0: the model's own guidance
-)
+from vftok.tasks.losses import TokenizerLoss
 
 
 def get_config(size: str = "mini"):
@@ -140,18 +108,17 @@ def smoke():
       linear=True,
       draft=DraftConfig((2, 2), hidden=16, context=1),
     ),
-    loss={
-      **LOSS,
-      "draft": 0.5,
-      "fit_batches": 3,
-      "prefix_latents": 0.5,
-      "prefix_width": 64,
-      "prefix_depth": 1,
-      "usage": 0.1,
-      "high": 0.3,
-      "given_probs": (0.5, 0.5),
-      "show_steps": 2,
-    },
+    loss=TokenizerLoss(
+      draft=0.5,
+      fit_batches=3,
+      prefix_latents=0.5,
+      prefix_width=64,
+      prefix_depth=1,
+      usage=0.1,
+      high=0.3,
+      given_probs=(0.5, 0.5),
+      show_steps=2,
+    ),
     data=dict(sources=common.shapes(), size=16, workers=0),
     eval=dict(
       sets=dict(shapes=common.shapes(6)), keeps=(1, 4), steps=2, lpips_net="", rfvd=False, batch_size=4, media=2
@@ -190,7 +157,7 @@ def mini():
       draft=DraftConfig((4, 4), hidden=384, context=4),
       sampling=dict(guidance="cfg", scale=2.0, solver_steps=12),
     ),
-    loss={**LOSS, "draft": 0.5, "fit_batches": 64, "usage": 0.05, "given_probs": (0.8, 0.2), "show_guidance": 2.0},
+    loss=TokenizerLoss(draft=0.5, fit_batches=64, usage=0.05, given_probs=(0.8, 0.2), show_guidance=2.0),
     data=dict(sources=common.mini_data(), size=32),
     eval=dict(sets=common.mini_sets(), clips=256, media=8, seeds=(0, 1, 2), guidance=2.0, steps=12),
     freeze=("encoder",),
@@ -225,18 +192,17 @@ def mini64():
       dtype="bfloat16",
       sampling=dict(guidance="cfg", scale=2.0, solver_steps=12),
     ),
-    loss={
-      **LOSS,
-      "high": 0.3,
-      "given_probs": (0.8, 0.2),
-      "prefix_latents": 0.5,
-      "prefix_features": 1.0,
-      "prefix_width": 320,
-      "features_reduce": "first",
-      "features_standard": True,
-      "usage": 0.05,
-      "show_guidance": 2.0,
-    },
+    loss=TokenizerLoss(
+      high=0.3,
+      given_probs=(0.8, 0.2),
+      prefix_latents=0.5,
+      prefix_features=1.0,
+      prefix_width=320,
+      features_reduce="first",
+      features_standard=True,
+      usage=0.05,
+      show_guidance=2.0,
+    ),
     data=dict(sources=common.world_data(), size=64),
     eval=dict(sets=common.world_sets(), clips=256, media=8, seeds=(0, 1, 2), guidance=2.0, steps=12),
     optim=dict(lr=1e-3, final=0.02, warmup=200, b2=0.98),
@@ -294,8 +260,14 @@ def _paper(encoder: int, decoder: int, *, size: int, patch, fsdp: int, remat: st
       remat=remat,
       sampling=dict(guidance="apg", scale=3.0, solver_steps=50),  # SemanTok's, of retrained decoders; released: 20
     ),
-    loss={**LOSS, "share": "shared", "repa": 1.0, "features": "dinov2", "features_path": "facebook/dinov2-large"}
-    | dict(show_steps=30, show_guidance=0.0),
+    loss=TokenizerLoss(
+      share="shared",
+      repa=1.0,
+      features="dinov2",
+      features_path="facebook/dinov2-large",
+      show_steps=30,
+      show_guidance=0.0,
+    ),
     data=dict(
       sources=dict(videos=dict(kind="video_folder", path="videos")),
       size=size,

@@ -2,35 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from configs import common
 from vftok.models.vae import VAEConfig
-
-LOSS = dict(
-  l1=1.0,
-  l2=0.0,
-  kl=1e-6,
-  sample=True,  # decode a sample of the posterior, not its mean
-  unit=0.0,  # weight of keeping every channel of the latents at mean 0 and variance 1
-  noise=0.0,  # on latents before decoding, uniform in size up to this: a decoder that forgives a tokenizer's errors
-  lpips=1.0,
-  lpips_net="vgg",
-  frames=2,  # of each clip that LPIPS and the critic see
-  adversarial=0.0,  # weight of the adversarial term; 0: no critic
-  adversarial_from=0,  # step
-  critic_width=64,
-  fit_batches=0,  # fit the linear code to so many batches before the first step
-  fit_whiten=0.5,
-)
+from vftok.tasks.losses import VAELoss
 
 
 def get_config(size: str = "mini"):
   return {"smoke": smoke, "mini": mini, "mini64": mini64, "vidtok": vidtok}[size]()
-
-
-def _model(**fields) -> dict:
-  return dataclasses.asdict(VAEConfig(**fields))
 
 
 def smoke():
@@ -40,8 +18,8 @@ def smoke():
     title="VAE smoke",
     steps=4,
     batch_size=4,
-    model=_model(ch=8, ch_mult=(1, 1), num_res_blocks=1, z_channels=4, time_levels=(0, 1), stem=2, linear=True),
-    loss={**LOSS, "lpips": 0.0, "adversarial": 0.1, "critic_width": 8, "fit_batches": 2},
+    model=VAEConfig(ch=8, ch_mult=(1, 1), num_res_blocks=1, z_channels=4, time_levels=(0, 1), stem=2, linear=True),
+    loss=VAELoss(lpips=0.0, adversarial=0.1, critic_width=8, fit_batches=2),
     data=dict(sources=common.shapes(), size=16, workers=0, frames=9),
     eval=dict(sets=dict(shapes=common.shapes(6)), lpips_net="", rfvd=False, batch_size=4, media=2),
     optim=dict(lr=1e-3, warmup=2),
@@ -62,7 +40,7 @@ def mini():
     steps=1_500,
     batch_size=8,
     freeze=("vae/encoder",),
-    model=_model(
+    model=VAEConfig(
       ch=56,
       ch_mult=(1, 1, 1),
       z_channels=32,
@@ -74,7 +52,7 @@ def mini():
     ),
     # L2: over a fitted code L1 looks at flat background, where nothing is left to gain (it lost 0.2 dB in 120 steps,
     # L2 won 0.35).
-    loss={**LOSS, "l1": 0.0, "l2": 1.0, "kl": 0.0, "sample": False, "noise": 0.1, "lpips": 0.0, "fit_batches": 150},
+    loss=VAELoss(l1=0.0, l2=1.0, kl=0.0, sample=False, noise=0.1, lpips=0.0, fit_batches=150),
     data=dict(sources=common.mini_data(), size=32, flip=False),
     eval=dict(sets=common.mini_sets(), clips=256, media=8),
     optim=dict(lr=2e-3, warmup=100, weight_decay=0.0, b2=0.99),
@@ -91,7 +69,7 @@ def mini64():
     title="VAE mini",
     steps=20_000,
     batch_size=32,
-    model=_model(
+    model=VAEConfig(
       ch=96,
       ch_mult=(1, 1, 1),
       num_res_blocks=1,
@@ -102,7 +80,7 @@ def mini64():
       linear=True,  # from random weights too: a way around each net's norms, worth 6 dB after 200 steps
       dtype="bfloat16",
     ),
-    loss={**LOSS, "lpips": 0.5, "unit": 0.02, "noise": 0.1},
+    loss=VAELoss(lpips=0.5, unit=0.02, noise=0.1),
     data=dict(sources=common.world_data(), size=64),
     eval=dict(sets=common.world_sets(), clips=256, media=8),
     optim=dict(lr=2.5e-3, warmup=100, weight_decay=0.0, b2=0.99, final=0.02),
@@ -121,8 +99,8 @@ def vidtok():
     steps=500_000,
     batch_size=256,
     mesh=dict(data=-1),
-    model=_model(dtype="bfloat16"),
-    loss={**LOSS, "adversarial": 0.2, "adversarial_from": 50_000},
+    model=VAEConfig(dtype="bfloat16"),
+    loss=VAELoss(adversarial=0.2, adversarial_from=50_000),
     data=dict(sources=dict(videos=dict(kind="video_folder", path="videos")), size=256, fps=0.0, flip=True, workers=16),
     eval=dict(sets=dict(val=dict(videos=dict(kind="video_folder", path="videos", split="val"))), clips=2048),
     optim=dict(lr=1e-4, warmup=5000, weight_decay=0.0, b1=0.5, b2=0.9),

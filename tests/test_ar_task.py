@@ -42,6 +42,15 @@ def class_config(tokens, **changes):
   return cfg
 
 
+def test_a_split_to_generate_that_was_not_tokenized_is_said_first(tmp_path):
+  cfg = c2v.get_config("mini")
+  del cfg.tokenize.splits["test"]
+  with pytest.raises(
+    ValueError, match=r"generation.split is 'test', expected one of config.tokenize.splits: train, val;"
+  ):
+    evaluate.run(cfg, tmp_path / "no run")
+
+
 @pytest.fixture(scope="module")
 def text_tokens(tmp_path_factory):
   """Stored tokens with texts: the first slot of every step is the text's number."""
@@ -157,6 +166,26 @@ def test_evaluation_counts_bits(tokens, whole_run):
   np.testing.assert_allclose((slots[0] + slots[1] + 2 * slots[2]) / 4, values["val/bits_per_token"], rtol=1e-5)
   bits = [values[f"val/nll_per_clip/keep {k}"] / np.log(2) for k in (1, 2, 4)]
   np.testing.assert_allclose(bits, 5 * np.cumsum(slots * np.array([1, 1, 2])), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_generation_is_evaluated_again_by_its_protocol(tokens, whole_run, tmp_path, capsys):
+  cfg = class_config(tokens, **{"eval.generation.clips": 3, "eval.generation.keeps": (2, 4), "eval.generation.seed": 1})
+  cfg.tokenize.tokenizer = Generator.load(whole_run / "model")[0].cfg.tokenizer
+  cfg.eval.generation.update(dict(split="val", fvd=False, classifier_steps=0, pool=4, steps=1))
+  values = evaluate.run(cfg, whole_run)
+  path = tmp_path / "protocol.json"
+  path.write_text((whole_run / "eval" / "generation" / "protocol.json").read_text())
+  found = json.loads(path.read_text())
+  assert found["kind"] == "generation" and found["clips"]["indices"] == {"shapes": [0, 1, 2]}
+  assert found["settings"]["eval.generation.seed"] == 1 and found["settings"]["eval.generation.anew"] is False
+  cfg.eval.generation.update(dict(clips=0, keeps=(1,), seed=3))
+  again = evaluate.run(cfg, whole_run, path)
+  assert "numbers are the protocol's" in capsys.readouterr().out
+  assert again == {name: value for name, value in values.items() if name.startswith("generation/")} and again
+  path.write_text(json.dumps({**found, "model": "0" * 16}))
+  with pytest.raises(ValueError, match="fingerprint is 0000000000000000"):
+    evaluate.run(cfg, whole_run, path)
 
 
 @pytest.mark.slow

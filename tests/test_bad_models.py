@@ -93,6 +93,7 @@ BAD_MODELS = {
   "integers": (change(lambda w: w.update({ONE: np.ones(6, np.int64)})), "enc_to_latents.proj.bias as int64"),
   "NaN": (change(lambda w: w[ONE].__setitem__(2, np.nan)), "holds NaN or infinite values in "),
   "infinite VAE": (change(lambda w: w[VAE_ONE].__setitem__(0, -np.inf)), "NaN or infinite values in"),
+  "beyond float32": (change(lambda w: w.update({ONE: np.full(6, 1e39)})), "NaN or infinite values in"),
   "no tensors": (change(lambda w: w.clear()), "model.safetensors"),
   "config empty": (text("config.json", b""), "config.json is no JSON"),
   "config cut": (text("config.json", b'{"video_flex_tok": {"enc'), "config.json is no JSON"),

@@ -9,6 +9,7 @@ from router_files import LEVELS, config
 
 from configs import tokenizer as tokenizer_experiment
 from vftok.budget import allocate, search
+from vftok.budget.label import Label
 from vftok.budget.reward import Reward, lengths
 from vftok.show import page
 from vftok.tools import adaptive
@@ -71,7 +72,9 @@ def test_every_assignment_is_measured(random_model, routers, tmp_path, monkeypat
   assert set(rows[names["classes"]]) == {"w 1.2"}, "a router of classes knows one preference"
   assert rows["greedy forward"]["measured"] == f"{100 * 11 / 243:.1f} %"
   assert float(rows["marginal gain"]["w 1"].split()[0]) <= 100
-  measured = lambda *clips: search_budgets.measured(cfg.label, *random_model[1:], np.ones((1, 5), np.int32), *clips)[0]
+  measured = lambda *clips: search_budgets.measured(
+    Label.of(cfg), *random_model[1:], np.ones((1, 5), np.int32), *clips
+  )[0]
   np.testing.assert_allclose(measured(1, 1), measured(2)[1:], rtol=1e-5)
   with pytest.raises(ValueError, match="--skip is 9, expected fewer"):
     measured(2, 9)

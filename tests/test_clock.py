@@ -1,4 +1,4 @@
-"""A learning rate that falls with the clock: for machines that are borrowed for minutes."""
+"""A learning rate that falls with the clock: for machines that are borrowed for minutes. And what a step may fetch."""
 
 import itertools
 import json
@@ -42,3 +42,12 @@ def test_a_clock_without_minutes_is_told(tmp_path):
 
 def test_the_factor():
   assert [optim.by_clock(gone, 0.1) for gone in (-1, 0, 0.5, 1, 2)] == pytest.approx([1, 1, 0.55, 0.1, 0.1])
+
+
+def test_nothing_goes_to_the_device_unseen(tmp_path, monkeypatch):
+  monkeypatch.setitem(TASKS, "vae", "pixel_task:PixelTask")
+  monkeypatch.setattr(loop, "step_arrays", lambda host, mesh: {k: host[k] for k in ("video", "_mask")})
+  cfg = _config()
+  cfg.steps, cfg.minutes, cfg.optim.schedule = 2, 0.0, "constant"
+  with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+    loop.run(cfg, tmp_path)

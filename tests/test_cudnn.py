@@ -24,8 +24,8 @@ from vftok.runtime import sharding, target
 from vftok.tasks import make_task
 from vftok.tools.aot_tasks import planned_task
 from vftok.train import optim
-from vftok.train.loop import train_step
 from vftok.train.state import init_state, logical_axes
+from vftok.train.step import train_step
 
 CUDNN = re.compile(r"__cudnn\$(\w+)")
 COLLAPSED = {"last_stands_for": 240}

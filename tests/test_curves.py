@@ -12,6 +12,7 @@ from router_files import clip, config
 from configs import router as experiment
 from configs import tokenizer as tokenizer_experiment
 from vftok.budget.curves import assignments, curve_table, drawn, flow_losses, sampled_losses, spearman
+from vftok.budget.label import Label
 from vftok.evals.scores import clip_scores
 from vftok.frozen.metrics.weights import load_lpips
 from vftok.tasks.curve_fits import expected, explained, one_for_all
@@ -131,7 +132,7 @@ def test_bad_labels(changes, sentence, random_model, tmp_path):
 def test_what_is_labelled_is_what_a_router_learns(size, measured):
   cfg = experiment.get_config(size)
   assert label_budgets.directory_of(cfg) == cfg.eval.sets.val.curves.directory
-  label_budgets.check_levels(cfg.label.levels, 16 if "mini" in size else 256)
+  Label.of(cfg).check_levels(16 if "mini" in size else 256)
   assert cfg.loss.measure == measured and (measured == "flow") == (not cfg.label.sampled.train)
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from query_models import random_model, small_config
 
 import vftok
 from configs import c2v, common
@@ -144,6 +145,29 @@ def test_a_generator_is_trained_on_its_tokens(tokens, model, tmp_path):
   cfg.model.ar.slots = 2
   with pytest.raises(ValueError, match="expected 0 for all 4: the stored tokens have no order"):
     loop.run(cfg, tmp_path / "other")
+
+
+@pytest.mark.slow
+def test_a_generator_is_trained_on_adaptoks_tokens(tmp_path):
+  """Blocks of time whose tokens have an order, decoded in one pass: any budget is a prefix of one sequence."""
+  tok, params = random_model(small_config(True))
+  tok.save(params, tmp_path / "adaptok")
+  cfg = c2v.get_config("smoke")
+  cfg.tokenize.update(dict(tokenizer=str(tmp_path / "adaptok"), frames=8))
+  tokenize_dataset.tokenize(cfg, tmp_path / "set")
+  cfg.data.sources.tokens.directory = cfg.eval.sets.val.tokens.directory = str(tmp_path / "set")
+  cfg.steps = 1
+  loop.run(cfg, tmp_path / "run")
+  gen, own = Generator.load(tmp_path / "run" / "model")
+  ar = gen.cfg.ar
+  assert gen.cfg.nested and (ar.order, ar.steps, ar.slots, ar.vocab) == ("time_first", 2, 4, 24)
+  make = lambda **options: next(sample(gen, own, tok, params, jax.random.key(0), {"label": [1]}, **options))
+  whole, half = make(guidance=1), make(guidance=1, keep=2)
+  assert whole.video.shape == (1, 8, 16, 16, 3) and whole.made == 8 and half.made == 4
+  assert np.array_equal(half.tokens.ids[:, :, :2], whole.tokens.ids[:, :, :2]) and np.all(half.tokens.keep == 2)
+  assert not np.array_equal(half.video, whole.video)
+  with pytest.raises(ValueError, match="decodes 8 frames in one pass"):
+    make(first_frames=np.zeros((1, 4, 16, 16, 3), np.uint8))
 
 
 def test_evaluations_know_one_budget_and_no_vae(model, tokens, tmp_path):

@@ -1,6 +1,7 @@
 """The layout of released FlexTok models: read, written, with its switches."""
 
 import dataclasses
+import json
 import warnings
 
 import flax.linen as nn
@@ -127,6 +128,7 @@ def test_switches_are_read_written_and_read_again(name, image_model, image_parts
   params = traverse.unflatten_dict({path: fresh(leaf) for path, leaf in abstract_params(cfg).items()})
   tok.save(params, tmp_path / "model")
   assert load_file(tmp_path / "model" / "model.safetensors").keys() == released.rules(cfg, names).keys()
+  assert json.loads((tmp_path / "model" / "config.json").read_text()) == config
   again, loaded = vftok.load(tmp_path / "model")
   assert again == tok and dataclasses.replace(again.cfg, vae=image_model[0].cfg.vae) != image_model[0].cfg
   assert jax.tree.all(jax.tree.map(np.array_equal, params, loaded))

@@ -1,12 +1,16 @@
 """Weights as bytes and scales: how near they are, and what a file of them must hold."""
 
+import json
+import re
+
 import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from vftok.convert.load import load_vae, save_vae
-from vftok.io import hub
+from vftok.io import hub, weight_index
 from vftok.io.int8 import BLOCK, SCALES, SMALL, narrowed, widened
 from vftok.models.vae import VAE, VAEConfig
 from vftok.tools import ship
@@ -54,17 +58,36 @@ def test_a_shipped_vae_loads(vae, tmp_path):
   assert sizes[0] < 0.4 * sizes[1]
 
 
-def test_bytes_without_fitting_scales_are_refused(vae, tmp_path):
-  source = vae[2]
-  file = hub.open_checkpoint(source)
-  tensors = narrowed(dict(file.tensors(file.shapes)))
+def test_scales_that_do_not_fit_are_refused(vae, tmp_path):
+  file = hub.open_checkpoint(vae[2])
+  whole = dict(file.tensors(file.shapes))
+  tensors = narrowed(whole)
   key = next(k for k, v in tensors.items() if v.dtype == np.int8)
-  for damaged in (None, tensors[key + SCALES][:-1]):
-    left = {k: v for k, v in tensors.items() if k != key + SCALES}
-    hub.save_files(tmp_path / "bad", left if damaged is None else {**left, key + SCALES: damaged}, file.config)
-    with pytest.raises(ValueError, match="int8, expected a floating-point tensor"):
-      load_vae(tmp_path / "bad")
-  stray = {**dict(file.tensors(file.shapes)), f"other{SCALES}": np.ones(3, np.float16)}
-  hub.save_files(tmp_path / "stray", stray, file.config)
-  with pytest.raises(ValueError, match="other@scales"):
-    load_vae(tmp_path / "stray")
+  of_key = key + SCALES
+  others = {k: v for k, v in tensors.items() if k != of_key}
+  for number, (changed, said) in enumerate(
+    [
+      (others, "int8, expected a floating-point tensor"),
+      (tensors | {of_key: tensors[of_key][:-1]}, f"holds {of_key} with shape"),
+      (tensors | {of_key: tensors[of_key].astype(np.int32)}, f"holds {of_key} as int32, expected"),
+      (tensors | {key: whole[key]}, f"holds {key} as float32 and scales of it, expected int8"),
+      (whole | {f"other{SCALES}": np.ones(3, np.float16)}, f"has unused other{SCALES}"),
+    ]
+  ):
+    hub.save_files(tmp_path / f"bad{number}", changed, file.config)
+    with pytest.raises(ValueError, match=re.escape(said)):
+      load_vae(tmp_path / f"bad{number}")
+
+
+def test_scales_may_lie_in_another_file(vae, tmp_path):
+  file = hub.open_checkpoint(vae[2])
+  tensors = narrowed(dict(file.tensors(file.shapes)))
+  hub.save_files(tmp_path / "one", tensors, file.config)
+  hub.save_files(tmp_path / "two", {}, file.config)
+  (tmp_path / "two" / hub.WEIGHTS).unlink()
+  places = {key: f"{'scales' if key.endswith(SCALES) else 'weights'}.safetensors" for key in tensors}
+  for name in set(places.values()):
+    save_file({key: tensors[key] for key in tensors if places[key] == name}, tmp_path / "two" / name)
+  (tmp_path / "two" / weight_index.INDEX).write_text(json.dumps({"weight_map": places}))
+  one, two = (load_vae(tmp_path / name)[1] for name in ("one", "two"))
+  jax.tree.map(np.testing.assert_array_equal, one, two)

@@ -20,6 +20,7 @@ from vftok.data.sources import make_source
 from vftok.models.router import RouterConfig, RouterNet
 from vftok.tasks.curve_fits import one_for_all
 from vftok.tasks.draws import RoutedKeep
+from vftok.tasks.losses import TokenizerLoss
 from vftok.tasks.router import STORED, RouterTask
 from vftok.tools import label_budgets
 from vftok.train import evaluate, loop
@@ -206,7 +207,7 @@ def test_a_decoder_is_tuned_to_a_routers_counts(random_model, trained, tmp_path)
   path, tok, params = random_model
   cfg = tokenizer_experiment.get_config("smoke")
   cfg.vae, cfg.init_from, cfg.freeze, cfg.loss.router = str(path), str(path), ("encoder",), str(trained[1] / "model")
-  keeper, weights = RoutedKeep.load(cfg.loss, tok)
+  keeper, weights = RoutedKeep.load(TokenizerLoss.of(cfg), tok)
   keys, drawn = jax.random.split(jax.random.key(0), 200), jnp.full((200, 5), 9)
   latents = jnp.repeat(tok.encode_latents(params, clip()), 100, 0)
   keep = np.asarray(jax.jit(keeper)(weights, latents, drawn, keys))

@@ -14,6 +14,7 @@ from vftok.frozen.features.dino_inputs import dino_features, dino_inputs
 from vftok.models import config_json
 from vftok.models.config import TokenizerConfig
 from vftok.tasks import frozen_nets, make_task
+from vftok.tasks.losses import TokenizerLoss
 from vftok.train import evaluate, loop
 
 DIM = 64  # one head: what the converter takes where nobody says how many
@@ -106,7 +107,7 @@ def test_what_cannot_be_trained_is_said(weights):
   cfg.loss.prefix_class, cfg.loss.features = 0.5, "vgg16"
   net, plain = object(), config_json.from_dict(TokenizerConfig, cfg.model.to_dict())
   with pytest.raises(ValueError, match="prefix_class is set and vgg16 has no class feature"):
-    frozen_nets.FrozenNets(cfg, plain, load_features=lambda *_: (net, {}))
+    frozen_nets.FrozenNets(TokenizerLoss.of(cfg), "", plain, load_features=lambda *_: (net, {}))
   task = make_task(config(weights))
   with pytest.raises(ValueError, match="the sources hold latents, and the config's frozen nets see video"):
     task.nets.see(task.nets.params, {"latents": LATENTS}, LATENTS, (5, 2, 2))

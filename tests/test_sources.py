@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from video_files import encode, every, scene, tree
 
+from vftok.data import dataset_writer
 from vftok.data.folder import video_folder
 from vftok.data.latents import latents, write_latents
 from vftok.data.shapes import COLOURS, ShapesSource
@@ -198,6 +199,26 @@ def test_latents_come_back(tmp_path):
     latents("train", directory=tmp_path / "set", fingerprint="other")
   with pytest.raises(ValueError, match="exists already"):
     write_latents(tmp_path / "set", {"train": examples}, {"fingerprint": "abc"})
+
+
+def test_the_same_latents_are_the_same_bytes(tmp_path, monkeypatch):
+  """In every process: the fields of a record are in the alphabet's order, in all shards."""
+  from tensorflow_datasets.proto import tf_example_pb2
+
+  monkeypatch.setattr(dataset_writer, "PER_SHARD", 2)
+  values = np.random.default_rng(0).normal(size=(5, 1, 2, 2, 3)).astype(np.float16)
+  examples = [dict(latents=v, caption=f"c{i}", label=i) for i, v in enumerate(values)]
+  for name in "ab":
+    write_latents(tmp_path / name, {"val": examples[:4], "train": iter(examples)}, {"fingerprint": "abc"})
+  files = {path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file()}
+  assert len([path for path in files if ".array_record" in path.name]) == 2 + 3 and len(files) == 5 + 4
+  for file in files:
+    assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+  source = latents("train", directory=tmp_path / "a")
+  for i, record in enumerate(every(source)):
+    assert np.array_equal(record["latents"], values[i]) and record["label"] == i
+    stored = source._records[i]
+    assert stored == tf_example_pb2.Example.FromString(stored).SerializeToString(deterministic=True)
 
 
 BAD_LATENTS = [

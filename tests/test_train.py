@@ -274,6 +274,12 @@ def test_schedules_start_peak_and_end_where_they_should():
     cfg.schedule = name
     rate = optim.schedule(cfg, 110)
     assert float(rate(0)) == 0 and float(rate(10)) == pytest.approx(1) and float(rate(110)) == pytest.approx(end)
+  cfg.schedule, cfg.final = "wsd", 0.0  # EVATok's generators: constant, and down to 0 in the last fifth of all steps
+  rates = [float(optim.schedule(cfg, 110)(n)) for n in (0, 5, 10, 60, 88, 99, 110)]
+  np.testing.assert_allclose(rates, [0, 0.5, 1, 1, 1, 0.5, 0], atol=1e-6)
+  cfg.decay = 0.0
+  with pytest.raises(ValueError, match=r"optim.decay is 0.0, expected the share"):
+    optim.schedule(cfg, 110)
 
 
 def test_half_written_metrics_are_cut(tmp_path):

@@ -99,11 +99,11 @@ def tokenizing(monkeypatch):
   monkeypatch.setattr(Tokenizer, "load", lambda *a, **k: (Means(), {}))
   monkeypatch.setattr(tokenize_dataset, "CHUNK", 3)
 
-  def run(sources, out, encode=None):
+  def run(sources, out, encode=None, splits=("train", "val")):
     cfg = c2v.get_config("smoke")
     cfg.tokenize.update(dict(tokenizer="means", batch_size=1))
     with cfg.unlocked():
-      cfg.tokenize.splits = dict(train=sources, val=sources)
+      cfg.tokenize.splits = dict.fromkeys(splits, sources)
     with pytest.MonkeyPatch.context() as patch:
       if encode:
         patch.setattr(tokenize_dataset, "_encode", encode)
@@ -140,6 +140,25 @@ def test_tokenize_lists_its_videos_once_and_goes_on_with_the_same_bytes(videos, 
     assert abs(int(record["ids"][0, 0]) - 20 * (8 + i) - 9) <= 4 and record["caption"] == f"clip {8 + i}"
     assert stored.label_names[record["label"]] == ("cat" if i % 2 else "dog")
   assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_split_that_the_one_source_lacks_is_left_out_and_said(videos, tokenizing, tmp_path, capsys):
+  """`--config.tokenize.splits=video_folder:path=LIST` gives one source to all splits of the config."""
+  source = dict(kind="video_folder", path=str(videos / "list.csv"))
+  three = ("train", "val", "test")
+  assert "train 8, val 4 clips" in tokenizing(dict(videos=source), tmp_path / "set", splits=three)
+  assert capsys.readouterr().out == "config.tokenize.splits.test is left out: video_folder has no such split.\n"
+  assert "already there" in tokenizing(dict(videos=source), tmp_path / "set", splits=three)
+  assert list(json.loads((tmp_path / "set" / "recipe.json").read_text())["splits"]) == ["train", "val"]
+  val_only = tmp_path / "val.csv"
+  val_only.write_text("path,split\ndog/00.mp4,val\n")
+  for sources, lacking in (
+    (dict(videos=source | dict(split="test")), "test"),  # asked for by name
+    (dict(a=source, b=source), "test"),
+    (dict(videos=dict(kind="video_folder", path=str(val_only), root=str(videos))), "train"),
+  ):
+    with pytest.raises(ValueError, match=f"split is '{lacking}', expected one of"):
+      tokenizing(sources, tmp_path / "none", splits=three)
 
 
 def test_clips_that_are_too_short_are_told_apart(videos, tokenizing, tmp_path):

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from configs import common
-from configs.tokenizer import LOSS
 from vftok.models import fsq
 from vftok.models.config import TokenizerConfig
 from vftok.models.decoder import DecoderConfig
@@ -20,10 +19,11 @@ from vftok.models.transformer import StackConfig
 from vftok.models.vae import VAEConfig
 from vftok.runtime import sharding
 from vftok.tasks import draws, make_task
+from vftok.tasks.losses import TokenizerLoss
 from vftok.tokenizer import programs
 from vftok.train import optim
-from vftok.train.loop import train_step
 from vftok.train.state import init_state, logical_axes
+from vftok.train.step import train_step
 
 STEPS, SIDE, CHANNELS = 5, 4, 8  # of the latents: time, height and width, channels
 REGISTERS = 4
@@ -74,7 +74,7 @@ def config(steps: int, frames: int = 17, **loss):
     steps=steps,
     batch_size=BATCH,
     model=dataclasses.asdict(model),
-    loss={**LOSS, "prefix_latents": 0.5, "prefix_width": 64, "prefix_depth": 1, "high": 0.5, **loss},
+    loss=TokenizerLoss(**dict(prefix_latents=0.5, prefix_width=64, prefix_depth=1, high=0.5) | loss),
     optim=dict(lr=2e-3, warmup=50),
     ema=0.99,
   )

@@ -21,12 +21,17 @@ _MODE = flags.DEFINE_enum(
   ["train", "eval", "sample"],
   "Train; evaluate the newest checkpoint; or videos from its prompts file.",
 )
+_PROTOCOL = flags.DEFINE_string(
+  "protocol", None, "Evaluate as this file says: a protocol.json of an earlier evaluation."
+)
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of a pod or SLURM job first.")
 
 
 def main(argv: list[str]) -> None:
   try:
     workdir = local(_WORKDIR.value, "--workdir")  # before anything heavy is loaded
+    if _PROTOCOL.value is not None and _MODE.value != "eval":
+      raise ValueError(f"--protocol is {_PROTOCOL.value} with --mode={_MODE.value}, expected --mode=eval: add it.")
   except ValueError as error:
     sys.exit(f"error: {error}")
   begin(argv, distributed=_DISTRIBUTED.value)
@@ -36,11 +41,12 @@ def main(argv: list[str]) -> None:
   from vftok.train.checkpoint import NotSaved
 
   run = {"train": loop.run, "eval": evaluate.run, "sample": sample_run.run}[_MODE.value]
+  more = {} if _PROTOCOL.value is None else {"protocol": _PROTOCOL.value}
   # A job of many processes leaves signals to JAX, which spreads them.
   ending = contextlib.nullcontext() if jax.process_count() > 1 else ended_by_signals()
   try:
     with ending:
-      result = run(_CONFIG.value, workdir)
+      result = run(_CONFIG.value, workdir, **more)
   except jax.errors.JaxRuntimeError as error:
     if jax.process_count() == 1:
       raise

@@ -73,6 +73,11 @@ class VideoTokens:
     """The same tokens among `slots` per step, at least K: a generator may know fewer than its tokenizer."""
     return self.replace(ids=jnp.pad(self.ids, ((0, 0), (0, 0), (0, slots - self.ids.shape[2]))))
 
+  def split(self, steps: int) -> tuple[VideoTokens, VideoTokens]:
+    """(the first time steps, the rest); of neither is it known how many frames were filled in."""
+    cut = lambda part: self.replace(ids=self.ids[:, part], keep=self.keep[:, part], frames=None)
+    return cut(slice(None, steps)), cut(slice(steps, None))
+
   def total(self) -> jax.Array:
     """int32 [B]: tokens kept in each video."""
     return self.keep.sum(axis=1)

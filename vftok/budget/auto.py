@@ -101,7 +101,7 @@ class Auto:
     try:
       if not text.startswith("auto:") or name not in ("", "mean", "total", "preference"):
         raise ValueError
-      number = int(value) if name == "total" else float(value)
+      number: Any = int(value) if name == "total" else float(value)
     except ValueError:
       sentence = f"the budget is {brief(text)}, expected auto:16, auto:total=80 or auto:preference=1.2."
       raise ValueError(sentence) from None

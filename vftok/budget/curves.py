@@ -26,13 +26,13 @@ def assignments(levels: Sequence[int], steps: int, random: int = 0, seed: int = 
   """int32 [N, T]: every level of every step with the others at the middle level (step by step, level by level), all
   steps at one level, then `random` assignments, each step drawn by itself.
   """
-  levels = np.asarray(sorted(levels), np.int32)
-  middle = levels[len(levels) // 2]
-  single = np.full((steps, len(levels), steps), middle, np.int32)
+  levels_m = np.asarray(sorted(levels), np.int32)
+  middle = levels_m[len(levels_m) // 2]
+  single = np.full((steps, len(levels_m), steps), middle, np.int32)
   for step in range(steps):
-    single[step, :, step] = levels
-  uniform = np.repeat(levels[:, None], steps, 1)
-  drawn = np.random.default_rng(seed).choice(levels, (random, steps)).astype(np.int32)
+    single[step, :, step] = levels_m
+  uniform = np.repeat(levels_m[:, None], steps, 1)
+  drawn = np.random.default_rng(seed).choice(levels_m, (random, steps)).astype(np.int32)
   return np.concatenate([single.reshape(-1, steps), uniform, drawn])
 
 
@@ -43,10 +43,10 @@ def curve_table(losses_xNxT, steps: int, levels: int):
 
 def drawn(levels: Sequence[int], steps: int, count: int, seed: int, number: int) -> np.ndarray:
   """int32 [count, T]: assignments of clip `number`, half of them each step by itself, half around one level."""
-  rng, levels = np.random.default_rng([seed, number]), np.asarray(sorted(levels), np.int32)
+  rng, levels_m = np.random.default_rng([seed, number]), np.asarray(sorted(levels), np.int32)
   free = rng.integers(len(levels), size=(count, steps))
   around = rng.integers(len(levels), size=(count, 1)) + rng.integers(-1, 2, size=(count, steps))
-  return levels[np.where(np.arange(count)[:, None] % 2, np.clip(around, 0, len(levels) - 1), free)]
+  return levels_m[np.where(np.arange(count)[:, None] % 2, np.clip(around, 0, len(levels) - 1), free)]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))

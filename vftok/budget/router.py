@@ -21,6 +21,7 @@ from vftok.budget.reward import Reward
 from vftok.budget.search import all_assignments
 from vftok.io import hub, shipped
 from vftok.models.config_json import FORMAT_ROUTER, from_json, to_json
+from vftok.models.layers import applied, fresh
 from vftok.models.router import RouterConfig, net
 from vftok.tokenizer import programs
 
@@ -58,7 +59,7 @@ class Router:
 
   def init(self, key: jax.Array) -> Params:
     """Fresh parameters in boxes that carry their logical axis names."""
-    return net(self.cfg).init(key, jnp.zeros((1, *self.cfg.latents)))["params"]
+    return fresh(net(self.cfg), key, jnp.zeros((1, *self.cfg.latents)))
 
   def predict(self, params: Params, latents_BxTxhxwxC) -> jax.Array:
     """float32 [B, T, m]: what each step loses at each of `cfg.levels`, beside its loss with all tokens.
@@ -124,7 +125,7 @@ class Router:
 @functools.partial(jax.jit, static_argnums=0)
 def _predict(cfg: RouterConfig, params, latents):
   with programs.exact("float32"):
-    out = net(cfg).apply({"params": params}, latents)
+    out = applied(net(cfg), params, latents)
   return out if cfg.head == "classes" else out * cfg.drop_scale
 
 

@@ -77,7 +77,7 @@ class _Seen:
     return keep_NxT[self.rewards(keep_NxT).argmax()]
 
   def found(self) -> Found:
-    keep = max(self._known, key=self._known.get)
+    keep = max(self._known, key=lambda keep: self._known[keep])
     return Found(np.array(keep, np.int32), self._known[keep], len(self._known))
 
 

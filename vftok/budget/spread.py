@@ -81,7 +81,7 @@ class Chunk(NamedTuple):
 
 
 def _predicted(tok, params, pieces, fit, router, weights) -> Iterator[Chunk]:
-  known = ()
+  known: Any = None
 
   def run(video):
     nonlocal known

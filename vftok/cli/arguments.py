@@ -76,7 +76,13 @@ def parser(runs: Sequence[Callable]) -> argparse.ArgumentParser:
     "sample", "a text, a class or first frames to video", ("generator", "folder, file, shipped name or Hub id")
   )
   sub.add_argument("words", nargs="*", metavar="[PROMPT] OUT", help="what to show, and the .mp4 or .gif to write")
-  sub.add_argument("--class", dest="label", metavar="NAME", help="a class by name or number, in place of a prompt")
+  sub.add_argument(
+    "--class",
+    "--classes",
+    dest="label",
+    metavar="NAME[,NAME]",
+    help="classes by name or number, in place of a prompt",
+  )
   sub.add_argument("--first-frames", metavar="VIDEO", help="start with the first frames of this video")
   sub.add_argument("--first-count", type=int, default=5, metavar="N", help="how many of them: 1, 5, 9, ... (default 5)")
   sub.add_argument("--keep", type=_counts, metavar="K1,K2,...", help="budgets to show (default: all tokens)")
@@ -101,6 +107,9 @@ def parser(runs: Sequence[Callable]) -> argparse.ArgumentParser:
   sub.add_argument("--top-k", type=int, default=0, metavar="N", help="keep the N likeliest tokens (default all)")
   sub.add_argument("--top-p", type=float, default=1.0, metavar="P", help="keep the likeliest up to P (default 1)")
   _sampling(sub)
+
+  what = "a tokenizer or generator in its authors' layout"
+  command("export", what, ("model", "folder, file, shipped name or Hub id"), ("out", "folder to write"))
   return top
 
 

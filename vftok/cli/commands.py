@@ -1,7 +1,7 @@
 """The command line: videos to .vft token files and back.
 
-`vftok info | encode | decode | truncate | reconstruct | sample`, each with --help. Bad input gives one sentence on
-stderr and exit code 2.
+`vftok info | encode | decode | truncate | reconstruct | sample | export`, each with --help. Bad input gives one
+sentence on stderr and exit code 2.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vftok.runtime.words import sentence
 
 def main(argv=None) -> int:
   """Runs one command. Returns the exit code: 0, or 2 after a sentence on stderr."""
-  args = parse(parser((info, encode, decode, truncate, reconstruct, sample)), argv)
+  args = parse(parser((info, encode, decode, truncate, reconstruct, sample, export)), argv)
   try:
     with ended_by_signals():
       args.run(args)
@@ -212,6 +212,12 @@ def sample(args):
   run(args, load_tokenizer, _sampler)
 
 
+def export(args):
+  from vftok.cli.export import run
+
+  run(args)
+
+
 def _encode(tok, params, args, budget=None):
   """(VideoTokens of the whole clip, frames per second, seconds it took)."""
   from vftok.io.video import iter_frames, video_info
@@ -240,7 +246,7 @@ def _sampler(args, tok) -> dict:
   if tok.one_pass:
     for name in ("steps", "guidance", "scale"):
       if getattr(args, name) not in (None, "none"):
-        raise ValueError(f"--{name} is {getattr(args, name)}, but {args.model} decodes in one pass: leave it out.")
+        raise ValueError(f"--{name} is {getattr(args, name)}, but this tokenizer decodes in one pass: leave it out.")
     return {}
   kinds = {"apg": (APG, 20.0), "cfg": (CFG, 3.0)}
   name = args.guidance or (tok.cfg.guidance if "null" in tok.cfg.decoder.replacements else "none")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,9 @@ def run(args, load_tokenizer, sampler) -> None:
   if args.samples < 1:
     raise ValueError(f"-n is {args.samples}, expected 1 or more videos.")
   gen, gen_params = Generator.load(args.generator)
+  args.label = None if args.label is None else _classes(args.label, gen.cfg.classes)
   if args.text_encoder:
-    gen = Generator(dataclasses.replace(gen.cfg, text_path=args.text_encoder))
+    gen = dataclasses.replace(gen, cfg=dataclasses.replace(gen.cfg, text_path=args.text_encoder))
   name = args.tokenizer or gen.cfg.tokenizer
   if not name:
     raise ValueError("the generator names no tokenizer: pass --tokenizer.")
@@ -84,7 +86,7 @@ def _finite(args, title: str, budgets, made, bits: float) -> None:
     for options in budgets.values():
       pieces = list(made(**options))
       columns.append(np.concatenate([piece.video for piece in pieces], axis=1))
-      counts.append(sum(piece.made for piece in pieces) / args.samples)
+      counts.append(sum(piece.made for piece in pieces) / len(columns[-1]))
       rate = sum(piece.made for piece in pieces) / max(sum(piece.seconds for piece in pieces), 1e-9)
       advance(1)
   labels = [f"{k}\n{n:.4g} tokens made, {si(n * bits, 'bit')}" for k, n in zip(budgets, counts, strict=True)]
@@ -96,7 +98,7 @@ def _finite(args, title: str, budgets, made, bits: float) -> None:
   frames = columns[0].shape[1]
   made_each = ", ".join(f"{n:.4g}" for n in counts)
   print(
-    f"{out}: {args.samples} x {frames} frames of {title!r}, {made_each} tokens made per clip, {rate:.3g} tokens/s "
+    f"{out}: {len(columns[0])} x {frames} frames of {title!r}, {made_each} tokens made per clip, {rate:.3g} tokens/s "
     f"(compiling included); written in {time.monotonic() - began:.1f} s"
   )
 
@@ -116,7 +118,7 @@ def _endless(args, title: str, budgets, made) -> None:
     except KeyboardInterrupt:
       if not frames:
         raise
-  print(f"{out}: {args.samples} x {frames} frames of {title!r}")
+  print(f"{out}: {len(piece.video)} x {frames} frames of {title!r}")
 
 
 def _words(args) -> tuple[str | None, str]:
@@ -130,9 +132,14 @@ def _words(args) -> tuple[str | None, str]:
   return prompt, words[-1]
 
 
+def _classes(text: str, known: Sequence[str]) -> list[str]:
+  """One class, whose name may hold commas, or several with commas between."""
+  return [text] if text in known else [name.strip() for name in text.split(",")]
+
+
 def _condition(args, prompt):
   if args.label is not None:
-    return {"label": [args.label] * args.samples}
+    return {"label": [label for label in args.label for _ in range(args.samples)]}
   return None if prompt is None else {"text": [prompt] * args.samples}
 
 
@@ -147,4 +154,4 @@ def _first_frames(args, tok):
 
 
 def _title(args, prompt) -> str:
-  return prompt or (f"class {args.label}" if args.label is not None else Path(args.first_frames).name)
+  return prompt or (f"class {', '.join(args.label)}" if args.label is not None else Path(args.first_frames).name)

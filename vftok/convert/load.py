@@ -66,6 +66,8 @@ def _load_own(checkpoint: hub.Checkpoint) -> tuple[TokenizerConfig, dict[str, An
 
 
 def _load_reference(checkpoint: hub.Checkpoint, vae) -> tuple[TokenizerConfig, dict[str, Any]]:
+  if {"seq_len", "n_layer"} & checkpoint.config.keys():
+    raise ValueError(f"{checkpoint.path} is a generator, expected a tokenizer: open it with vftok.Generator.load.")
   sources = {key: (checkpoint, name) for key, name in reference_weights.plain_keys(checkpoint.shapes).items()}
   if not any(key.startswith(VAE_PREFIX) for key in sources):
     other = hub.open_weights(_vae_source(checkpoint, vae))

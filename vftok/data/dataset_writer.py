@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import io
+import itertools
 import json
 import os
 import shutil
@@ -14,7 +14,8 @@ from vftok.data import shards
 from vftok.data.recipe import RECIPE
 from vftok.runtime.files import whole_file
 from vftok.runtime.lock import locked
-from vftok.runtime.optional import required
+
+PER_SHARD = 1024  # examples of `write_tfds`
 
 
 def is_made(path: Path, recipe: Mapping) -> bool:
@@ -79,39 +80,25 @@ def write_tfds(
   features: Mapping,
   splits: Mapping[str, Callable[[], Iterable[dict]]],
 ) -> None:
-  """Writes a TFDS set to `directory`/name/version; examples keep their order.
+  """Writes a TFDS set to `directory`/name/version; examples keep their order, and the same ones give the same bytes.
+
+  TFDS's own writer puts the fields of a record in another order in every process.
 
   Args:
     features: {name: TFDS feature}. Raw images, videos and bfloat16 need TensorFlow, the others do not.
     splits: {split: function that gives its examples, dicts of the features}. No split may be empty.
   """
-  tfds = required("tensorflow_datasets", "tensorflow-datasets", "writing a TFDS set")
-
-  with tfds.core.registered.skip_registration():
-
-    class Builder(tfds.core.GeneratorBasedBuilder):
-      VERSION = tfds.core.Version(version)
-
-      def _info(self):
-        return tfds.core.DatasetInfo(
-          builder=self,
-          description=description,
-          features=tfds.features.FeaturesDict(dict(features)),
-          disable_shuffling=True,
-        )
-
-      def _split_generators(self, dl_manager):
-        return {split: enumerate(examples()) for split, examples in splits.items()}
-
-      def _generate_examples(self):
-        raise NotImplementedError  # the generators above are the examples
-
-  Builder.name = name
-  tfds.disable_progress_bar()
-  with contextlib.redirect_stdout(io.StringIO()):  # it speaks of downloads, and there are none
-    Builder(data_dir=str(directory), file_format="array_record").download_and_prepare()
-  _remove(directory / "downloads")
-  shards.seal(directory / name)
+  kinds = shards.tfds().features.FeaturesDict(dict(features))
+  work, made = directory / ".shards", {}
+  work.mkdir()
+  for split, of_split in splits.items():
+    examples, count, made[split] = iter(of_split()), PER_SHARD, []
+    while count == PER_SHARD:
+      path = work / f"{split}-{len(made[split]):05d}"
+      count = shards.write_shard(path, kinds, itertools.islice(examples, PER_SHARD))
+      made[split].append(path)
+  shards.finish(directory, name, version, description, kinds, made)
+  shutil.rmtree(work)
 
 
 def _recipe(path: Path):

@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image, features
 
 from vftok.data.clip import load_clip
+from vftok.io.sides import NoSuchSplit
 from vftok.runtime.files import whole_file
 
 FORMAT, VERSION = "vftok-packed", 1
@@ -99,7 +100,7 @@ def packed(split: str, *, path: str | os.PathLike, frames: int = 0, window: int 
   arrays, meta = _read(path)
   splits = sorted({*arrays["split"].tolist()})
   if split not in (*splits, "all"):
-    raise ValueError(f"split is {split!r}, expected one of {', '.join([*splits, 'all'])} of {path}: choose one.")
+    raise NoSuchSplit(f"split is {split!r}, expected one of {', '.join([*splits, 'all'])} of {path}: choose one.")
   chosen = np.flatnonzero(((arrays["split"] == split) | (split == "all")) & (arrays["frames"] >= frames))
   need = int(arrays["frames"][chosen].astype(np.int64).sum()) * math.prod(meta["size"]) * 3
   if need > limit:

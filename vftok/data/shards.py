@@ -36,7 +36,7 @@ def write_shard(path: Path, features, examples: Iterable[Mapping[str, Any]]) -> 
   with whole_file(path) as temporary:
     writer = ArrayRecordWriter(str(temporary), "group_size:1")
     for example in examples:
-      data = features.serialize_example(features.encode_example(example))
+      data = features.serialize_example(example)
       # Fields come in any order otherwise, and a shard that is written again must be the same.
       writer.write(tf_example_pb2.Example.FromString(data).SerializeToString(deterministic=True))
       count += 1
@@ -118,14 +118,6 @@ def _link(path: Path, target: Path) -> None:
     target.hardlink_to(path)
   except OSError:  # a bucket's file system has no hard links
     shutil.copyfile(path, target)
-
-
-def seal(directory: Path) -> None:
-  """Writes what `check` goes by beside the shards of every set at or below `directory`."""
-  for info in directory.glob("**/dataset_info.json"):
-    files = sorted(path for path in info.parent.iterdir() if ".array_record" in path.name)
-    facts = {path.name: {"bytes": path.stat().st_size} for path in files}
-    (info.parent / FACTS).write_text(json.dumps(facts) + "\n")
 
 
 def check(files: Sequence[str | os.PathLike]) -> None:

@@ -20,6 +20,7 @@ import threading
 import numpy as np
 
 from vftok.data.sim_meshes import OBJECTS, ROUND, SHADOW, mesh
+from vftok.io.sides import NoSuchSplit
 
 FPS = 8.0
 COLOURS = {
@@ -103,7 +104,7 @@ class SimSource:
       if unknown or not names:
         raise ValueError(f"{option} is {tuple(names)}, expected one or more of {', '.join(known)}: choose from these.")
     if split not in SPLITS:
-      raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}: choose one of these.")
+      raise NoSuchSplit(f"split is {split!r}, expected one of {', '.join(SPLITS)}: choose one of these.")
     for option, value, low, high in (("count", count, 1, 2**40), ("size", size, 8, 512), ("frames", frames, 1, 1000)):
       if not low <= value <= high:
         raise ValueError(f"{option} is {value}, expected {low} to {high}: pass a number in that range.")

@@ -17,6 +17,7 @@ from vftok.data.shapes import ShapesSource
 from vftok.data.tfds_source import TfdsSource, named_tfds, open_tfds
 from vftok.data.tokens import tokens
 from vftok.data.world import WorldSource
+from vftok.io.sides import NoSuchSplit
 
 
 class Source(Protocol):
@@ -139,5 +140,5 @@ def make_source(kind: str, split: str, options: Mapping[str, Any]) -> Source:
     raise ValueError(f"{kind} does not take these options ({error}): see vftok.data.sources.") from error
   source = DATASETS[kind](split=split, **options)
   if len(source) == 0:
-    raise ValueError(f"{kind} has no clips in split {split!r}: choose another split or change the options.")
+    raise NoSuchSplit(f"{kind} has no clips in split {split!r}: choose another split or change the options.")
   return source

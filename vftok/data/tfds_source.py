@@ -10,6 +10,7 @@ import numpy as np
 
 from vftok.data import shards
 from vftok.data.record_files import RecordFiles
+from vftok.io.sides import NoSuchSplit
 from vftok.runtime.optional import required
 
 
@@ -25,7 +26,7 @@ class TfdsSource:
           f"{option} is {fields[option]!r}, expected a feature of {builder.name} ({', '.join(features)}): name one."
         )
     if split.split("[")[0] not in builder.info.splits:
-      raise ValueError(
+      raise NoSuchSplit(
         f"split is {split!r}, expected one of {', '.join(builder.info.splits)} of {builder.name}: choose one."
       )
     if builder.info.file_format is None or builder.info.file_format.value != "array_record":

@@ -37,6 +37,8 @@ def features(meta: Mapping[str, Any]):
     out["text"] = tfds.Text()
   if meta.get("router"):
     out["curves"] = tensor(_curves_shape(meta), np.float32)
+  if meta.get("counts"):
+    out["keep"] = tensor(meta["shape"][:1], np.int32)
   return tfds.FeaturesDict(out)
 
 
@@ -70,9 +72,11 @@ def write_tokens(
   Args:
     splits: {name: function that gives its examples}; an example has "ids" uint16 [T, K], "caption", "label", "name"
       and, where meta has "text", "text_emb" float16 [S, C] and "text_mask" bool [S]; where it has "router", "curves"
-      float32 [T, m].
+      float32 [T, m]; where it has "counts", "keep" int32 [T].
     meta: has "shape" [T, K], "fingerprint" of the tokenizer and, where texts were embedded, "text_shape" [S, C]; where
-      clips were routed, "router" with its "levels" (m of them) and what preferences are weighed by.
+      clips were routed, "router" with its "levels" (m of them) and what preferences are weighed by; of tokens that
+      are as many as the encoder was asked for, "counts" that it knows, and where each clip has tokens of its first
+      frames before its own, "condition": how many "frames" and the "counts" of their time steps, part of T.
     label_names: of labels 0, 1, ...; none where labels are numbers only.
   """
   work = directory / ".shards"
@@ -108,6 +112,8 @@ def read_meta(directory: str | os.PathLike) -> dict[str, Any]:
   for key, usable in (
     ("text_shape", shape(2)),
     ("router", lambda r: isinstance(r, dict) and shape(len(r["levels"]))(r["levels"])),
+    ("counts", lambda counts: shape(len(counts))(counts)),
+    ("condition", lambda c: whole(c["frames"]) and 0 < len(c["counts"]) < meta["shape"][0]),
   ):
     try:
       fits = not meta.get(key) or usable(meta[key])
@@ -142,7 +148,7 @@ def tokens(split: str, *, directory: str | os.PathLike, fingerprint: str | None 
 class TokensSource(TfdsSource):
   """Records with "ids" uint16 [T, K] and, with text, "text_emb" float16 [S, C], "text_mask" bool [S].
 
-  Where clips were routed there is "curves" float32 [T, m] too.
+  Where clips were routed there is "curves" float32 [T, m] too; where ids depend on counts, "keep" int32 [T].
   """
 
   def __init__(self, builder, split, meta):
@@ -153,6 +159,8 @@ class TokensSource(TfdsSource):
       self.arrays += (("text_emb", (s, c), "float16"), ("text_mask", (s,), "bool"))
     if meta.get("router"):
       self.arrays += (("curves", _curves_shape(meta), "float32"),)
+    if meta.get("counts"):
+      self.arrays += (("keep", tuple(meta["shape"][:1]), "int32"),)
     self.label_names = tuple(meta["label_names"])
 
   def __getitem__(self, index):

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vftok.data.paint import OBJECTS, Scene, paint
+from vftok.io.sides import NoSuchSplit
 
 FPS = 8.0
 COLOURS = {
@@ -120,7 +121,7 @@ class WorldSource:
     self, split: str = "train", count: int = 1_000_000, *, size=64, frames=17, seed=0, objects: int = 3, keep=False
   ):
     if split not in SPLITS:
-      raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}: choose one of these.")
+      raise NoSuchSplit(f"split is {split!r}, expected one of {', '.join(SPLITS)}: choose one of these.")
     limits = (
       ("count", count, 1, _LIMIT),
       ("size", size, 8, 512),

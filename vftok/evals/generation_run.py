@@ -13,6 +13,7 @@ from vftok.data.clip import ClipSpec
 from vftok.data.loader import first_clips, make_loader
 from vftok.evals import alignment, generation, generation_report
 from vftok.evals.captions import SCENES
+from vftok.evals.protocol import Clips, Protocol, fingerprint, leave
 from vftok.frozen.metrics.clip import CLIPScore
 from vftok.generator.api import Generator
 from vftok.generator.sample import check_pair
@@ -23,17 +24,29 @@ from vftok.tokens import VideoTokens
 BATCH = 16
 
 
-def evaluate(cfg, gen, params, tok, tok_params, decode, out) -> dict[str, float]:
-  """Scalars; writes a report to OUT/generation. `decode`: options of the tokenizer's decoding."""
+def check(cfg) -> None:
+  """Raises ValueError where the split to evaluate is none of those that were tokenized."""
+  split, splits = cfg.eval.generation.split, cfg.tokenize.splits
+  if split not in splits:
+    raise ValueError(
+      f"eval.generation.split is {split!r}, expected one of config.tokenize.splits: {', '.join(splits)}; set "
+      "--config.eval.generation.split."
+    )
+
+
+def evaluate(cfg, gen, params, tok, tok_params, decode, out, asked: Protocol | None = None) -> dict[str, float]:
+  """Scalars; writes a report to OUT/generation. `decode`: options of the tokenizer's decoding. See `check`.
+
+  `asked`: the protocol of another evaluation, whose settings `cfg` has, to be done again on its clips.
+  """
   law, data, out = cfg.eval.generation, cfg.tokenize, Path(out)
+  who = fingerprint(params, tok_params)
+  if asked:
+    asked.check_model(who)
   if law.get("beside"):  # read first: a wrong name must not cost an evaluation
     other = Generator.load(law.beside)
     check_pair(other[0], tok, tok_params)
   splits = data.splits.to_dict()
-  if law.split not in splits:
-    raise ValueError(
-      f"eval.generation.split is {law.split!r}, expected one of config.tokenize.splits: {', '.join(splits)}."
-    )
   spec = ClipSpec(frames=data.frames, size=(data.size, data.size), fps=data.fps or None)
   where = dict(process_index=0, process_count=1, seed=cfg.seed)
   known = next((name for name in splits["train"] if name in SCENES), None)
@@ -46,12 +59,14 @@ def evaluate(cfg, gen, params, tok, tok_params, decode, out) -> dict[str, float]
   with contextlib.closing(make_loader(splits["train"], spec, BATCH, split="train", train=False, **where)) as loader:
     pool = [np.asarray(batch["video"])[batch["_mask"]] for batch in itertools.islice(loader, -(-law.pool // BATCH))]
   with contextlib.closing(make_loader(splits[law.split], spec, BATCH, split=law.split, train=False, **where)) as loader:
+    some = loader if asked else first_clips(loader, law.clips)
+    clips = Clips(some, loader.names, asked.clips["indices"] if asked else None)
     evaluation = generation.evaluate(
       gen,
       params,
       tok,
       tok_params,
-      first_clips(loader, law.clips),
+      clips,
       split=law.split,
       keeps=tuple(law.keeps) if tok.nested else (tok.registers,),
       seed=law.seed,
@@ -62,7 +77,7 @@ def evaluate(cfg, gen, params, tok, tok_params, decode, out) -> dict[str, float]
       clip=clip,
       neighbours=generation.Neighbours(np.concatenate(pool)),
       fvd=law.fvd,
-      total=min(law.clips, loader.examples),
+      total=asked.count if asked else min(law.clips, loader.examples),
     )
   prompts = [(cfg.title, _prompts(gen, params, tok, tok_params, law, decode))]
   if law.get("beside"):
@@ -70,6 +85,7 @@ def evaluate(cfg, gen, params, tok, tok_params, decode, out) -> dict[str, float]
   generation_report.write(
     out / "generation", evaluation, prompts, title=cfg.title, fps=data.fps or 8.0, training=out.parent / "curves.png"
   )
+  leave("generation", law.split, cfg, splits[law.split], clips, who, out / "generation", asked)
   return {f"generation/{k}": v for k, v in evaluation.scalars().items()}
 
 

@@ -14,16 +14,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vftok.generator import generate, generate_adaptive
+from vftok.frozen.features.dino_inputs import check_dino
+from vftok.generator import families, generate, generate_adaptive
 from vftok.generator.conditions import condition
+from vftok.generator.given import given_tokens
 from vftok.generator.request import Adaptive, Fixed, check_ids, check_mean, request
 from vftok.models import lengths, order
 from vftok.models.ar import AR, ARConfig
 from vftok.models.ar_inputs import Places
 from vftok.models.config import GeneratorConfig
 from vftok.models.init import init_generator
+from vftok.models.layers import applied
 from vftok.runtime.words import brief, cut, is_whole
-from vftok.tokenizer.checks import check_dtype, check_key
+from vftok.tokenizer import programs
+from vftok.tokenizer.checks import check_dtype, check_key, check_video
+from vftok.tokenizer.geometry import check_whole_latents
 from vftok.tokens import VideoTokens, is_concrete
 
 Params = dict[str, Any]
@@ -41,22 +46,12 @@ class Generator:
 
   cfg: GeneratorConfig
 
-  @staticmethod
-  def load(name: str | os.PathLike, *, dtype: str | None = None) -> tuple[Generator, Params]:
-    """(generator, params) of a directory, a safetensors file with its config inside, a shipped name, or a Hub id.
+  @property
+  def remakes(self) -> bool:
+    """Whether given frames are read and made again with the rest of the clip; else their tokens are kept."""
+    return bool(self.cfg.condition)
 
-    Reads vftok's own layout and SemanTok's.
-
-    Raises:
-      FileNotFoundError, ValueError: one sentence that names the file and what is wrong with it.
-    """
-    from vftok.convert.load_generator import load
-
-    check_dtype(dtype)
-    cfg, params = load(name)
-    if dtype is not None:
-      cfg = dataclasses.replace(cfg, ar=dataclasses.replace(cfg.ar, dtype=dtype))
-    return Generator(cfg), params
+  load = staticmethod(families.load)  # any family
 
   def save(self, params: Params, directory: str | os.PathLike) -> None:
     """Writes vftok's own layout: config.json and model.safetensors, whole or not at all."""
@@ -133,7 +128,8 @@ class Generator:
       steps: time steps T; default the model's.
       guidance: w in u + w (c - u), a number or {largest budget: w}; None uses the model's own. 1 costs no second pass.
       temperature: 0 is greedy. top_k, top_p: 0 and 1 are off.
-      given: VideoTokens [B, t, K] that the video starts with, t < T; their own `keep` counts.
+      given: VideoTokens [B, t, K] that the video starts with, t < T; their own `keep` counts. Models that go on from
+        given frames need these frames' own (`vftok.generator.given`), which are no part of what they make.
       given_first: given tokens come before all others (models trained to continue); False: each at its turn.
       forced: int [B, T, K], tokens to keep where it is 0 or more (editing); -1 elsewhere. A model that decides lengths
         makes a step long enough for them.
@@ -199,6 +195,24 @@ class Generator:
     check_mean(self.cfg.ar, options.get("keep"), mean_length)
     return {"mean_length": mean_length}
 
+  def first_tokens(self, tok, tok_params, frames, keep: int | None = None) -> VideoTokens:
+    """Tokens [B, t, K] to go on from, of first frames [B, 1 + 4j, H, W, 3] of a tokenizer; of each step `keep` at most.
+
+    Of a model with a condition: of the frames that it reads before a clip, under its own counts.
+
+    Raises:
+      ValueError: frames that do not fit, or a tokenizer whose tokens are of whole clips.
+    """
+    if self.remakes:
+      return given_tokens(tok, tok_params, frames, self.cfg.condition)
+    if tok.one_pass:
+      raise ValueError(f"this tokenizer decodes {tok.chunk_frames} frames in one pass: leave out first frames.")
+    check_dino(tok.cfg, tok.dino)
+    frames = check_video(frames, tok.frame_size)
+    check_whole_latents(frames.shape[1])
+    ids, slots = programs.encode_chunk(tok.cfg, tok_params, frames, tok.dino), self.cfg.ar.slots
+    return VideoTokens.full(ids[:, :, :slots], nested=tok.nested).truncate(min(slots, keep or slots))
+
   def _start(self, params, key, asked: Fixed | Adaptive):
     """(module of the loop, memo, state, positions at most)."""
     keys_B = _keys(key, len(asked.plan.guidance_B))
@@ -220,7 +234,8 @@ class Generator:
       rows, columns = np.nonzero(seq.valid_BxL & (np.arange(seq.valid_BxL.shape[1]) < int(state.position)))
       np.add.at(keep, (rows, seq.time_BxL[rows, columns]), 1)
       ids = order.read(np.asarray(state.ids), seq, asked.steps, cfg.slots)
-    return VideoTokens(jnp.asarray(ids), jnp.asarray(keep, jnp.int32), nested=self.cfg.nested)
+    made = VideoTokens(jnp.asarray(ids), jnp.asarray(keep, jnp.int32), nested=self.cfg.nested)
+    return made.split(len(self.cfg.condition))[1]
 
   # ---- identity
 
@@ -233,9 +248,27 @@ class Generator:
       )
 
 
+def load(name: str | os.PathLike, *, dtype: str | None = None) -> tuple[Generator, Params]:
+  """(generator, params) of vftok's own layout or SemanTok's, as `families.load` opens them.
+
+  Args:
+    dtype: compute dtype, "float32" or "bfloat16".
+
+  Raises:
+    FileNotFoundError, ValueError: one sentence that names the file and what is wrong with it.
+  """
+  from vftok.convert.load_generator import load
+
+  check_dtype(dtype)
+  cfg, params = load(name)
+  if dtype is not None:
+    cfg = dataclasses.replace(cfg, ar=dataclasses.replace(cfg.ar, dtype=dtype))
+  return Generator(cfg), params
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(cfg: ARConfig, params, ids, places: Places, cond):
-  logits = AR(cfg).apply({"params": params}, ids, places, cond)
+  logits = applied(AR(cfg), params, ids, places, cond)
   return jnp.where(lengths.allowed(cfg, places.slot_BxL, jnp), logits, -jnp.inf)
 
 

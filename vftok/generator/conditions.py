@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vftok.io.finite import is_finite
 from vftok.models.ar_inputs import Condition
 from vftok.models.config import GeneratorConfig
 from vftok.runtime.words import brief, cut, is_whole
-from vftok.tokenizer.checks import is_finite
 from vftok.tokens import is_concrete
 
 KINDS = "None, {'label': ...}, {'text': [...]} or {'text_emb': ..., 'text_mask': ...}"
@@ -47,24 +49,24 @@ def condition(cfg: GeneratorConfig, cond: Mapping | None, batch: int | None = No
   return out._replace(null_BxG=jnp.zeros((b, 1), bool))
 
 
-def _labels(cfg: GeneratorConfig, labels) -> jnp.ndarray:
+def _labels(cfg: GeneratorConfig, labels: Any) -> jax.Array:
   n = cfg.ar.n_classes
   if not n:
     raise ValueError("this generator knows no classes: pass a text or None.")
   if isinstance(labels, (list, tuple)) and any(isinstance(name, str) for name in labels):
     labels = [class_index(cfg.classes, name) if isinstance(name, str) else name for name in labels]
   try:
-    labels = np.asarray(labels) if is_concrete(labels) else labels
+    labels_B: Any = np.asarray(labels) if is_concrete(labels) else labels
   except ValueError:
     raise ValueError(f"label is {brief(labels)}, expected integers [B], or names of classes.") from None
-  if labels.ndim != 1 or np.dtype(labels.dtype).kind not in "iu" or not labels.size:
-    raise ValueError(f"label has shape {labels.shape} and dtype {labels.dtype}, expected integers [B].")
-  if not is_concrete(labels):
-    return labels.astype(jnp.int32)
-  if labels.min() < 0 or labels.max() >= n:
-    bad = labels.min() if labels.min() < 0 else labels.max()
+  if labels_B.ndim != 1 or np.dtype(labels_B.dtype).kind not in "iu" or not labels_B.size:
+    raise ValueError(f"label has shape {labels_B.shape} and dtype {labels_B.dtype}, expected integers [B].")
+  if not is_concrete(labels_B):
+    return labels_B.astype(jnp.int32)
+  if labels_B.min() < 0 or labels_B.max() >= n:
+    bad = labels_B.min() if labels_B.min() < 0 else labels_B.max()
     raise ValueError(f"label is {bad}, expected 0..{n - 1}: this generator knows {n} classes.")
-  return jnp.asarray(labels, jnp.int32)
+  return jnp.asarray(labels_B, jnp.int32)
 
 
 def class_index(classes: Sequence[str], name: str) -> int:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from vftok.models.ar import AR, ARConfig, Block
 from vftok.models.ar_inputs import Condition, Context, Places
+from vftok.models.layers import applied
 from vftok.runtime import target
 from vftok.runtime.sharding import constrain
 
@@ -144,10 +145,10 @@ def prepare(cfg: ARConfig, params, cond: Condition, length: int, *, guided: bool
   blocks = _in_compute_dtype(cfg, params["blocks"], stacked=1)
   layers = [jax.tree.map(lambda x, i=i: x[i], blocks) for i in range(cfg.depth)]
   nowhere = Places(*[jnp.zeros((1, 1), jnp.int32)] * 4)  # a text says the same at every place
-  context = AR(cfg).apply({"params": params}, cond, nowhere, (rows, 1), method=AR.context)
+  context = applied(AR(cfg), params, cond, nowhere, (rows, 1), method=AR.context)
   text_kv = seen = None
   if context is not None:
-    text_kv = [Block(cfg).apply({"params": layer}, context, method=Block.text_keys) for layer in layers]
+    text_kv = [applied(Block(cfg), layer, context, method=Block.text_keys) for layer in layers]
     seen = context.seen_BxLxM
   empty = constrain(jnp.zeros((rows, cfg.heads, length, cfg.head_dim), cfg.dtype), "batch", "heads", None, None)
   return Memo(layers, _in_compute_dtype(cfg, params["head"]), cond, text_kv, seen), [(empty, empty)] * cfg.depth
@@ -158,7 +159,7 @@ def forward(cfg: ARConfig, params, memo: Memo, places: Places, last_BxN, cache, 
   n, length = last_BxN.shape[1], cache[0][0].shape[2]
   rows = memo.cond.null_BxG.shape[0]
   places = jax.tree.map(lambda x: _rows(x, rows), places)
-  model = functools.partial(AR(cfg).apply, {"params": {**params, "head": memo.head}})
+  model = functools.partial(applied, AR(cfg), {**params, "head": memo.head})
   x = model(_rows(last_BxN, rows), places, memo.cond, method=AR.embed)
   seen = (jnp.arange(length) <= position + jnp.arange(n)[:, None])[None]
   filled = []
@@ -166,7 +167,7 @@ def forward(cfg: ARConfig, params, memo: Memo, places: Places, last_BxN, cache, 
     text = {} if memo.text_kv is None else {"text_kv": memo.text_kv[i]}
     context = None if memo.text_kv is None else Context(None, memo.text_seen_Rx1xM)
     where = dict(seen_BxLxM=seen, position=position, **text)
-    (x, kept), _ = Block(cfg).apply({"params": layer}, (x, cache[i]), context, **where)
+    (x, kept), _ = applied(Block(cfg), layer, (x, cache[i]), context, **where)
     filled.append(kept)
   return model(x, method=AR.logits), filled
 

@@ -109,7 +109,7 @@ def _advance(
 
   def step(s: State) -> State:
     column = lambda x: x[:, None]
-    places = Places(*map(column, (s.time, s.slot, s.last_time, s.last_slot)))
+    places = Places(*map(column, (s.time, s.slot, s.last_time, s.last_slot)), index_BxL=s.position[None, None])
     logits, cache = forward(cfg, params, memo, places, column(s.last), s.cache, s.position)
     logits_BxV = _guided(cfg, plan, logits[:, 0]) if guided else logits[:, 0]
     logits_BxV = _masked(cfg, plan, s, logits_BxV, aimed)

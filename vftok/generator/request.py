@@ -88,11 +88,12 @@ def request(
       raise ValueError(f"{name} is {brief(value)}, expected True or False.")
   check_lengths(ar, keep, mean_length, end_bias)
   counts = None if keep is None and ar.lengths != "none" else _budgets(ar, keep, b, steps)
-  if not cfg.nested and ar.lengths == "none" and counts.min() < ar.slots:
+  if not cfg.nested and ar.lengths == "none" and counts is not None and counts.min() < ar.slots:
     raise ValueError(f"keep is {brief(keep)}, expected all {ar.slots}: the tokens of this model have no order.")
   forced_BxTxK = np.full((b, steps, ar.slots), -1, np.int32)
   if forced is not None:
     forced_BxTxK[:] = _check_forced(ar, forced, forced_BxTxK.shape)
+  _check_condition(cfg, given, steps)
   given_steps = 0 if given is None else _check_given(ar, given, b, steps)
   first = given_steps if given_first and ar.positions != "flat" else 0  # "flat" models know no order but one
   wide = np.full(b, ar.slots if mean_length is None else mean_length) if counts is None else counts.max(1)
@@ -105,7 +106,7 @@ def request(
   guided = bool((scale_B != 1).any()) and bool(ar.n_classes or ar.ctx_dim)
   start, advance = dict(guided=guided), dict(guided=guided, top_k=int(top_k), nucleus=top_p < 1)
   scales = dict(guidance_B=jnp.asarray(scale_B), temperature=jnp.float32(temperature), top_p=jnp.float32(top_p))
-  if ar.lengths != "none":
+  if counts is None or ar.lengths != "none":
     extra = dict(guide_lengths=jnp.asarray(bool(guide_lengths)), end_bias=jnp.float32(end_bias))
     extra |= dict(mean_length=jnp.float32(0 if mean_length is None else mean_length))
     extra |= dict(odds_TxM=jnp.log(jnp.array(cfg.length_odds)[:steps]) if cfg.length_odds else None)
@@ -227,6 +228,21 @@ def _check_given(cfg: ARConfig, given: VideoTokens, b: int, steps: int) -> int:
   kept_BxTxK = jnp.arange(slots) < given.keep[:, :, None]
   check_ids(jnp.where(kept_BxTxK, given.ids, 0).reshape(b, -1), cfg.length, cfg.vocab)
   return shape[1]
+
+
+def _check_condition(cfg: GeneratorConfig, given, steps: int) -> None:
+  """Raises ValueError where a model that goes on from given frames does not have their tokens, and room for more."""
+  wanted = list(cfg.condition)
+  if not wanted:
+    return
+  if not isinstance(given, VideoTokens) or not np.array_equal(np.unique(given.keep, axis=0), [wanted]):
+    found = None if given is None else np.shape(getattr(given, "ids", given))
+    raise ValueError(
+      f"given is {brief(found)}, expected the tokens of {cfg.condition_frames} first frames, {wanted} in their time "
+      "steps: this model goes on from such (vftok.generator.given)."
+    )
+  if steps != cfg.ar.steps:
+    raise ValueError(f"steps is {steps}, expected {cfg.ar.steps}: of given frames and of a clip.")
 
 
 def _check_forced(cfg: ARConfig, forced, shape) -> np.ndarray:

@@ -10,12 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from vftok.frozen.features.dino_inputs import check_dino
 from vftok.io.video_writer import to_uint8
 from vftok.runtime.words import brief, cut, is_whole
-from vftok.tokenizer import programs
-from vftok.tokenizer.checks import check_video
-from vftok.tokenizer.geometry import check_whole_latents
 from vftok.tokens import VideoTokens
 
 
@@ -71,6 +67,7 @@ def sample(
     frames: 1 + a multiple of 4; None: as many as one sequence holds. 0: no end.
     keep: tokens made per time step; None: all, or as many as the model wants where it says lengths.
     first_frames: [B, 1 + 4j, H, W, 3] or [1, ...], uint8 or float in [-1, 1]; what the videos start with.
+      Of a model that goes on from given frames, these: they are made again with the rest of the clip.
     context: frames, 1 + 4j, that a longer video goes on from; context_keep: their tokens per step, None for all.
     decode: options of `Tokenizer.decode`. options: of `Generator.generate`; `mean_length` is for all models that say
       lengths, by `Generator.aimed` without regard to first frames.
@@ -79,14 +76,16 @@ def sample(
     ValueError: a tokenizer that does not belong to the generator, or frames that do not fit.
   """
   check_pair(gen, tok, tok_params)
-  most = gen.cfg.ar.steps
+  most = gen.cfg.steps
   window = tok.frames_for(most)
   total = window if frames is None else frames
   if not is_whole(total):
     raise ValueError(f"frames is {brief(frames)}, expected 1 + a multiple of 4, or 0 for no end.")
   if first_frames is not None and len(np.shape(first_frames)) != 5:
     raise ValueError(f"first_frames have shape {cut(np.shape(first_frames))}, expected [B, 1 + 4j, H, W, 3].")
-  if tok.one_pass and (total != window or first_frames is not None):
+  if gen.cfg.condition and (first_frames is None or np.shape(first_frames)[1] != gen.cfg.condition_frames):
+    raise ValueError(f"first_frames are {cut(np.shape(first_frames))}, expected {gen.cfg.condition_frames} frames.")
+  if tok.one_pass and (total != window or (first_frames is not None and not gen.remakes)):
     raise ValueError(f"this tokenizer decodes {window} frames in one pass: leave out frames and first frames.")
   if not tok.one_pass and total and (total < 1 or total % 4 != 1):
     raise ValueError(f"frames is {brief(frames)}, expected 1 + a multiple of 4, or 0 for no end.")
@@ -134,18 +133,19 @@ def _one(
 ) -> tuple[Piece, Any]:
   """One sequence of the generator, painted."""
   given, gen_key, paint_key = None, *jax.random.split(key)
-  slots, cond, batch = gen.cfg.ar.slots, *_rows(gen, cond, options.get("batch"), first_frames)
+  cond, batch = _rows(gen, cond, options.get("batch"), first_frames)
   if first_frames is not None:
     first_frames = np.broadcast_to(first_frames, (batch, *first_frames.shape[1:]))
-    given = _encode(tok, tok_params, first_frames)
-    given = VideoTokens.full(given.ids[:, :, :slots], nested=tok.nested).truncate(min(slots, context_keep or slots))
+    given = gen.first_tokens(tok, tok_params, first_frames, context_keep)
+    steps += len(gen.cfg.condition)  # they stand before the clip
   began = time.monotonic()
   tokens = gen.generate(gen_params, gen_key, cond, **options | dict(batch=batch, keep=keep, steps=steps, given=given))
   jax.block_until_ready(tokens.ids)
   seconds = time.monotonic() - began
-  made = int(tokens.total().sum()) - (0 if given is None else int(given.total().sum()))
+  made = int(tokens.total().sum()) - (0 if given is None or gen.remakes else int(given.total().sum()))
   tokens = tokens.widen(tok.registers)
-  video = to_uint8(tok.decode(tok_params, tokens, paint_key, first_frames=first_frames, **decode))
+  shown = None if gen.remakes else first_frames
+  video = to_uint8(tok.decode(tok_params, tokens, paint_key, first_frames=shown, **decode))
   return Piece(video, tokens, made, seconds), first_frames
 
 
@@ -157,11 +157,3 @@ def _rows(gen, cond, batch, first_frames):
     batch = len(first_frames)
   cond = condition(gen.cfg, cond, batch)
   return cond, len(cond.null_BxG)
-
-
-def _encode(tok, params, frames) -> VideoTokens:
-  """Tokens of 1 + 4j first frames, fewer than a chunk holds."""
-  check_dino(tok.cfg, tok.dino)
-  frames = check_video(frames, tok.frame_size)
-  check_whole_latents(frames.shape[1])
-  return VideoTokens.full(programs.encode_chunk(tok.cfg, params, frames, tok.dino), nested=tok.nested)

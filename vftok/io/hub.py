@@ -1,8 +1,12 @@
-"""Where a model's files are, and how they are read and written: safetensors and JSON only, whole or not at all."""
+"""Where a model's files are, and how they are read and written: safetensors and JSON, whole or not at all.
+
+PyTorch's files are read too, as data alone: see `torch_file`.
+"""
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import json
 import os
@@ -19,7 +23,8 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from vftok.io import remote, shipped, weight_index
+from vftok.io import remote, shipped, torch_file, weight_index
+from vftok.io.finite import is_finite
 from vftok.io.int8 import SCALES, scales_shape, widened
 from vftok.runtime.files import part_of, umask
 from vftok.runtime.words import brief, cut
@@ -34,7 +39,7 @@ class Checkpoint:
   """Weights and their config; tensors are read on demand.
 
   Attributes:
-    path: the safetensors file, or the index of several.
+    path: the file of weights, or the index of several.
     files: tensor -> its file, where there are several.
   """
 
@@ -47,7 +52,7 @@ class Checkpoint:
     """Yields (key, numpy array) file after file, without holding more than one array at a time.
 
     Raises:
-      ValueError: a tensor is not of floating point, or not finite.
+      ValueError: a tensor is not of floating point, or not finite; or it has scales and is no int8 that they fit.
     """
     by_file: dict[pathlib.Path, list[str]] = {}
     for key in keys:
@@ -56,8 +61,8 @@ class Checkpoint:
       with _open(path) as file:
         for key in names:
           value = file.get_tensor(key)
-          if value.dtype == np.int8 and self.shapes.get(key + SCALES) == scales_shape(value.shape):
-            value = widened(value, file.get_tensor(key + SCALES))
+          if key + SCALES in self.shapes:
+            value = self._widened(key, value, file if self.files.get(key) == self.files.get(key + SCALES) else None)
           if value.dtype not in FLOATS:
             raise ValueError(f"{cut(path, 150)} holds {cut(key)} as {value.dtype}, expected a floating-point tensor.")
           if not is_finite(value):
@@ -65,6 +70,19 @@ class Checkpoint:
               f"{cut(path, 150)} holds NaN or infinite values in {cut(key)}, expected finite weights: fetch it again."
             )
           yield key, value
+
+  def _widened(self, key: str, value: np.ndarray, file) -> np.ndarray:
+    """float32 of a tensor in int8, by its scales: in the open `file`, or where that is None in another of several."""
+    name = key + SCALES
+    if value.dtype != np.int8:
+      which = f"{cut(self.path, 150)} holds {cut(key)} as {value.dtype} and scales of it"
+      raise ValueError(f"{which}, expected int8 where there are scales: fetch it again, or leave {SCALES} out.")
+    report_shape(self.path, name, self.shapes[name], scales_shape(value.shape))
+    with contextlib.nullcontext(file) if file else _open(self.files[name]) as holder:
+      scales = holder.get_tensor(name)
+    if scales.dtype not in FLOATS:
+      raise ValueError(f"{cut(self.path, 150)} holds {cut(name)} as {scales.dtype}, expected a floating-point tensor.")
+    return widened(value, scales)
 
 
 def open_checkpoint(name: str | os.PathLike | Checkpoint) -> Checkpoint:
@@ -78,12 +96,10 @@ def open_checkpoint(name: str | os.PathLike | Checkpoint) -> Checkpoint:
   if isinstance(name, Checkpoint):
     return name
   path = _find(name)
-  others = sorted(p.name for p in path.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
-  hint = f"{cut(others[0])} is a pickle, convert it to safetensors first" if others else f"put {WEIGHTS} there"
-  weights, files, shapes, metadata = _weights(path, hint)
+  weights, files, shapes, metadata = _weights(path, f"put {WEIGHTS} there")
   if path.is_dir() and (path / CONFIG).is_file():
     config = read_json(path / CONFIG)
-  elif path.is_dir():
+  elif path.is_dir() and "config" not in metadata:
     raise FileNotFoundError(f"{cut(path, 150)} has no {CONFIG}: put the model's config beside {weights.name}.")
   else:
     config = config_of_metadata(metadata)
@@ -107,6 +123,11 @@ def _weights(path: pathlib.Path, hint: str):
   if weights.is_file():
     return weights, {}, *_read_header(weights)
   if index is None or not index.is_file():
+    others = sorted(p for p in path.glob("*") if p.suffix in torch_file.ENDINGS) if index else []
+    if len(others) == 1:
+      return others[0], {}, *_read_header(others[0])
+    if others:
+      hint = f"{cut(others[0].name)} and {len(others) - 1} more are pickles, pass the one that is meant"
     raise FileNotFoundError(f"{cut(path, 150)} has no {WEIGHTS}: {hint}.")
   files, shapes = weight_index.read_index(index, read_json, _read_header)
   return index, files, shapes, {}
@@ -153,13 +174,6 @@ def save_files(directory: str | os.PathLike, tensors: Mapping[str, np.ndarray], 
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def is_finite(value: np.ndarray) -> bool:
-  """Whether all numbers of an array of one of `FLOATS` are finite."""
-  if value.dtype == ml_dtypes.bfloat16:  # by its exponent: ml_dtypes takes ten times as long
-    return not ((value.view(np.uint16) & 0x7F80) == 0x7F80).any()
-  return bool(np.isfinite(value).all())
-
-
 def report_keys(path, missing: Iterable[str], unused: Iterable[str]) -> None:
   """Raises one ValueError naming tensors that the config asks for and the file lacks, or the other way round."""
   parts = []
@@ -184,7 +198,9 @@ def _open(path: pathlib.Path):
   except SafetensorError as error:
     with open(path, "rb") as file:
       start = file.read(2)
-    if start == b"PK" or start[:1] == b"\x80":
+    if start == b"PK":
+      return torch_file.TorchFile(path)
+    if start[:1] == b"\x80":
       which = cut(path, 150)
       raise ValueError(f"{which} is a pickle, expected safetensors: convert it where you trust its origin.") from None
     reason = cut(re.sub(r"^.*?header: ", "", str(error)), 100)

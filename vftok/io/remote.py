@@ -22,7 +22,9 @@ def download(name: str) -> pathlib.Path:
   Raises:
     FileNotFoundError: no client is installed, or no such model or revision, or it cannot be reached or entered.
   """
-  repository, revision = _ID.fullmatch(name).groups()
+  match = _ID.fullmatch(name)
+  assert match, name  # callers ask `is_id` first
+  repository, revision = match.groups()
   try:
     import huggingface_hub
     from huggingface_hub import errors

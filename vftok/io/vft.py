@@ -29,6 +29,7 @@ import re
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -143,9 +144,10 @@ class Vft:
     """VideoTokens: ids int32 [1, T, K] (0 where not kept), keep int32 [1, T]."""
     from vftok.tokens import VideoTokens
 
-    ids_TxK = np.zeros((len(self.keep), self.registers), np.int32)
+    ids_TxK: Any = np.zeros((len(self.keep), self.registers), np.int32)
     ids_TxK[np.arange(self.registers) < self.keep[:, None]] = self.ids
-    return VideoTokens(ids=ids_TxK[None], keep=self.keep[None].astype(np.int32), frames=self.frames, nested=self.nested)
+    keep_1xT: Any = self.keep[None].astype(np.int32)
+    return VideoTokens(ids=ids_TxK[None], keep=keep_1xT, frames=self.frames, nested=self.nested)
 
   def truncate(self, keep) -> Vft:
     """At most `keep` tokens per time step, an int or one count per step [T], 0..K. Counts never grow."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -99,8 +99,9 @@ def check_fps(fps: float) -> None:
     raise ValueError(f"fps is {fps}, expected frames per second: pass 0.01 to 1000.")
 
 
-def _clip(path, size, fps, start, max_frames, min_frames):
-  count, shape, last, pixels, display = 0, None, None, None, None
+def _clip(path, size, fps, start, max_frames, min_frames) -> Iterator[np.ndarray]:
+  count, shape, last, display = 0, None, None, None
+  pixels: Any = None
   with contextlib.closing(decoded(path)) as frames:
     for frame, aspect in _on_screen(frames, fps, start):
       display = display or Display(aspect)
@@ -133,7 +134,7 @@ def _on_screen(frames, fps, start):
       shown += 1
 
 
-def decoded(path) -> Iterator[Decoded]:
+def decoded(path) -> Generator[Decoded]:
   """Every frame in the order shown; raises as `iter_frames` where the file is not healthy.
 
   The first frame begins at 0. One without a timestamp, or whose timestamp runs backwards, comes one period of the
@@ -162,7 +163,7 @@ def decoded(path) -> Iterator[Decoded]:
           if origin is None and time is not None:
             origin = time - after
           if frame is not None:
-            end = after if time is None or time - origin <= begin else time - origin
+            end = after if time is None or origin is None or time - origin <= begin else time - origin
             yield Decoded(begin, after if end - begin > MAX_STILL else end, frame, aspect)
             check_still(path, begin, end, f"frame {count - 1}")
             begin = end

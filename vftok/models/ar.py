@@ -15,14 +15,14 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from vftok.models import lengths
-from vftok.models.ar_inputs import Condition, Context, Places, of_segment, shifted
+from vftok.models.ar_inputs import Condition, Context, Drop, Places, of_segment, shifted
 from vftok.models.attention import attend_causal, attend_filled, attend_seen
-from vftok.models.layers import matmul, parts, repeated, trunc_normal, xavier
+from vftok.models.layers import matmul, partitioned, parts, repeated, trunc_normal, xavier
 from vftok.models.order import ORDERS
 from vftok.runtime.sharding import constrain
 
 EPS = 1e-6
-POSITIONS = ("flat", "time_slot")
+POSITIONS = ("flat", "time_slot", "sequence")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +30,12 @@ class ARConfig:
   """Attributes:
   vocab: V, the tokenizer's codebook size.
   steps, slots: T and K, the most time steps and tokens of each; T * K positions.
-  width: D; 0 means 64 * depth, as in all published sizes.
+  width: D; 0 means 64 * depth, as in all published sizes. hidden_dim: of the MLP; 0 means 8/3 of the width.
   n_classes: 0 for none; class `n_classes` is the null class.
   ctx_dim: width of text features; 0 for no cross-attention. n_ctx_null: learned vectors that stand for no text.
   positions: "flat", one table over the canonical order (SemanTok); "time_slot", sums over the place of the token to
-    predict and the one before it, which any order and any budget per step can use.
+    predict and the one before it, which any order and any budget per step can use; "sequence", one table over how many
+    tokens came before, whatever they were (EVATok).
   order: how sequences are written, see order.py.
   lengths: whether and how it says the length of every step, see lengths.py; levels: with "length_first", the
     counts that it knows. Both make more ids and slots than the tokenizer's: `total_vocab`, `total_slots`.
@@ -46,6 +47,7 @@ class ARConfig:
   slots: int
   depth: int
   width: int = 0
+  hidden_dim: int = 0
   head_dim: int = 64
   n_classes: int = 0
   ctx_dim: int = 0
@@ -80,8 +82,8 @@ class ARConfig:
 
   @property
   def hidden(self) -> int:
-    """8/3 of the width, rounded up to 64."""
-    return -(-int(8 * self.dim / 3) // 64) * 64
+    """Width of the MLP: 8/3 of D, rounded up to 64, unless it is given."""
+    return self.hidden_dim or -(-int(8 * self.dim / 3) // 64) * 64
 
   @property
   def total_vocab(self) -> int:
@@ -105,12 +107,10 @@ class AR(nn.Module):
 
   def setup(self):
     cfg, d = self.cfg, self.cfg.dim
-    table = lambda name, rows, axis=None: self.param(
-      name, nn.with_logical_partitioning(trunc_normal, (axis, "embed")), (rows, d)
-    )
+    table = lambda name, rows, axis=None: self.param(name, partitioned(trunc_normal, axis, "embed"), (rows, d))
     self.token_table = table("token_table", cfg.total_vocab, "vocab")
-    self.start = self.param("start", nn.with_logical_partitioning(trunc_normal, ("embed",)), (d,))
-    if cfg.positions == "flat":
+    self.start = self.param("start", partitioned(trunc_normal, "embed"), (d,))
+    if cfg.positions != "time_slot":
       self.position_table = table("position_table", cfg.length + 1)  # the last row is in released files, unused
     else:
       self.time_table, self.slot_table = table("time_table", cfg.steps), table("slot_table", cfg.total_slots)
@@ -121,32 +121,36 @@ class AR(nn.Module):
     if cfg.n_classes:
       self.class_table = table("class_table", cfg.n_classes + 1)
     if cfg.ctx_dim:
-      init = nn.with_logical_partitioning(xavier(cfg.ctx_dim, d), (None, "embed"))
+      init = partitioned(xavier(cfg.ctx_dim, d), None, "embed")
       self.text_in, self.null_text = self.param("text_in", init, (cfg.ctx_dim, d)), table("null_text", cfg.n_ctx_null)
     self.blocks = repeated(Block, cfg.depth, scan=cfg.scan, remat=cfg.remat)(cfg)
     self.norm = RMSNorm()
-    init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("embed", "vocab"))
+    init = partitioned(nn.initializers.normal(0.02), "embed", "vocab")
     self.head = self.param("head", init, (d, cfg.total_vocab))
     if cfg.head_bias:
-      init = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
+      init = partitioned(nn.initializers.zeros, "vocab")
       self.head_bias = self.param("head_bias", init, (cfg.total_vocab,))
 
-  def __call__(self, ids_BxL, places: Places, cond: Condition) -> jax.Array:
+  def __call__(self, ids_BxL, places: Places, cond: Condition, drop: Drop | None = None) -> jax.Array:
+    """`drop`: dropout, in training; it needs an rng named "dropout", any."""
     chex.assert_rank(ids_BxL, 2)
     chex.assert_type(ids_BxL, int)
-    x = self.embed(shifted(ids_BxL, places), places, cond)
+    x = self.embed(shifted(ids_BxL, places), places, cond, drop)
     context = self.context(cond, places, ids_BxL.shape)
-    (x, _), _ = self.blocks((x, None), context, places.segment_BxL)
+    (x, _), _ = self.blocks((x, None), context, places.segment_BxL, drop)
     return self.logits(x)
 
-  def embed(self, last_BxL, places: Places, cond: Condition) -> jax.Array:
+  def embed(self, last_BxL, places: Places, cond: Condition, drop: Drop | None = None) -> jax.Array:
     """float32 [B, L, D] of the token before each position (-1 at the start of a sequence) and of its place."""
     x = jnp.take(self.token_table, jnp.maximum(last_BxL, 0), axis=0)
     start = self.start
     if self.cfg.n_classes:
       start = start + jnp.take(self.class_table, self._labels(cond, places, last_BxL.shape), axis=0)
     x = jnp.where(last_BxL[:, :, None] < 0, start, x).astype(jnp.float32)
+    x = x if drop is None else drop.tokens(self.make_rng("dropout"), x)
     time, slot = places.time_BxL, places.slot_BxL
+    if self.cfg.positions == "sequence":
+      return x + jnp.take(self.position_table, places.index_BxL, axis=0)
     if self.cfg.positions == "flat":
       first = self.cfg.order == "time_first"
       place = slot * self.cfg.steps + time if first else time * self.cfg.slots + slot
@@ -198,7 +202,7 @@ class RMSNorm(nn.Module):
   @nn.compact
   def __call__(self, x):
     x = x.astype(jnp.float32)
-    scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("embed",)), x.shape[-1:])
+    scale = self.param("scale", partitioned(nn.initializers.ones, "embed"), x.shape[-1:])
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + EPS) * scale
 
 
@@ -206,14 +210,14 @@ class Block(nn.Module):
   """x += attn(n1 x); x += xattn(nx x, text) if there is text; x += swiglu(n2 x).
 
   The carry is (x, cache): with a cache (k, v) [B, n, M, d] new keys are written at `position` and those of
-  `seen_BxLxM` are seen; without one, own and earlier positions of the same segment.
+  `seen_BxLxM` are seen; without one, own and earlier positions of the same segment. `drop` is dropout.
   """
 
   cfg: ARConfig
 
   def setup(self):
     cfg, d, n, e, h = self.cfg, self.cfg.dim, self.cfg.heads, self.cfg.head_dim, self.cfg.hidden
-    kernel = lambda name, shape, axes: self.param(name, nn.with_logical_partitioning(xavier(d, d), axes), shape)
+    kernel = lambda name, shape, axes: self.param(name, partitioned(xavier(d, d), *axes), shape)
     self.n1, self.n2 = RMSNorm(), RMSNorm()
     self.qkv = kernel("qkv", (d, 3, n, e), ("embed", None, "heads", "head_dim"))
     self.proj = kernel("proj", (n, e, d), ("heads", "head_dim", "embed"))
@@ -222,12 +226,15 @@ class Block(nn.Module):
       self.text_q = kernel("text_q", (d, n, e), ("embed", "heads", "head_dim"))
       self.text_kv = kernel("text_kv", (d, 2, n, e), ("embed", None, "heads", "head_dim"))
       self.text_proj = kernel("text_proj", (n, e, d), ("heads", "head_dim", "embed"))
-    mlp = lambda name, shape, axes: self.param(name, nn.with_logical_partitioning(xavier(d, h), axes), shape)
+    mlp = lambda name, shape, axes: self.param(name, partitioned(xavier(d, h), *axes), shape)
     self.up = mlp("up", (d, 2, h), ("embed", None, "mlp"))
     self.down = mlp("down", (h, d), ("mlp", "embed"))
 
-  def __call__(self, carry, context: Context | None, segment_BxL=None, seen_BxLxM=None, text_kv=None, position=0):
+  def __call__(
+    self, carry, context: Context | None, segment_BxL=None, drop=None, seen_BxLxM=None, text_kv=None, position=0
+  ):
     (x, cache), cast = carry, lambda a: a.astype(self.cfg.dtype)
+    kept = lambda y, kind: y if drop is None else getattr(drop, kind)(self.make_rng("dropout"), y)
     # Axes of a result stay where the matmul puts them: what is cut is the small result, never a weight made over.
     qkv = matmul(cast(self.n1(x)), cast(self.qkv))
     q, k, v = (part.swapaxes(1, 2) for part in parts(qkv, 2))
@@ -239,7 +246,8 @@ class Block(nn.Module):
       )
       y = attend_filled(q, k, v, seen_BxLxM, position + x.shape[1])
     y = checkpoint_name(y, "attn_out").swapaxes(1, 2)
-    x = x + jnp.tensordot(y, cast(self.proj), axes=2).astype(jnp.float32)  # einsum would contract (E, n): a transpose
+    y = jnp.tensordot(y, cast(self.proj), axes=2).astype(jnp.float32)  # einsum would contract (E, n): a transpose
+    x = x + kept(y, "attended")
     if context is not None:
       q = matmul(cast(self.nx(x)), cast(self.text_q)).swapaxes(1, 2)
       k, v = self.text_keys(context) if text_kv is None else text_kv
@@ -248,7 +256,7 @@ class Block(nn.Module):
     up = matmul(cast(self.n2(x)), cast(self.up))
     hidden, gate = parts(up, 2)
     hidden = checkpoint_name(nn.silu(hidden) * gate, "mlp_up")
-    x = x + (hidden @ cast(self.down)).astype(jnp.float32)
+    x = x + kept((hidden @ cast(self.down)).astype(jnp.float32), "mlp")
     return (constrain(x, "batch", "length", None), cache), None
 
   def text_keys(self, context: Context):

@@ -73,6 +73,8 @@ class GeneratorConfig:
   length_odds: how often each time step has each of `ar.levels` in what it was trained on; () where that is not known.
     A mean length is spread over time by it.
   nested: whether the tokens it makes can be cut, as their tokenizer says.
+  condition, condition_frames: of models that go on from given frames: counts of the time steps that these have before
+    the clip's own, part of `ar.steps`, and how many frames they are of.
   """
 
   ar: ARConfig
@@ -85,9 +87,22 @@ class GeneratorConfig:
   guidance: tuple[tuple[int, float], ...] = ((4, 3.0), (32, 2.0), (65536, 1.0))  # VideoFlexTok on K600, by SemanTok
   length_odds: tuple[tuple[float, ...], ...] = ()
   nested: bool = True
+  condition: tuple[int, ...] = ()
+  condition_frames: int = 0
+
+  @property
+  def steps(self) -> int:
+    """Time steps of a clip that it makes."""
+    return self.ar.steps - len(self.condition)
 
   def __post_init__(self):
     odds, steps, levels = self.length_odds, self.ar.steps, len(self.ar.levels)
     whole = len(odds) == steps and all(len(row) == levels and all(0 < odd < math.inf for odd in row) for row in odds)
     if odds and not whole:
       raise ValueError(f"length_odds are {str(odds)[:60]}, expected {steps} rows of {levels} numbers above 0.")
+    first, most = self.condition, self.ar.slots
+    if len(first) >= steps or not all(0 < k <= most for k in first) or bool(first) != (self.condition_frames > 0):
+      raise ValueError(
+        f"condition is {str(first)[:60]} of {self.condition_frames} frames, expected counts of 1..{most} for fewer "
+        f"than {steps} steps, and how many frames they are of."
+      )

@@ -121,7 +121,7 @@ def check_generator(cfg: GeneratorConfig) -> None:
   _expect(0 < ar.vocab <= MAX_CODEBOOK, "ar.vocab", ar.vocab, f"1..{MAX_CODEBOOK}")
   _expect(0 < ar.depth <= MAX_DEPTH, "ar.depth", ar.depth, f"1..{MAX_DEPTH}")
   _expect(ar.length <= MAX_CODEBOOK, "ar.slots", ar.slots, f"at most {MAX_CODEBOOK} positions")
-  for name in ("width", "n_classes", "ctx_dim", "n_ctx_null"):
+  for name in ("width", "hidden_dim", "n_classes", "ctx_dim", "n_ctx_null"):
     _expect(0 <= getattr(ar, name) <= MAX_SIZE, f"ar.{name}", getattr(ar, name), f"0..{MAX_SIZE}")
   _expect(ar.dtype in DTYPES, "ar.dtype", ar.dtype, " or ".join(DTYPES))
   _expect(0 < cfg.text_tokens <= MAX_SIZE, "text_tokens", cfg.text_tokens, f"1..{MAX_SIZE}")

@@ -11,7 +11,7 @@ from vftok.models.config import GeneratorConfig, TokenizerConfig
 from vftok.models.config_checks import check, check_generator, check_vae
 from vftok.models.router import RouterConfig
 from vftok.models.vae import VAEConfig
-from vftok.runtime.words import brief
+from vftok.runtime.words import brief, cut
 
 FORMAT, FORMAT_VAE, FORMAT_GENERATOR = "vftok-tokenizer", "vftok-vae", "vftok-generator"
 FORMAT_ROUTER = "vftok-router"
@@ -40,25 +40,31 @@ def from_json(kind: type[Config], data: dict[str, Any]) -> Config:
   return from_dict(kind, {k: v for k, v in data.items() if k not in ("format", "version")})
 
 
-def from_dict(kind: type[Config], data: dict[str, Any]) -> Config:
-  """A checked config of plain data, `dataclasses.asdict` undone."""
-  cfg = _build(kind, data, "config")
+def from_dict(kind: type[Config], data: dict[str, Any], where: str = "config") -> Config:
+  """A checked config of plain data, `dataclasses.asdict` undone; `where`: what sentences call it."""
+  cfg = build(kind, data, where)
   KINDS[kind][1](cfg)
   return cfg
 
 
-def _build(kind, value, where: str):
-  """Makes a dataclass, tuple or scalar of the annotated type `kind` from plain JSON."""
+def build(kind: Any, value: Any, where: str) -> Any:
+  """Makes a dataclass, tuple or scalar of the annotated type `kind` from plain data; `where` it stands in a sentence.
+
+  Raises:
+    ValueError: the first unknown, missing or mistyped key, or what the dataclass itself refuses.
+  """
   origin, args = typing.get_origin(kind), typing.get_args(kind)
   if origin in (types.UnionType, typing.Union):
-    return None if value is None else _build(next(a for a in args if a is not type(None)), value, where)
-  if dataclasses.is_dataclass(kind):
+    return None if value is None else build(next(a for a in args if a is not type(None)), value, where)
+  if isinstance(kind, type) and dataclasses.is_dataclass(kind):
     if not isinstance(value, dict):
       raise ValueError(f"{where} is {brief(value)}, expected an object with the fields of {kind.__name__}.")
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(value) - set(hints))
     if unknown:
-      raise ValueError(f"{where} has the unknown key {brief(unknown[0])}, expected one of {', '.join(sorted(hints))}.")
+      raise ValueError(
+        f"{where} has the unknown key {brief(unknown[0])}, expected one of {cut(', '.join(sorted(hints)), 200)}."
+      )
     missing = [
       f.name
       for f in dataclasses.fields(kind)
@@ -66,7 +72,7 @@ def _build(kind, value, where: str):
     ]
     if missing:
       raise ValueError(f"{where} lacks the key {missing[0]!r}: add it.")
-    fields = {k: _build(hints[k], v, f"{where}.{k}") for k, v in value.items()}
+    fields = {k: build(hints[k], v, f"{where}.{k}") for k, v in value.items()}
     try:
       return kind(**fields)
     except ValueError as error:
@@ -78,7 +84,7 @@ def _build(kind, value, where: str):
     if not variadic and len(args) != len(value):
       raise ValueError(f"{where} has {len(value)} entries, expected {len(args)}.")
     return tuple(
-      _build(args[0] if variadic else a, v, where) for a, v in zip(args if not variadic else value, value, strict=True)
+      build(args[0] if variadic else a, v, where) for a, v in zip(args if not variadic else value, value, strict=True)
     )
   if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53:
     return float(value)

@@ -9,6 +9,8 @@ The key that makes an odd length even, as training wants, is hidden by saying ho
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +32,7 @@ def folded(q_BxnxQxd, k_BxnxMxd, bias_M: np.ndarray, *, scale: float) -> tuple[j
   q and k are: the logit of a key that stands for 240 others is off by 0.002 in bfloat16.
   """
   add = lambda x, y: (x.astype(jnp.float32) + y).astype(x.dtype)
-  b_M = np.float32(bias_M / (scale * k_BxnxMxd.shape[3]))
+  b_M = np.asarray(bias_M / (scale * k_BxnxMxd.shape[3]), np.float32)
   return add(q_BxnxQxd, 1.0), add(k_BxnxMxd, b_M[None, None, :, None])
 
 
@@ -66,15 +68,15 @@ def attend(
   added[:keys] = 0.0 if bias_M is None else bias_M
   if keys % 2 and not causal and seen_BxM is None and first_B is None:  # causal rows end before the key put behind
     first_B = jnp.full(len(k), keys, jnp.int32)
-  lengths = {} if first_B is None else {"key_value_seq_lengths": first_B}
-  columns_BxMxE = _parts(added / scale, q.dtype)[None] if added.any() else None
+  lengths: dict[str, Any] = {} if first_B is None else {"key_value_seq_lengths": first_B}
+  columns_BxMxE: Any = _parts(added / scale, q.dtype)[None] if added.any() else None
   if seen_BxM is not None:
     seen_BxM = jnp.pad(seen_BxM, ((0, 0), (0, keys % 2)))
     hidden_BxM = jnp.where(seen_BxM, 0, HIDDEN).astype(q.dtype)[:, :, None]
     columns_BxMxE = hidden_BxM if columns_BxMxE is None else _beside(columns_BxMxE, hidden_BxM)
   extra = 0 if columns_BxMxE is None else columns_BxMxE.shape[2]
   wider = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, _width(d, extra) - x.shape[3])))
-  if extra:
+  if columns_BxMxE is not None:
     q = jnp.concatenate([q, jnp.ones((*q.shape[:3], extra), q.dtype)], axis=3)
     k = jnp.concatenate([k, jnp.broadcast_to(columns_BxMxE[:, None], (*k.shape[:3], extra))], axis=3)
   if mask_QxM is not None:

@@ -26,6 +26,7 @@ from vftok.models.layers import (
   PositionConfig,
   Positions,
   layer_norm,
+  partitioned,
   patchify,
   timestep_features,
   trunc_normal,
@@ -180,7 +181,7 @@ class Decoder(nn.Module):
       "null": None if null_B is None else null_B[:, None, None],
     }
     for name in cfg.replacements:
-      init = nn.with_logical_partitioning(trunc_normal, ("embed",))
+      init = partitioned(trunc_normal, "embed")
       vector = self.param(f"{name}_token", init, (dim,)).astype(jnp.float32)
       if where[name] is not None:
         x = jnp.where(jnp.broadcast_to(where[name], (b, steps, slots))[..., None], vector, x)
@@ -199,6 +200,7 @@ class Decoder(nn.Module):
 
 def draft_of(cfg: DecoderConfig, **module) -> Draft:
   """The draft of a decoder that has one; its parameters are the decoder's "draft"."""
+  assert cfg.draft is not None
   return Draft(cfg.draft, cfg.registers, cfg.channels * math.prod(cfg.patch), **module)
 
 

@@ -7,6 +7,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
+from vftok.models.layers import partitioned
 from vftok.models.vae_blocks import LECUN
 
 
@@ -18,7 +19,7 @@ class Discriminator(nn.Module):
 
   @nn.compact
   def __call__(self, x_NxHxWx3):
-    init = nn.with_logical_partitioning(LECUN, (None, None, "conv_in", "conv_out"))
+    init = partitioned(LECUN, None, None, "conv_in", "conv_out")
     conv = partial(nn.Conv, kernel_size=(4, 4), padding="SAME", kernel_init=init)
     x = x_NxHxWx3
     for i in range(self.depth):

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vftok.models.layers import Linear, layer_norm
+from vftok.models.layers import Linear, layer_norm, partitioned
 
 VARIANCE_START = 0.3  # of what a draft misses, in units of the latents' own variance
 
@@ -64,9 +64,7 @@ class Draft(nn.Module):
     draft = einops.rearrange(draft, "b t (h w d) -> b t h w d", h=h, w=w)
 
     start = np.log(np.where(np.arange(self.registers + 1) > 0, VARIANCE_START, 1.0))
-    init = nn.with_logical_partitioning(
-      lambda _, shape: jnp.broadcast_to(start[:, None], shape).astype(jnp.float32), (None, None)
-    )
+    init = partitioned(lambda _, shape: jnp.broadcast_to(start[:, None], shape).astype(jnp.float32), None, None)
     log_variance = self.param("log_variance", init, (self.registers + 1, self.features)).astype(jnp.float32)
     some_BxT = keep_BxT > 0
     draft = jnp.where(some_BxT[:, :, None, None, None], draft, 0.0)

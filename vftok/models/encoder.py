@@ -6,6 +6,7 @@ Without registers it is the control of VideoFlexTok's claim, a 3-D grid: the inp
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import chex
 import einops
@@ -14,7 +15,16 @@ import jax
 import jax.numpy as jnp
 
 from vftok.models.attention import Layout
-from vftok.models.layers import Linear, PositionConfig, Positions, layer_norm, patchify, trunc_normal, xavier
+from vftok.models.layers import (
+  Linear,
+  PositionConfig,
+  Positions,
+  layer_norm,
+  partitioned,
+  patchify,
+  trunc_normal,
+  xavier,
+)
 from vftok.models.transformer import Stack, StackConfig
 
 
@@ -54,7 +64,7 @@ class Encoder(nn.Module):
   cfg: EncoderConfig
 
   @nn.compact
-  def __call__(self, latents_BxTxhxwxC, global_BxTxG=None, *, collect: bool = False):
+  def __call__(self, latents_BxTxhxwxC, global_BxTxG=None, *, collect: bool = False) -> Any:
     """With collect=True also a dict of named intermediates."""
     cfg, dim = self.cfg, self.cfg.stack.dim
     chex.assert_shape(latents_BxTxhxwxC, (None, None, None, None, cfg.channels))
@@ -71,7 +81,7 @@ class Encoder(nn.Module):
 
     registers = jnp.zeros((b, t, 0, dim))
     if cfg.registers:
-      init = nn.with_logical_partitioning(trunc_normal, (None, None, "embed"))
+      init = partitioned(trunc_normal, None, None, "embed")
       table = self.param("registers", init, (cfg.t_max, cfg.registers, dim)).astype(jnp.float32)
       registers = jnp.broadcast_to(table[:t], (b, t, cfg.registers, dim))
     if cfg.global_token:
@@ -94,9 +104,9 @@ class Encoder(nn.Module):
   def _linear(self, x_BxTxhxwxD) -> jax.Array:
     cfg = self.cfg
     h, w, d = x_BxTxhxwxD.shape[2:]
-    init = nn.with_logical_partitioning(xavier(h * w * d, cfg.registers * cfg.out_dim), (None, None, None))
+    init = partitioned(xavier(h * w * d, cfg.registers * cfg.out_dim), None, None, None)
     kernel = self.param("linear_kernel", init, (2, h * w * d, cfg.registers * cfg.out_dim)).astype(jnp.float32)
-    zeros = nn.with_logical_partitioning(nn.initializers.zeros, (None, None))
+    zeros = partitioned(nn.initializers.zeros, None, None)
     bias = self.param("linear_bias", zeros, (2, cfg.registers * cfg.out_dim)).astype(jnp.float32)
     x = x_BxTxhxwxD.astype(jnp.float32)
     x = einops.rearrange(x, "b t h w d -> b t (h w d)")
@@ -104,5 +114,5 @@ class Encoder(nn.Module):
     return einops.rearrange(z, "b t (k c) -> b t k c", k=cfg.registers)
 
 
-def _run(stack: Stack, packed, layout: Layout, cond, collect: bool) -> tuple[jax.Array, jax.Array | None]:
+def _run(stack: Stack, packed, layout: Layout, cond, collect: bool) -> tuple[jax.Array, Any]:
   return stack(packed, layout, cond, collect=True) if collect else (stack(packed, layout, cond), None)

@@ -21,9 +21,13 @@ def stack_flops(cfg: StackConfig, length: int, pairs: int | None = None) -> floa
   return cfg.depth * (2 * length * matrices + 4 * pairs * cfg.dim)
 
 
-def vit_flops(dim: int, depth: int, hidden: int, length: int) -> float:
-  """Forward FLOPs of a plain vision transformer over `length` tokens: depth * (2 L (4 D^2 + 2 D H) + 4 L^2 D)."""
-  return depth * (2 * length * (4 * dim**2 + 2 * dim * hidden) + 4 * length**2 * dim)
+def vit_flops(dim: int, depth: int, hidden: int, length: int, pairs: int | None = None) -> float:
+  """Forward FLOPs of a plain vision transformer over `length` tokens: depth * (2 L (4 D^2 + 2 D H) + 4 pairs D).
+
+  `pairs` of query and key, by default all L^2.
+  """
+  pairs = length * length if pairs is None else pairs
+  return depth * (2 * length * (4 * dim**2 + 2 * dim * hidden) + 4 * pairs * dim)
 
 
 def ar_flops(dim: int, depth: int, hidden: int, vocab: int, length: int, text: int = 0) -> float:
@@ -50,7 +54,7 @@ def vae_flops(cfg: VAEConfig, frames: int, height: int, width: int) -> tuple[flo
   widths = [ch * m for m in cfg.ch_mult]
   padded = -(-frames // 4) * 4  # what the network really sees: 17 -> 20
 
-  def middle(positions: float, spatial: int, c: int) -> float:
+  def middle(positions: float, spatial: float, c: int) -> float:
     return positions * (4 * 27 * c * c + 4 * c * c + 2 * spatial * c) * 2
 
   def level(positions: float, c_in: int, c_out: int, count: int) -> float:

@@ -48,6 +48,17 @@ def gaussian(key, shape) -> jax.Array:
   return jax.random.normal(key, (math.prod(shape),)).reshape(shape)
 
 
+def drawn_ids(key, logits_xV) -> jax.Array:
+  """int32 [...]: ids drawn from a softmax, the very ones of `jax.random.categorical`; flat as above."""
+  noise = jax.random.gumbel(key, (logits_xV.size,), logits_xV.dtype).reshape(logits_xV.shape)
+  return jnp.argmax(logits_xV + noise, axis=-1).astype(jnp.int32)
+
+
+def chosen(key, share, shape) -> jax.Array:
+  """bool: True for a share of all places, the very ones of `jax.random.bernoulli`; flat as above."""
+  return jax.random.bernoulli(key, share, (math.prod(shape),)).reshape(shape)
+
+
 def sample_time(key, *, law: str = "mode", mode_scale: float = 0.25, high: float = 0.0, low_end: float = 0.75):
   """A flow time of one example, float32 in [0, 1] (spec section 4.5).
 
@@ -102,7 +113,8 @@ class APG:
 
   def of_model(self, momentum: float = 0.0, threshold: float = 0.6, per_channel: bool = True) -> APG:
     """The same with what was left open; the arguments are `TokenizerConfig.apg`."""
-    return self.replace(
+    return dataclasses.replace(
+      self,
       momentum=momentum if self.momentum is None else self.momentum,
       threshold=threshold if self.threshold is None else self.threshold,
       per_channel=per_channel and self.per_channel,
@@ -113,7 +125,8 @@ class APG:
     axes = tuple(range(1, cond.ndim - 1 if own.per_channel else cond.ndim))
     running = (cond - null) + own.momentum * running
     norm = jnp.sqrt(jnp.sum(jnp.square(running), axis=axes, keepdims=True))
-    limit = jnp.where(jnp.asarray(own.threshold) > 0, own.threshold / jnp.maximum(norm, 1e-12), 1.0)
+    threshold = jnp.asarray(own.threshold)
+    limit = jnp.where(threshold > 0, threshold / jnp.maximum(norm, 1e-12), 1.0)
     update = running * jnp.minimum(limit, 1.0)
     unit = cond / jnp.maximum(jnp.sqrt(jnp.sum(jnp.square(cond), axis=axes, keepdims=True)), 1e-12)
     parallel = jnp.sum(update * unit, axis=axes, keepdims=True) * unit
@@ -178,7 +191,8 @@ def sample(
     """(v, running) at (x, t) of step i; `running` is what guidance carries along."""
     if guidance is None:
       return velocity(x, t), running
-    return guidance.combine(*velocity(x, t), running, i)
+    cond, null = velocity(x, t)
+    return guidance.combine(cond, null, running, i)
 
   def step(one, i, carry):
     x, running, previous = carry

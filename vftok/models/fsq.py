@@ -27,9 +27,9 @@ def basis(levels: Sequence[int]) -> np.ndarray:
 
 def bound(z, levels: Sequence[int]) -> jax.Array:
   """Squashes z [..., c] so that rounding gives `levels[j]` values in dimension j. float32 [..., c]."""
-  levels = np.asarray(levels)
-  half = np.asarray((levels - 1) * (1 + EPS) / 2, np.float32)
-  offset = np.where(levels % 2 == 0, 0.5, 0.0).astype(np.float32)
+  levels_c = np.asarray(levels)
+  half = np.asarray((levels_c - 1) * (1 + EPS) / 2, np.float32)
+  offset = np.where(levels_c % 2 == 0, 0.5, 0.0).astype(np.float32)
   shift = np.arctanh(offset / half)
   return jnp.tanh(z.astype(jnp.float32) + shift) * half - offset
 

@@ -23,6 +23,7 @@ from vftok.models.layers import (
   Positions,
   Weights,
   layer_norm,
+  partitioned,
   parts,
   repeated,
   trunc_normal,
@@ -81,7 +82,7 @@ class PrefixHead(nn.Module):
     keys = Linear(cfg.dim, (None, "embed"), dtype=cfg.dtype, name="codes_in")(codes_BxTxKxc).astype(jnp.float32)
     slots = PositionConfig("learnable_sum", (cfg.max_grid[0], cfg.registers))
     keys = keys + Positions(slots, cfg.dim, name="register_positions")((steps, max(k, 1)))[:, :k]
-    null = self.param("null_key", nn.with_logical_partitioning(trunc_normal, ("embed",)), (cfg.dim,))
+    null = self.param("null_key", partitioned(trunc_normal, "embed"), (cfg.dim,))
     null = jnp.broadcast_to(null.astype(jnp.float32), (b, 1, cfg.dim))
     keys_BxMxD = jnp.concatenate([null, einops.rearrange(keys, "b t k d -> b (t k) d")], axis=1)
     kept = einops.rearrange(jnp.arange(k) < keep_BxT[:, :, None], "b t k -> b (t k)")

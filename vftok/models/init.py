@@ -12,6 +12,7 @@ from vftok.models.ar_inputs import Condition, Places
 from vftok.models.config import GeneratorConfig, TokenizerConfig
 from vftok.models.decoder import Decoder
 from vftok.models.encoder import Encoder
+from vftok.models.layers import fresh
 
 Params = dict[str, Any]
 
@@ -26,9 +27,9 @@ def init_tokenizer(cfg: TokenizerConfig, key: jax.Array) -> Params:
   noisy = jnp.zeros((1, steps * dec.patch[0], h, w, dec.channels))
   keys = jax.random.split(key, 3)
   return {
-    "vae": cfg.vae.module().init(keys[0], video)["params"],
-    "encoder": Encoder(enc).init(keys[1], latents)["params"],
-    "decoder": Decoder(dec).init(keys[2], codes, keep, noisy, jnp.zeros((1,)))["params"],
+    "vae": fresh(cfg.vae.module(), keys[0], video),
+    "encoder": fresh(Encoder(enc), keys[1], latents),
+    "decoder": fresh(Decoder(dec), keys[2], codes, keep, noisy, jnp.zeros((1,))),
   }
 
 
@@ -36,4 +37,4 @@ def init_generator(cfg: GeneratorConfig, key: jax.Array) -> Params:
   """Parameters of its transformer."""
   ids = jnp.zeros((1, 1), jnp.int32)
   cond = Condition(null_BxG=jnp.ones((1, 1), bool))
-  return AR(cfg.ar).init(key, ids, Places.of(ids, ids), cond)["params"]
+  return fresh(AR(cfg.ar), key, ids, Places.of(ids, ids), cond)

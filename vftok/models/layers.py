@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import einops
 import flax.linen as nn
@@ -20,6 +21,21 @@ from vftok.runtime import target
 NORM_EPS = 1e-5
 UNROLLED = 8  # layers at most that a CPU trains one by one
 trunc_normal = nn.initializers.truncated_normal(0.02)
+
+
+def partitioned(init: Callable[..., Any], *axes: str | None) -> Callable[..., Any]:
+  """An initializer whose arrays carry their logical axes (in a box, until `nn.unbox`)."""
+  return nn.with_logical_partitioning(init, axes)
+
+
+def fresh(module: nn.Module, key, *inputs) -> Any:
+  """A module's parameters as training starts, in boxes that carry their logical axes."""
+  return module.init(key, *inputs)["params"]
+
+
+def applied(module: nn.Module, params, *inputs, **options) -> Any:
+  """What a module makes of its inputs with these parameters."""
+  return module.apply({"params": params}, *inputs, **options)
 
 
 def layer_norm(x) -> jax.Array:
@@ -50,7 +66,7 @@ def as_trained(cfg):
   return dataclasses.replace(cfg, scan=False)
 
 
-def repeated(block, depth: int, *, scan: bool = True, remat: str = "none"):
+def repeated(block, depth: int, *, scan: bool = True, remat: str = "none") -> Callable[..., Any]:
   """`block(...)(carry, *static)` -> (carry, out), `depth` times, each with parameters of its own: leaves get a first
   axis "layers".
 
@@ -68,10 +84,10 @@ def repeated(block, depth: int, *, scan: bool = True, remat: str = "none"):
   return nn.scan(
     block,
     variable_axes={"params": 0},
-    split_rngs={"params": True},
+    split_rngs={"params": True, "dropout": True},
     length=depth,
     unroll=1 if scan else depth,
-    in_axes=nn.broadcast,
+    in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType] (Flax takes it, its annotation does not)
     metadata_params={nn.PARTITION_NAME: "layers"},
   )
 
@@ -105,7 +121,7 @@ class Weights(nn.Module):
 
   def _param(self, name, shape, axes, init):
     """A parameter with its logical axes, in the compute dtype."""
-    return self.param(name, nn.with_logical_partitioning(init, axes), shape).astype(self.cfg.dtype)
+    return self.param(name, partitioned(init, *axes), shape).astype(self.cfg.dtype)
 
   def _mlp(self, x_xD, hidden: int, *, gated: bool = True, bias: bool = False):
     """[..., D] -> [..., D] in the compute dtype: SwiGLU of `hidden` channels, or SiLU where it is not gated."""
@@ -134,10 +150,10 @@ class Linear(nn.Module):
   def __call__(self, x):
     fan_in = x.shape[-1]
     init = nn.initializers.zeros if self.zero_init else self.kernel_init or xavier(fan_in, self.features)
-    kernel = self.param("kernel", nn.with_logical_partitioning(init, self.axes), (fan_in, self.features))
+    kernel = self.param("kernel", partitioned(init, *self.axes), (fan_in, self.features))
     y = x.astype(self.dtype) @ kernel.astype(self.dtype)
     if self.use_bias:
-      bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:]), (self.features,))
+      bias = self.param("bias", partitioned(nn.initializers.zeros, *self.axes[1:]), (self.features,))
       y = y + bias.astype(self.dtype)
     return y
 
@@ -170,12 +186,10 @@ class Positions(nn.Module):
     if len(sizes) != len(cfg.max_sizes) or any(s > m for s, m in zip(sizes, cfg.max_sizes, strict=True)):
       raise ValueError(f"the grid {tuple(sizes)} does not fit the position table {cfg.max_sizes}: use a smaller one.")
     if cfg.kind == "sincos":
-      init = nn.with_logical_partitioning(
-        lambda *_: jnp.asarray(sincos_2d(cfg.max_sizes, self.dim)), (None, None, "embed")
-      )
+      init = partitioned(lambda *_: jnp.asarray(sincos_2d(cfg.max_sizes, self.dim)), None, None, "embed")
       table = self.param("table", init, (*cfg.max_sizes, self.dim))
       return jax.lax.stop_gradient(table.astype(jnp.float32))[: sizes[0], : sizes[1]]
-    init = nn.with_logical_partitioning(trunc_normal, (None, None, "embed"))
+    init = partitioned(trunc_normal, None, None, "embed")
     table = self.param("table", init, (len(cfg.max_sizes), max(cfg.max_sizes), self.dim)).astype(jnp.float32)
     rank = len(sizes)
     axes = [table[i, :n].reshape([n if i == j else 1 for j in range(rank)] + [self.dim]) for i, n in enumerate(sizes)]

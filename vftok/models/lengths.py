@@ -39,8 +39,9 @@ def check_format(cfg: LengthFormat) -> None:
   """Raises ValueError where a model's format, levels and positions do not fit together."""
   if cfg.lengths not in FORMATS:
     raise ValueError(f"lengths are {cfg.lengths!r}, expected one of {', '.join(FORMATS)}.")
-  if cfg.lengths != "none" and cfg.positions != "time_slot":
-    raise ValueError(f"positions are {cfg.positions!r}, expected 'time_slot' where lengths are {cfg.lengths!r}.")
+  if cfg.lengths != "none" and cfg.positions == "flat":
+    expected = f"expected 'time_slot' or 'sequence' where lengths are {cfg.lengths!r}"
+    raise ValueError(f"positions are {cfg.positions!r}, {expected}.")
   if cfg.lengths != "length_first":
     if cfg.levels:
       raise ValueError(f"levels are {cfg.levels}, expected () where lengths are {cfg.lengths!r}: leave them out.")

@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from vftok.models.attention import Layout
-from vftok.models.layers import Linear, patchify, trunc_normal
+from vftok.models.layers import Linear, partitioned, patchify, trunc_normal
 from vftok.models.transformer import Stack, StackConfig
 
 MAX_SIZE = 65_536
@@ -114,7 +114,7 @@ class RouterNet(nn.Module):
     x = _stack(cfg)(einops.rearrange(x, "b t s d -> b (t s) d"), Layout(t, cfg.patches, 1, "time_block_causal"))
     x = einops.rearrange(x, "b (t s) d -> b t s d", t=t)
     # What all clips have in common, and what is this clip's own: mostly how much there is to lose at all.
-    init = nn.with_logical_partitioning(nn.initializers.zeros, (None, None))
+    init = partitioned(nn.initializers.zeros, None, None)
     common = self.param("common", init, (cfg.steps, len(cfg.levels) - 1))[:t]
     own = Linear(len(cfg.levels), ("embed", None), zero_init=True, dtype="float32", name="head")(x[:, :, -1])
     drops = jnp.exp(jnp.clip(common + own[..., :1] + SHAPE * own[..., 1:], -12.0, 6.0))
@@ -161,5 +161,5 @@ def _stack(cfg):
 
 
 def _table(module, name, rows):
-  init = nn.with_logical_partitioning(trunc_normal, (None, "embed"))
+  init = partitioned(trunc_normal, None, "embed")
   return module.param(name, init, (rows, module.cfg.dim))

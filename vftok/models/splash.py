@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,8 @@ def attend_up_to(
     spec = spec_for(rows, q.shape, mesh)
     keys = P(spec[0], spec[1], None, None)
     kernel = _kernel(last.tobytes(), n, _shards(mesh, spec[1]), _shards(mesh, spec[2]), interpret)
-    of_ids = None if ids is None else kernels.SegmentIds(P(spec[0], spec[2]), P(spec[0], None))
+    places: Any = (P(spec[0], spec[2]), P(spec[0], None))
+    of_ids = None if ids is None else kernels.SegmentIds(*places)
     cut = jax.shard_map(
       lambda kernel, *arrays: jax.vmap(kernel)(*arrays),
       in_specs=(kernel.manual_sharding_spec(NamedSharding(mesh, P(spec[1], spec[2]))), spec, keys, keys, of_ids),
@@ -80,12 +82,13 @@ class _UpTo(splash_masks.CausalMask):
 def _kernel(last: bytes, heads: int, head_shards: int, row_shards: int, interpret: bool):
   rows = np.frombuffer(last, np.int32)
   block = next(size for size in BLOCKS if len(rows) // row_shards % size == 0)
-  sizes = {f"block_{name}": block for name in ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute")}
+  names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
+  sizes: dict[str, Any] = {f"block_{name}": block for name in names}
 
   def make():
     kernel = kernels.make_splash_mha(
       splash_masks.MultiHeadMask([_UpTo(rows)] * heads),
-      block_sizes=kernels.BlockSizes(**sizes, block_q_dq=block, block_kv_dq=block),
+      block_sizes=kernels.BlockSizes(**sizes),
       head_shards=head_shards,
       q_seq_shards=row_shards,
       interpret=interpret,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import einops
 import flax.linen as nn
@@ -58,7 +59,7 @@ class Stack(nn.Module):
   cfg: StackConfig
 
   @nn.compact
-  def __call__(self, x_BxNxD, layout: Layout, cond_BxD=None, *, collect: bool = False, tap: int | None = None):
+  def __call__(self, x_BxNxD, layout: Layout, cond_BxD=None, *, collect: bool = False, tap: int | None = None) -> Any:
     cfg = self.cfg
     if tap is not None and not 0 <= tap < cfg.depth:
       raise ValueError(f"tap is {tap}, expected the index of a block, 0..{cfg.depth - 1}.")

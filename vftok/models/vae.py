@@ -8,6 +8,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -116,7 +117,7 @@ class Encoder(nn.Module):
     x = x_BxFxHxWxC
     if x.shape[1] % TIME_STRIDE:  # three copies of the first frame: 4m+1 frames fill m+1 steps
       x = jnp.concatenate([x[:, :1]] * (TIME_STRIDE - 1) + [x], 1)
-    code = None
+    code: Any = None
     if cfg.linear:
       code = Conv(cfg.z_channels, (), "float32", name="linear")(patchify(x, cfg.patch).astype(jnp.float32))
     if not cfg.encoder_net:

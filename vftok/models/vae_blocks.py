@@ -10,6 +10,7 @@ from jax import lax
 
 from vftok.models import conv as C
 from vftok.models import cudnn
+from vftok.models.layers import partitioned
 from vftok.runtime import target
 
 EPS = 1e-6
@@ -39,8 +40,8 @@ class Norm(nn.Module):
   def __call__(self, x):
     c = x.shape[-1]
     names = ("conv_in",)
-    scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, names), (c,))
-    bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, names), (c,))
+    scale = self.param("scale", partitioned(nn.initializers.ones, *names), (c,))
+    bias = self.param("bias", partitioned(nn.initializers.zeros, *names), (c,))
     x = x.astype(jnp.float32)
     mean = x.mean(-1, keepdims=True)
     inv = lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + EPS)
@@ -64,8 +65,8 @@ class Conv(nn.Module):
   def __call__(self, x):
     names = (*(None for _ in self.shape), "conv_in", "conv_out")
     shape = (*self.shape, x.shape[-1], self.features)
-    kernel = self.param("kernel", nn.with_logical_partitioning(self.init, names), shape)
-    bias = self.param("bias", nn.with_logical_partitioning(self.bias_init, names[-1:]), shape[-1:])
+    kernel = self.param("kernel", partitioned(self.init, *names), shape)
+    bias = self.param("bias", partitioned(self.bias_init, *names[-1:]), shape[-1:])
     return self.op(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)
 
 
@@ -78,7 +79,7 @@ class Resample(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    init = nn.with_logical_partitioning(nn.initializers.constant(2.0), (None,))
+    init = partitioned(nn.initializers.constant(2.0), None)
     a = nn.sigmoid(self.param("mix_factor", init, (1,))).astype(self.dtype)
     conv = Conv(x.shape[-1], (3, 3, 3), self.dtype, self.op, name="conv")
     return a * self.plain(x) + (1 - a) * conv(x)

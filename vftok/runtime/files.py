@@ -89,8 +89,10 @@ def _host() -> str:
 
 def umask() -> int:
   """The permissions that new files of this process do not get."""
-  with contextlib.suppress(OSError, TypeError):
-    return int(re.search(r"^Umask:\s*(\d+)$", Path("/proc/self/status").read_text(), re.MULTILINE)[1], 8)
+  with contextlib.suppress(OSError):
+    told = re.search(r"^Umask:\s*(\d+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    if told:
+      return int(told[1], 8)
   mask = os.umask(0o077)  # the portable way, which other threads may see for a moment
   os.umask(mask)
   return mask

@@ -16,7 +16,7 @@ def use_compile_cache() -> None:
 
   In the folder `jax` of `vftok.runtime.files.cache_dir()`; JAX's own setting goes before.
   """
-  if jax.config.jax_compilation_cache_dir:
+  if jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
     return
   directory = cache_dir() / "jax"
   try:
@@ -49,7 +49,7 @@ def keep_memory() -> None:
 
 def _computes_on_cpu() -> bool:
   """Asks JAX itself only where it may be otherwise: its CPU threads keep the arenas that they begin with."""
-  if jax.config.jax_platforms:
-    return jax.config.jax_platforms.split(",")[0] == "cpu"
+  if platforms := jax.config.jax_platforms:  # pyright: ignore[reportAttributeAccessIssue]
+    return platforms.split(",")[0] == "cpu"
   others = any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
   return not others or jax.default_backend() == "cpu"

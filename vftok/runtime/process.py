@@ -79,7 +79,9 @@ def _join() -> None:
   import jax
 
   address, count, index = (os.environ.get(name) for name in VARIABLES)
-  given = {} if count is None or index is None else dict(num_processes=int(count), process_id=int(index))
+  given: dict[str, Any] = (
+    {} if count is None or index is None else dict(num_processes=int(count), process_id=int(index))
+  )
   if given and address:
     who = f"process {index} of {count}"
     print(f"{who}: waiting for all of them at {address}, {JOIN_SECONDS} s at most", flush=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -33,7 +34,7 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 
 
-def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
   """A mesh over all devices of all processes, or over `devices`; one axis may be -1, which takes what is left.
 
   Raises:
@@ -68,7 +69,7 @@ def spec_for(names, shape: tuple[int, ...], mesh) -> P:
   for name, size in zip(names, shape, strict=True):
     if name is not None and name not in RULES:
       raise ValueError(f"the logical axis {name!r} is not in the sharding table: add it to RULES.")
-    axes = tuple(a for a in RULES.get(name, ()) if mesh.shape[a] > 1 and a not in taken)
+    axes = tuple(a for a in RULES.get(name or "", ()) if mesh.shape[a] > 1 and a not in taken)
     fits = size % math.prod(mesh.shape[a] for a in axes) == 0
     axes = axes if fits else ()
     taken |= set(axes)
@@ -112,7 +113,7 @@ def frozen_shardings(frozen, mesh: Mesh, least: int = 2**20):
   pieces = math.prod(mesh.shape[a] for a in cut)
 
   def place(path, leaf):
-    entries = [None] * len(leaf.shape)
+    entries: list[str | None] = [None] * len(leaf.shape)
     fits = [n for n in leaf.shape if n % (8 * pieces) == 0]
     if pieces > 1 and fits and math.prod(leaf.shape) >= least and getattr(path[0], "key", "") in ("features", "dino"):
       entries[leaf.shape.index(max(fits))] = cut[0]

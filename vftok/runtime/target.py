@@ -33,7 +33,7 @@ def attention(dtype) -> str:
   return chosen or {"tpu": "splash", "gpu": "cudnn" if half else "xla"}.get(platform(), "xla")
 
 
-def step_options(*, convolutions: bool = False) -> dict[str, str | int] | None:
+def step_options(*, convolutions: bool = False) -> dict[str, Any] | None:
   """Compiler options of a training step, `convolutions`: of a network that is made of them.
 
   GPU: without CUDA graphs. A step of thousands of kernels is renewed in its graphs before each launch, since its arrays

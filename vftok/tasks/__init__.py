@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 TASKS = {
   "vae": "vftok.tasks.vae:VAETask",
   "tokenizer": "vftok.tasks.tokenizer:TokenizerTask",
+  "one_pass": "vftok.tasks.one_pass:OnePassTask",
   "ar": "vftok.tasks.ar:ARTask",
   "router": "vftok.tasks.router:RouterTask",
 }
@@ -49,6 +50,21 @@ class Task(Protocol):
 
   def save(self, params, frozen, directory) -> None:
     """Writes a model that the library loads."""
+
+
+@runtime_checkable
+class Generates(Task, Protocol):
+  """A task whose model makes tokens: it is sampled, and what it makes is judged."""
+
+  gen: Any
+
+  def tokenizer(self) -> tuple[Any, Any]:
+    """(tokenizer, params) that its tokens are of."""
+    ...
+
+  def evaluate_generation(self, params, out) -> dict[str, float]:
+    """Generated clips against held-out ones; writes into the directory `out`."""
+    ...
 
 
 def make_task(cfg: ConfigDict, **given: Any) -> Task:

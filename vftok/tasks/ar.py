@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -16,13 +17,17 @@ from vftok.generator.api import Generator
 from vftok.io.video_writer import to_uint8
 from vftok.models import order
 from vftok.models.ar import AR
-from vftok.models.ar_inputs import Condition, Places
+from vftok.models.ar_inputs import Condition, Drop, Places
 from vftok.models.config import GeneratorConfig
 from vftok.models.config_json import from_dict
 from vftok.models.flops import ar_flops
 from vftok.models.layers import as_trained
 from vftok.models.nested import powers_of_two, sample_keep
 from vftok.tasks import Metrics, mean
+from vftok.tasks.losses import ARLoss
+from vftok.tokens import VideoTokens
+
+DROPOUT = 7  # of the random numbers of dropout, apart from those that examples are drawn by
 
 
 class ARTask:
@@ -30,7 +35,7 @@ class ARTask:
 
   def __init__(self, cfg: ConfigDict, metas: list[dict] | None = None):
     """`metas`: what the stored tokens are, where none are at hand yet (`vftok.tools.aot`)."""
-    self.cfg, self.law = cfg, cfg.loss
+    self.cfg, self.loss_cfg = cfg, ARLoss.of(cfg)
     # Facts about the tokens travel with them: shape, codebook, whose they are.
     self.metas = metas or [read_meta(source["directory"]) for source in cfg.data.sources.to_dict().values()]
     model = from_dict(GeneratorConfig, _of_tokens(cfg.model.to_dict(), self.metas))
@@ -57,7 +62,7 @@ class ARTask:
     draws = jax.vmap(self._draw)(keys_B)
     seq = order.arrange(draws["keep"], draws["given"], cfg.slots, order=cfg.order, xp=jnp)
     ids_BxL = self._write(batch["ids"], seq)
-    nll_BxL = self._nll(params, ids_BxL, seq, self.condition(batch, draws["null"]))
+    nll_BxL = self._nll(params, ids_BxL, seq, self.condition(batch, draws["null"]), self.drop(keys_B))
     predicted = seq.valid_BxL & ~seq.given_BxL
     weight_BxL = predicted * self._slot_weights()[seq.slot_BxL]
     total_B = (nll_BxL * weight_BxL).sum(1) / jnp.maximum(weight_BxL.sum(1), 1e-9)
@@ -67,25 +72,36 @@ class ARTask:
 
   def _draw(self, key) -> dict[str, jax.Array]:
     """All random numbers of one example: whether it has a condition, which steps are given and how much of them."""
-    cfg, law = self.gen.cfg.ar, self.law
+    cfg, loss = self.gen.cfg.ar, self.loss_cfg
     null, given, keep = jax.random.split(key, 3)
-    given = jax.random.choice(given, len(law.given_probs), p=jnp.array(law.given_probs))
+    given = jax.random.choice(given, len(loss.given_probs), p=jnp.array(loss.given_probs))
     kept_T = sample_keep(keep, cfg.steps, cfg.slots, law="pow2", share="shared") if self.gen.cfg.nested else cfg.slots
     kept_T = jnp.where(jnp.arange(cfg.steps) < given, kept_T, cfg.slots)
-    return {"null": jax.random.bernoulli(null, law.null), "given": given, "keep": kept_T}
+    given = given if self.gen.cfg.steps == cfg.steps else cfg.steps - self.gen.cfg.steps
+    return {"null": jax.random.bernoulli(null, loss.null), "given": given, "keep": kept_T}
 
   def _write(self, ids_BxTxK, seq):
     flat = ids_BxTxK[:, :, : self.gen.cfg.ar.slots].astype(jnp.int32).reshape(len(ids_BxTxK), -1)
     return jnp.take_along_axis(flat, seq.time_BxL * self.gen.cfg.ar.slots + seq.slot_BxL, axis=1)
 
-  def _nll(self, params, ids_BxL, seq, cond: Condition):
+  def drop(self, keys_B) -> Drop | None:
+    """Dropout of a step, whose rates `loss.dropout` has; None where there is none."""
+    rates = dataclasses.asdict(self.loss_cfg.dropout)
+    own = jax.vmap(jax.random.fold_in, (0, None))(keys_B, DROPOUT)
+    return Drop(own, **rates) if any(rates.values()) else None
+
+  def logits(self, params, ids_BxL, places: Places, cond: Condition, drop: Drop | None = None):
+    """float32 [B, L, V']."""
+    rngs = {} if drop is None else {"dropout": jax.random.key(DROPOUT)}
+    return AR(as_trained(self.gen.cfg.ar)).apply({"params": params}, ids_BxL, places, cond, drop, rngs=rngs)
+
+  def _nll(self, params, ids_BxL, seq, cond: Condition, drop: Drop | None = None):
     """Nats [B, L] of each token."""
-    places = Places.of(seq.time_BxL, seq.slot_BxL)
-    logits = AR(as_trained(self.gen.cfg.ar)).apply({"params": params}, ids_BxL, places, cond)
+    logits = self.logits(params, ids_BxL, Places.of(seq.time_BxL, seq.slot_BxL), cond, drop)
     return optax.softmax_cross_entropy_with_integer_labels(logits, ids_BxL)
 
   def _slot_weights(self) -> jax.Array:
-    weights = np.array(self.law.slot_weights or [1.0], np.float32)  # the last one stands for all slots after it
+    weights = np.array(self.loss_cfg.slot_weights or [1.0], np.float32)  # the last one stands for all slots after it
     k = self.gen.cfg.ar.slots
     return jnp.asarray(np.concatenate([weights, np.full(max(0, k - len(weights)), weights[-1])])[:k])
 
@@ -124,20 +140,26 @@ class ARTask:
   def media(self, params, frozen, batch) -> dict[str, np.ndarray]:
     """The batch's clips as their tokens decode, beside what the model makes of their captions."""
     from vftok.show.picture import video_rows
-    from vftok.tokens import VideoTokens
 
     if not self.gen.cfg.tokenizer:
       return {}
     tok, tok_params = self.tokenizer()
     first = {key: jnp.asarray(batch[key][:4]) for key in batch if batch[key].dtype != object}
     cond = self.condition(first, jnp.zeros(len(first["ids"]), bool))
-    how, slots = tok.sampling(self.law.show_steps, *_guidance(self.law)), self.gen.cfg.ar.slots
+    how, slots = tok.sampling(self.loss_cfg.show_steps, *_guidance(self.loss_cfg)), self.gen.cfg.ar.slots
     decode = lambda tokens: to_uint8(tok.decode(tok_params, tokens, jax.random.key(0), **how))
-    columns = {"tokens of the clip": decode(VideoTokens.full(first["ids"], nested=tok.nested))}
-    made = self.gen.generate(params, jax.random.key(1), cond, guidance=self.law.show_scale).widen(tok.registers)
+    whole = self._tokens(first)
+    given, own = whole.split(len(self.gen.cfg.condition))
+    columns = {"tokens of the clip": decode(own)}
+    options = dict(guidance=self.loss_cfg.show_scale) | (dict(given=given) if self.gen.cfg.condition else {})
+    made = self.gen.generate(params, jax.random.key(1), cond, **options).widen(tok.registers)
     for keep in sorted({1, max(1, slots // 4), slots}) if tok.nested else (slots,):
       columns[f"generated, k = {keep}"] = decode(made.truncate(keep))
     return {"samples": video_rows(columns)}
+
+  def _tokens(self, batch) -> VideoTokens:
+    """A batch's own tokens, those of given frames first where there are such."""
+    return VideoTokens.full(batch["ids"], nested=self.gen.cfg.nested)
 
   def evaluate(self, params, frozen, batches, total, split, out) -> dict[str, float]:
     """Bits per token with and without the condition, by slot, over a whole set."""
@@ -165,14 +187,17 @@ class ARTask:
           out[f"nll_per_clip/keep {kept}"] = mean(counted.sum(1), batch["_mask"])
     return out
 
-  def evaluate_generation(self, params, out) -> dict[str, float]:
-    """Generated clips against held-out ones; see vftok/evals/generation.py. Writes OUT/generation."""
+  def evaluate_generation(self, params, out, asked=None) -> dict[str, float]:
+    """Generated clips against held-out ones; see vftok/evals/generation.py. Writes OUT/generation.
+
+    `asked`: a `vftok.evals.protocol.Protocol` by which it is done again.
+    """
     from vftok.evals.generation_run import evaluate
 
     tok, tok_params = self.tokenizer()
     law = self.cfg.eval.generation
-    guidance = (law.decoder, law.decoder_scale) if law.decoder else _guidance(self.law)
-    return evaluate(self.cfg, self.gen, params, tok, tok_params, tok.sampling(law.steps, *guidance), out)
+    guidance = (law.decoder, law.decoder_scale) if law.decoder else _guidance(self.loss_cfg)
+    return evaluate(self.cfg, self.gen, params, tok, tok_params, tok.sampling(law.steps, *guidance), out, asked)
 
   def tokenizer(self) -> tuple[Any, Any]:
     """(tokenizer, params) that the stored tokens are of."""
@@ -190,15 +215,16 @@ def tokenizer(name: str, dino: str | None = None):
   return Tokenizer.load(name, dino=dino)
 
 
-def _guidance(law) -> tuple[str, float]:
-  return "cfg" if law.show_guidance else "", law.show_guidance
+def _guidance(loss: ARLoss) -> tuple[str, float]:
+  return "cfg" if loss.show_guidance else "", loss.show_guidance
 
 
 def _of_tokens(model: dict, metas) -> dict:
   """The model's config with what the stored tokens say, class names too; slots = 0 stands for all of theirs."""
   meta = metas[0]
   for other in metas[1:]:
-    if other["fingerprint"] != meta["fingerprint"] or other["shape"] != meta["shape"]:
+    same = all(other.get(key) == meta.get(key) for key in ("fingerprint", "shape", "counts", "condition"))
+    if not same:
       raise ValueError("the sources hold tokens of different tokenizers or shapes: tokenize all clips with one.")
   (steps, slots), ar = meta["shape"], dict(model["ar"])
   nested = meta.get("nested", True)
@@ -210,6 +236,13 @@ def _of_tokens(model: dict, metas) -> dict:
     ar["levels"] = _levels(metas, ar)
   model = model | {"ar": ar, "tokenizer": meta["tokenizer"], "fingerprint": meta["fingerprint"]}
   model["nested"] = nested
+  if meta.get("counts") and ar.get("lengths") != "length_first":
+    raise ValueError(
+      f"lengths are {ar.get('lengths')!r} and the stored tokens have counts {meta['counts']} of their own, expected "
+      "'length_first': set model.ar.lengths."
+    )
+  if condition := meta.get("condition"):
+    model |= {"condition": tuple(condition["counts"]), "condition_frames": condition["frames"]}
   if ar["n_classes"] and meta["label_names"]:
     ar["n_classes"], model["classes"] = len(meta["label_names"]), tuple(meta["label_names"])
   if not ar["ctx_dim"]:
@@ -221,7 +254,9 @@ def _of_tokens(model: dict, metas) -> dict:
 
 
 def _levels(metas, ar: dict) -> tuple[int, ...]:
-  """Counts that lengths can say: the router's, as far as the model has slots for them."""
+  """Counts that lengths can say: the tokenizer's, or the router's as far as the model has slots for them."""
+  if metas[0].get("counts"):
+    return tuple(metas[0]["counts"])
   routers = [meta.get("router") for meta in metas]
   if None in routers or any(router != routers[0] for router in routers):
     raise ValueError(

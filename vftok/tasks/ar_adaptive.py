@@ -1,7 +1,8 @@
 """Training a generator that says its own lengths: what a router predicted for each clip, under a drawn preference.
 
-Sequences are ragged; `loss.pack` of them share a row. Logits have the masks of sampling, so bits are those of what is
-sampled: a length is drawn among lengths, content among content.
+Or lengths are those that stored tokens have, where ids depend on them (EVATok). Sequences are ragged; `loss.pack` of
+them share a row. Logits have the masks of sampling, so bits are those of what is sampled: a length is drawn among
+lengths, content among content.
 """
 
 from __future__ import annotations
@@ -19,12 +20,11 @@ from vftok.budget.reward import Reward
 from vftok.data.sources import source_of
 from vftok.generator.api import Generator
 from vftok.models import lengths, order
-from vftok.models.ar import AR
-from vftok.models.ar_inputs import Condition, Places, of_segment
-from vftok.models.layers import as_trained
+from vftok.models.ar_inputs import Condition, Drop, Places, of_segment
 from vftok.models.pack import Packing, pack
 from vftok.tasks import Metrics, mean
 from vftok.tasks.ar import ARTask
+from vftok.tokens import VideoTokens
 
 SAMPLE = 256  # clips of each source that the odds of lengths are counted in
 ASKED = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # places in the range of preferences that an evaluation reports
@@ -38,19 +38,25 @@ class AdaptiveARTask(ARTask):
 
   def __init__(self, cfg: ConfigDict, metas: list[dict] | None = None):
     super().__init__(cfg, metas)
-    router, slots = self.metas[0]["router"], self.gen.cfg.ar.slots
-    self.levels = tuple(level for level in router["levels"] if level <= slots)
-    constants = {name: router[name] for name in ("steps", "loss_mean", "loss_std")}
-    self.reward = Reward.of_router(router["levels"], **constants)
-    low, high = self.law.preference
-    if not 0 < low <= high < 2:
-      raise ValueError(f"loss.preference is {(low, high)}, expected 0 < low <= high < 2.")
+    self.counted = bool(self.metas[0].get("counts"))
+    if self.counted:
+      self.levels = self.gen.cfg.ar.levels
+    else:
+      self._weigh(self.metas[0]["router"])
     group = cfg.batch_size // cfg.accumulate
-    if self.law.pack < 1 or group % self.law.pack:
-      raise ValueError(f"loss.pack is {self.law.pack}, expected a divisor of the {group} examples computed at once.")
+    if self.loss_cfg.pack < 1 or group % self.loss_cfg.pack:
+      raise ValueError(
+        f"loss.pack is {self.loss_cfg.pack}, expected a divisor of the {group} examples computed at once."
+      )
 
     if metas is None and self.gen.cfg.ar.levels:
       self.gen = Generator(dataclasses.replace(self.gen.cfg, length_odds=self._odds()))
+
+  def _weigh(self, router: dict) -> None:
+    """What a router's preferences are weighed by."""
+    self.levels = tuple(level for level in router["levels"] if level <= self.gen.cfg.ar.slots)
+    constants = {name: router[name] for name in ("steps", "loss_mean", "loss_std")}
+    self.reward = Reward.of_router(router["levels"], **constants)
 
   def _odds(self) -> tuple[tuple[float, ...], ...]:
     """How often each step gets each level over clips and preferences, in the mix of the sources."""
@@ -59,8 +65,9 @@ class AdaptiveARTask(ARTask):
     for source in self.cfg.data.sources.to_dict().values():
       records = source_of(source)
       picked = np.linspace(0, len(records) - 1, SAMPLE).astype(int)
-      curves = np.stack([records[int(i)]["curves"] for i in picked])
-      keep_NxT = np.asarray(self.counts({"curves": curves}, self.preferences(uniform)))
+      key = "keep" if self.counted else "curves"
+      stored = {key: np.stack([records[int(i)][key] for i in picked])}
+      keep_NxT = np.asarray(self.counts(stored, self.preferences(uniform)))
       odds.append((keep_NxT[:, :, None] == np.array(self.levels)).mean(0))
       weights.append(source.get("weight", 1.0))
     mixed = np.average(odds, axis=0, weights=weights) + 1e-3  # nothing is impossible
@@ -68,13 +75,15 @@ class AdaptiveARTask(ARTask):
 
   def loss(self, params, frozen, batch, keys_B, step) -> tuple[jax.Array, Metrics]:
     draws = jax.vmap(self._draw)(keys_B)
-    uniform_B = mirrored(draws["uniform"]) if self.law.pack > 1 else draws["uniform"]
+    uniform_B = mirrored(draws["uniform"]) if self.loss_cfg.pack > 1 else draws["uniform"]
     keep_BxT = self.counts(batch, self.preferences(uniform_B))
     steps = jnp.arange(keep_BxT.shape[1])
-    # Given steps may have come with any level: what they show is the past, not what the router would say of it.
-    keep_BxT = jnp.where(steps < draws["given"][:, None], draws["given_level"][:, None], keep_BxT)
+    if not self.counted:
+      # Given steps may have come with any level: what they show is the past, not what the router would say of it.
+      keep_BxT = jnp.where(steps < draws["given"][:, None], draws["given_level"][:, None], keep_BxT)
+    drop = self.drop(keys_B[:: self.loss_cfg.pack])
     nll_RxL, seq, ids, null_RxL, fits = self._rows(
-      params, batch, keep_BxT, draws["given"], draws["null"], self.law.pack
+      params, batch, keep_BxT, draws["given"], draws["null"], self.loss_cfg.pack, drop
     )
     predicted = seq.valid_BxL & ~seq.given_BxL
     says = lengths.says_length(self.gen.cfg.ar, ids)
@@ -85,7 +94,7 @@ class AdaptiveARTask(ARTask):
     made = steps >= draws["given"][:, None]
     metrics = self._by_kind(nll_RxL, predicted, says)
     metrics |= {"tokens_per_step": mean(keep_BxT.reshape(-1), made.reshape(-1))}
-    metrics |= {"packed/left_out": mean(~fits.reshape(-1) * 1.0)} if self.law.pack > 1 else {}
+    metrics |= {"packed/left_out": mean(~fits.reshape(-1) * 1.0)} if self.loss_cfg.pack > 1 else {}
     return loss, metrics | self._by_slot(nll_RxL, predicted & ~says & ~null_RxL, self._content(seq))
 
   def _draw(self, key) -> dict[str, jax.Array]:
@@ -95,15 +104,19 @@ class AdaptiveARTask(ARTask):
 
   def preferences(self, uniform_B) -> jax.Array:
     """w_q [B] of numbers in 0..1, even in the log of what a token costs, (2 - w_q) / w_q: so are lengths, roughly."""
-    low, high = (np.log((2 - w) / w) for w in self.law.preference)
+    if self.counted:
+      return jnp.zeros_like(jnp.asarray(uniform_B))  # nobody asks
+    low, high = (np.log((2 - w) / w) for w in self.loss_cfg.preference)
     return 2 / (1 + jnp.exp(low + (high - low) * uniform_B))
 
   def counts(self, batch, preference_B) -> jax.Array:
-    """int32 [B, T]: the router's tokens of each step under a preference per clip."""
+    """int32 [B, T]: the router's tokens of each step under a preference per clip, or those that were stored."""
+    if self.counted:
+      return jnp.asarray(batch["keep"])
     curves_BxTxm = batch["curves"][:, :, : len(self.levels)]
     return allocate.among_levels(curves_BxTxm, self.levels, self.reward, preference_B[:, None, None], jnp)
 
-  def _rows(self, params, batch, keep_BxT, given_B, null_B, group: int = 1):
+  def _rows(self, params, batch, keep_BxT, given_B, null_B, group: int = 1, drop: Drop | None = None):
     """(nats [R, L], places, ids, whether without condition [R, L], which sequences fit [R, G]) of packed rows."""
     cfg = self.gen.cfg.ar
     ids_BxTxK, extended_BxT = lengths.extend(cfg, batch["ids"], keep_BxT, jnp)
@@ -117,11 +130,10 @@ class AdaptiveARTask(ARTask):
       segment, fits = packing.segment_RxL, packing.fits_RxG
     places = Places.of(seq.time_BxL, seq.slot_BxL, segment)
     null_RxL = of_segment(cond.null_BxG, places, ids.shape)
-    return self._nats(params, ids, seq, places, cond), seq, ids, null_RxL, fits
+    return self._nats(params, ids, seq, places, cond, drop), seq, ids, null_RxL, fits
 
-  def _nats(self, params, ids, seq, places: Places, cond: Condition) -> jax.Array:
-    cfg = self.gen.cfg.ar
-    logits = AR(as_trained(cfg)).apply({"params": params}, ids, places, cond)
+  def _nats(self, params, ids, seq, places: Places, cond: Condition, drop: Drop | None) -> jax.Array:
+    cfg, logits = self.gen.cfg.ar, self.logits(params, ids, places, cond, drop)
     logits = jnp.where(lengths.allowed(cfg, places.slot_BxL, jnp), logits, -jnp.inf)
     own = jnp.take_along_axis(logits, ids[:, :, None], axis=2)[:, :, 0]
     # Padding has an id that cannot stand there: no infinity may reach a sum, nor a gradient.
@@ -135,23 +147,31 @@ class AdaptiveARTask(ARTask):
     flat = lambda x: x.reshape(-1)
     return {"nll": mean(flat(nll), flat(where & ~says)), "nll/lengths": mean(flat(nll), flat(where & says))}
 
+  def _tokens(self, batch) -> VideoTokens:
+    return (
+      VideoTokens(batch["ids"].astype(jnp.int32), batch["keep"], nested=False)
+      if self.counted
+      else super()._tokens(batch)
+    )
+
   def flops(self) -> float:
-    return super().flops() / self.law.pack
+    return super().flops() / self.loss_cfg.pack
 
   def _sums(self, params, batch) -> Metrics:
     """Every clip at the middle of the preferences, and nats and tokens at other places; whole and unpacked."""
     b, cfg = len(batch["ids"]), self.gen.cfg.ar
-    keep = self.counts(batch, self.preferences(jnp.full(b, 0.5)))
-    out = {"tokens_per_step": mean(keep.mean(1), batch["_mask"])}
-    for place in ASKED:
+    keep, given = self.counts(batch, self.preferences(jnp.full(b, 0.5))), len(self.gen.cfg.condition)
+    out = {"tokens_per_step": mean(keep[:, given:].mean(1), batch["_mask"])}
+    for place in () if self.counted else ASKED:
       asked = self.counts(batch, self.preferences(jnp.full(b, place)))
       nll = self._rows(params, batch, asked, 0, jnp.zeros(b, bool))[0]
       out[f"tokens_per_step/asked {place:g}"] = mean(asked.mean(1), batch["_mask"])
       out[f"nll_per_clip/asked {place:g}"] = mean(nll.sum(1), batch["_mask"])
     for name, null in (("", False), ("null/", True)):
-      nll, seq, ids, _, _ = self._rows(params, batch, keep, 0, jnp.full(b, null))
-      where, says = seq.valid_BxL & batch["_mask"][:, None], lengths.says_length(cfg, ids)
-      out[f"{name}nll_per_clip"] = mean(nll.sum(1), batch["_mask"])
+      nll, seq, ids, _, _ = self._rows(params, batch, keep, given, jnp.full(b, null))
+      predicted = seq.valid_BxL & ~seq.given_BxL
+      where, says = predicted & batch["_mask"][:, None], lengths.says_length(cfg, ids)
+      out[f"{name}nll_per_clip"] = mean((nll * predicted).sum(1), batch["_mask"])
       out[f"{name}bits_per_token"] = mean(nll.reshape(-1) / np.log(2), where.reshape(-1))
       for kind, value in self._by_kind(nll / np.log(2), where, says).items():
         out[name + {"nll": "bits_per_content_token", "nll/lengths": "bits_per_length_token"}[kind]] = value

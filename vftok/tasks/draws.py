@@ -13,25 +13,26 @@ from vftok.budget.reward import Reward
 from vftok.models import flow
 from vftok.models.nested import sample_keep
 from vftok.models.router import RouterConfig, net
+from vftok.tasks.losses import TokenizerLoss
 
 ROUTED = 7  # folded into an example's key: the router's draws are beside those of `draw`
 
 
-def draw(law, tok, latent_shape, key) -> dict[str, jax.Array]:
-  """All random numbers of one example, by the law of `config.loss`."""
+def draw(loss: TokenizerLoss, tok, latent_shape, key) -> dict[str, jax.Array]:
+  """All random numbers of one example, by the laws of `config.loss`."""
   names = ("noise", "t", "keep", "null", "given", "given_t", "given_zero")
   keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
-  given = jax.random.choice(keys["given"], len(law.given_probs), p=jnp.array(law.given_probs))
-  given_t = jax.random.uniform(keys["given_t"], maxval=law.given_noise)
+  given = jax.random.choice(keys["given"], len(loss.given_probs), p=jnp.array(loss.given_probs))
+  given_t = jax.random.uniform(keys["given_t"], maxval=loss.given_noise)
   return {
     "noise": flow.gaussian(keys["noise"], latent_shape),
-    "t": flow.sample_time(keys["t"], law=law.time, mode_scale=law.mode_scale, high=law.high, low_end=law.high_from),
-    "keep": sample_keep(keys["keep"], tok.chunk_steps, tok.registers, law=law.nested, share=law.share)
+    "t": flow.sample_time(keys["t"], law=loss.time, mode_scale=loss.mode_scale, high=loss.high, low_end=loss.high_from),
+    "keep": sample_keep(keys["keep"], tok.chunk_steps, tok.registers, law=loss.nested, share=loss.share)
     if tok.nested
     else jnp.full(tok.chunk_steps, tok.registers),
-    "null": jax.random.bernoulli(keys["null"], law.null),
+    "null": jax.random.bernoulli(keys["null"], loss.null),
     "given_BxL": jnp.arange(latent_shape[0]) < given,
-    "given_t": jnp.where(jax.random.bernoulli(keys["given_zero"], law.given_clean), 0.0, given_t),
+    "given_t": jnp.where(jax.random.bernoulli(keys["given_zero"], loss.given_clean), 0.0, given_t),
   }
 
 
@@ -50,7 +51,7 @@ class RoutedKeep:
   preferences: tuple[float, float]
 
   @classmethod
-  def load(cls, law, tok) -> tuple[RoutedKeep, Any]:
+  def load(cls, loss: TokenizerLoss, tok) -> tuple[RoutedKeep, Any]:
     """(itself, the router's parameters) of `loss.router`.
 
     Raises:
@@ -58,14 +59,14 @@ class RoutedKeep:
     """
     from vftok.budget.router import Router
 
-    router, params = Router.load(law.router)
+    router, params = Router.load(loss.router)
     cfg, shape = router.cfg, tok.latent_shape(1, tok.chunk_steps)[1:]
     if cfg.head != "curves" or cfg.levels[-1] != tok.registers or tuple(cfg.latents) != shape:
       raise ValueError(
         f"loss.router has head {cfg.head!r}, levels {cfg.levels} and latents {cfg.latents}, expected curves up to "
         f"{tok.registers} tokens of latents {shape}: train one for this tokenizer."
       )
-    return cls(cfg, router.reward(), law.router_share, tuple(law.router_preferences)), params
+    return cls(cfg, router.reward(), loss.router_share, tuple(loss.router_preferences)), params
 
   def __call__(self, params, latents_BxTxhxwxC, keep_BxT, keys_B) -> jax.Array:
     """int32 [B, T]: the router's counts for a share of the examples, those given for the others."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
-from ml_collections import ConfigDict
 
 from vftok.frozen import features
 from vftok.frozen.features.dino_inputs import dino_features, joined, load_dino, reads_dino
 from vftok.frozen.features.dinov2 import DINOv2
 from vftok.frozen.features.frames import FeatureNet
 from vftok.models.config import TokenizerConfig
+from vftok.tasks.losses import TokenizerLoss
 from vftok.tokenizer import programs
 
 
@@ -38,25 +38,26 @@ class FrozenNets:
   params: {"dino", "features"} of those that there are; without "features" where both are one net.
   """
 
-  def __init__(self, cfg: ConfigDict, model: TokenizerConfig, load_dino=load_dino, load_features=features.load):
+  def __init__(
+    self, loss: TokenizerLoss, dino: str, model: TokenizerConfig, load_dino=load_dino, load_features=features.load
+  ):
     """Raises ValueError where the config asks for a net that it does not name, or for what its net does not have."""
-    law = cfg.loss
-    self.law, self.model, self.params, self.shared = law, model, {}, False
+    self.loss, self.model, self.params, self.shared = loss, model, {}, False
     self.dino: DINOv2 | None = None
     self.target: FeatureNet | None = None
-    if cfg.dino or reads_dino(model):
-      if not cfg.dino:
+    if dino or reads_dino(model):
+      if not dino:
         raise ValueError("the encoder reads DINOv2 features: set config.dino to its weights (facebook/dinov2-large).")
-      self.dino, self.params["dino"] = load_dino(model, cfg.dino)
-    if law.repa or law.prefix_features or law.prefix_class:
-      self.shared = law.features == "dinov2" and self.dino is not None and law.features_path in ("", cfg.dino)
+      self.dino, self.params["dino"] = load_dino(model, dino)
+    if loss.repa or loss.prefix_features or loss.prefix_class:
+      self.shared = loss.features == "dinov2" and self.dino is not None and loss.features_path in ("", dino)
       if self.shared:
         self.target = self.dino
       else:
-        self.target, self.params["features"] = load_features(law.features, law.features_path or None)
-    if law.prefix_class and not isinstance(self.target, DINOv2):
+        self.target, self.params["features"] = load_features(loss.features, loss.features_path or None)
+    if loss.prefix_class and not isinstance(self.target, DINOv2):
       raise ValueError(
-        f"loss.prefix_class is set and {law.features} has no class feature: set loss.features to dinov2."
+        f"loss.prefix_class is set and {loss.features} has no class feature: set loss.features to dinov2."
       )
 
   def see(self, frozen: dict[str, Any], batch: dict[str, jax.Array], latents, grid: tuple[int, int, int]) -> Seen:
@@ -87,8 +88,8 @@ class FrozenNets:
     return jax.tree.map(jax.lax.stop_gradient, seen._replace(patches=patches, classes=classes))
 
   def _targets(self, params, video, grid):
-    reduce = self.law.features_reduce
-    if self.law.prefix_class:
+    reduce = self.loss.features_reduce
+    if self.loss.prefix_class:
       return self.target.targets_with_class(params, video, grid, reduce)
     return self.target.targets(params, video, grid, reduce=reduce), None
 
@@ -98,5 +99,5 @@ class FrozenNets:
     if self.dino is not None:
       total += self.dino.flops((grid[0], *latent_size), "mean" if self.model.dino_frames == "avg" else "first")
     if self.target is not None and not (self.shared and self.model.dino_frames):
-      total += self.target.flops(grid, self.law.features_reduce)
+      total += self.target.flops(grid, self.loss.features_reduce)
     return total

@@ -56,11 +56,11 @@ def prefix_latents(task, params, made: Made) -> jax.Array:
 
 
 def prefix_features(task, params, made: Made) -> jax.Array:
-  return _from_features(task.law, _head(task, params, made, "features"), made.seen.patches)
+  return _from_features(task.loss_cfg.features_standard, _head(task, params, made, "features"), made.seen.patches)
 
 
 def prefix_class(task, params, made: Made) -> jax.Array:
-  return _from_features(task.law, _head(task, params, made, "class"), made.seen.classes)
+  return _from_features(task.loss_cfg.features_standard, _head(task, params, made, "class"), made.seen.classes)
 
 
 def usage(task, params, made: Made) -> jax.Array:
@@ -84,12 +84,12 @@ def _head(task, params, made: Made, name: str) -> jax.Array:
   return task.heads[name].apply(variables, made.codes, made.draws["keep"], grid=grid)
 
 
-def _from_features(law, guess, targets) -> jax.Array:
+def _from_features(standard: bool, guess, targets) -> jax.Array:
   """float32 [B]: one minus the cosine (SemanTok), or the squared error of standardised channels.
 
   What all clips share (floor, sky) owns the cosine of raw features; standardised over the batch, what differs counts.
   """
-  if not law.features_standard:
+  if not standard:
     return 1 - cosine_similarity(guess, targets).mean((1, 2, 3))
   off = targets - targets.mean((0, 1, 2, 3))
   scaled = off * jax.lax.rsqrt(jnp.square(off).mean((0, 1, 2, 3)) + 1e-6)

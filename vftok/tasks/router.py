@@ -30,6 +30,7 @@ from vftok.models.router import RouterConfig, net
 from vftok.runtime.files import whole_file
 from vftok.tasks import Metrics, mean
 from vftok.tasks.curve_fits import centred, expected, explained, one_for_all, sizes, summed
+from vftok.tasks.losses import RouterLoss
 
 SAMPLE = 512  # clips that scales are taken from
 STORED = ("losses", "drawn", "sampled")
@@ -40,22 +41,20 @@ class RouterTask:
   """Parameters are the router's own tree; nothing is frozen, latents and losses are measured once."""
 
   def __init__(self, cfg: ConfigDict):
-    self.cfg = cfg
+    self.cfg, self.loss_cfg = cfg, RouterLoss.of(cfg)
     sources = list(cfg.data.sources.to_dict().values())
     self.meta = _one([read_meta(source["directory"]) for source in sources])
     self.keep = assignments(self.meta["levels"], self.meta["steps"], self.meta["random"], self.meta["seed"])
-    self.measure = cfg.loss.measure
-    if self.measure not in MEASURES:
-      raise ValueError(f"loss.measure is {self.measure!r}, expected one of {', '.join(MEASURES)}.")
+    self.measure = self.loss_cfg.measure
     one = lambda record: self._measured({key: np.asarray(record[key])[None] for key in STORED}, np)
-    scales, self.common = _scales(sources, one, self.meta["levels"], with_size=cfg.loss.size)
+    scales, self.common = _scales(sources, one, self.meta["levels"], with_size=self.loss_cfg.size)
     facts = ("levels", "tokenizer", "fingerprint", "codebook_size")
     known = dict(latents=self.meta["latents_shape"], measure=self.measure) | {name: self.meta[name] for name in facts}
     if cfg.model.head == "classes":
       if self.measure != "flow":
         raise ValueError(f"loss.measure is {self.measure!r}, expected 'flow' for classes: only it is known for all.")
-      check_weight(cfg.loss.preference)
-      known |= dict(preference=cfg.loss.preference)
+      check_weight(self.loss_cfg.preference)
+      known |= dict(preference=self.loss_cfg.preference)
     self.router = Router(from_dict(RouterConfig, {**cfg.model.to_dict(), **known, **scales}))
 
   def init(self, key: jax.Array) -> Any:
@@ -82,9 +81,9 @@ class RouterTask:
     """
     cfg = self.router.cfg
     latents = batch["latents"].astype(jnp.float32)
-    if self.cfg.loss.noise:  # thousands of clips are few: what a router may rely on has to survive it
+    if self.loss_cfg.noise:  # thousands of clips are few: what a router may rely on has to survive it
       noise = jax.vmap(lambda key: gaussian(key, latents.shape[1:]))(keys_B)
-      latents = latents + self.cfg.loss.noise * latents.std((1, 2, 3), keepdims=True) * noise
+      latents = latents + self.loss_cfg.noise * latents.std((1, 2, 3), keepdims=True) * noise
     out = net(cfg).apply({"params": params}, latents)
     if cfg.head == "classes":
       return self._class_loss(out, self._table(batch["losses"]))
@@ -95,12 +94,12 @@ class RouterTask:
     return total / jnp.maximum(weight, 1), {"error": (total, weight)}
 
   def _class_loss(self, logits_BxA, table_BxTxm) -> tuple[jax.Array, Metrics]:
-    reward, soft = self.router.reward(), self.cfg.loss.soft
+    reward, soft = self.router.reward(), self.loss_cfg.soft
     keep_AxT = search.all_assignments(self.meta["levels"], self.meta["steps"])
     level_AxT = np.searchsorted(self.meta["levels"], keep_AxT)
     loss_BxA = sum(table_BxTxm[:, t, level_AxT[:, t]] for t in range(keep_AxT.shape[1]))
     cost_A = keep_AxT.sum(1) / reward.length_std
-    reward_BxA = -self.cfg.loss.preference * loss_BxA / reward.loss_std - (2 - self.cfg.loss.preference) * cost_A
+    reward_BxA = -self.loss_cfg.preference * loss_BxA / reward.loss_std - (2 - self.loss_cfg.preference) * cost_A
     best_B, ours_B = reward_BxA.argmax(1), logits_BxA.argmax(1)
     target = jax.nn.softmax(reward_BxA / soft, -1) if soft else jax.nn.one_hot(best_B, len(keep_AxT))
     error_B = -(target * jax.nn.log_softmax(logits_BxA, -1)).sum(1)
@@ -178,7 +177,7 @@ class RouterTask:
     return values
 
   def _class_values(self, tables, logits) -> dict[str, float]:
-    weight = self.cfg.loss.preference
+    weight = self.loss_cfg.preference
     keep = self.router.keep(logits, Auto(preference=weight))
     return {"clips": len(logits)} | {
       f"percentile/{weight:g}/{name}": value for name, value in self._percentiles(tables, keep, weight).items()

@@ -33,6 +33,7 @@ from vftok.tasks.draws import RoutedKeep, draw
 from vftok.tasks.frozen_nets import FrozenNets
 from vftok.tasks.high_noise import HighNoise
 from vftok.tasks.linear_codes import step_code
+from vftok.tasks.losses import TokenizerLoss
 from vftok.tasks.objectives import OBJECTIVES, Made, per_example
 from vftok.tokenizer import programs
 from vftok.tokenizer.api import Tokenizer
@@ -50,7 +51,7 @@ class TokenizerTask:
   """
 
   def __init__(self, cfg: ConfigDict):
-    self.cfg, self.law = cfg, cfg.loss
+    self.cfg, self.loss_cfg = cfg, TokenizerLoss.of(cfg)
     model = config_json.from_dict(TokenizerConfig, cfg.model.to_dict())
     self.vae_params = None
     if cfg.vae:  # the VAE's config travels with its weights
@@ -59,19 +60,17 @@ class TokenizerTask:
       config_checks.check(model)
     self.nets = self._nets(model)
     self.tok = Tokenizer(model, self.nets.dino)
-    if self.law.draft and model.decoder.draft is None:
-      raise ValueError(f"loss.draft is {self.law.draft}, but the decoder has no draft: set it to 0.")
-    if self.law.repa and not self.law.flow:
-      raise ValueError(f"loss.repa is {self.law.repa}, but without loss.flow no decoder runs: set repa to 0 too.")
+    if self.loss_cfg.draft and model.decoder.draft is None:
+      raise ValueError(f"loss.draft is {self.loss_cfg.draft}, but the decoder has no draft: set it to 0.")
     shape = self.tok.latent_shape(1, self.tok.chunk_steps)[1:]
-    jax.eval_shape(functools.partial(draw, self.law, self.tok, shape), jax.random.key(0))  # unknown laws say so now
+    jax.eval_shape(functools.partial(draw, self.loss_cfg, self.tok, shape), jax.random.key(0))  # unknown laws say so
     self.heads = self._heads()
     self.router = None
-    if self.law.router:
-      self.router, self.router_params = RoutedKeep.load(self.law, self.tok)
+    if self.loss_cfg.router:
+      self.router, self.router_params = RoutedKeep.load(self.loss_cfg, self.tok)
 
   def _nets(self, model) -> FrozenNets:
-    return FrozenNets(self.cfg, model)
+    return FrozenNets(self.loss_cfg, self.cfg.dino, model)
 
   def _heads(self) -> dict[str, PrefixHead]:
     """{target: its head}: of each that has a weight in the loss."""
@@ -87,12 +86,12 @@ class TokenizerTask:
         code_dim=dec.code_dim,
         registers=self.tok.registers,
         max_grid=self.queries(name),
-        dim=self.law.prefix_width,
-        depth=self.law.prefix_depth,
+        dim=self.loss_cfg.prefix_width,
+        depth=self.loss_cfg.prefix_depth,
         dtype=dec.stack.dtype,  # float32 has no fused attention on a GPU
       )
     )
-    return {name: make(name) for name in sizes if self.law[f"prefix_{name}"]}
+    return {name: make(name) for name in sizes if getattr(self.loss_cfg, f"prefix_{name}")}
 
   def queries(self, head: str) -> tuple[int, int, int]:
     """(T, h, w) of what a head predicts: every patch, or one class feature a step."""
@@ -131,7 +130,7 @@ class TokenizerTask:
 
   def start(self, params, batches) -> Any:
     if not self.cfg.init_from:
-      return self._fitted(params, batches) if self.tok.cfg.encoder.linear and self.law.fit_batches else params
+      return self._fitted(params, batches) if self.tok.cfg.encoder.linear and self.loss_cfg.fit_batches else params
     source, loaded = Tokenizer.load(self.cfg.init_from)
     for part in ("encoder", "decoder"):
       mine, theirs = (dataclasses.asdict(getattr(t.cfg, part)) for t in (self.tok, source))
@@ -145,15 +144,15 @@ class TokenizerTask:
     """The encoder's linear map as the principal components of latents, the largest in the first registers."""
     frozen, encoder = self.frozen(), self.tok.cfg.encoder
     reads = lambda batch: self.nets.see(frozen, batch, self._latents(frozen, batch), self._grid()).grid
-    inputs = (reads(batch) for batch in itertools.islice(batches, self.law.fit_batches))
+    inputs = (reads(batch) for batch in itertools.islice(batches, self.loss_cfg.fit_batches))
     steps = np.concatenate([np.asarray(patchify(x, encoder.patch)) for x in inputs])
     fit = step_code(steps.reshape(*steps.shape[:2], -1), encoder.registers * encoder.out_dim)
     return {**params, "encoder": {**params["encoder"], **fit}}
 
   def loss(self, params, frozen, batch, keys_B, step) -> tuple[jax.Array, Metrics]:
-    law, cfg = self.law, self.tok.cfg
+    loss_cfg, cfg = self.loss_cfg, self.tok.cfg
     latents = self._latents(frozen, batch)
-    draws = jax.vmap(functools.partial(draw, law, self.tok, latents.shape[1:]))(keys_B)
+    draws = jax.vmap(functools.partial(draw, loss_cfg, self.tok, latents.shape[1:]))(keys_B)
     if self.router:
       draws["keep"] = self.router(frozen["router"], latents, draws["keep"], keys_B)
 
@@ -161,23 +160,24 @@ class TokenizerTask:
     z = Encoder(cfg.encoder).apply({"params": params["encoder"]}, seen.grid, seen.vector)
     codes = fsq.quantize(z, cfg.levels)
     made = Made(latents, seen, z, codes, draws)
-    if law.flow:
+    if loss_cfg.flow:
       flow_B, readout = self._flow(params, latents, codes, draws)
       made = made._replace(flow_B=flow_B, readout=readout)
-    terms = {name: law[name] * objective(self, params, made) for name, objective in OBJECTIVES.items() if law[name]}
+    weights = {name: getattr(loss_cfg, name) for name in OBJECTIVES}
+    terms = {name: w * OBJECTIVES[name](self, params, made) for name, w in weights.items() if w}
 
     chex.assert_shape(list(terms.values()), (len(latents),))
     total_B = sum(terms.values())
     metrics = {name: mean(value) for name, value in terms.items()} | _codes_used(
       fsq.codes_to_ids(codes, cfg.levels), math.prod(cfg.levels)
     )
-    if law.flow:
+    if loss_cfg.flow:
       metrics |= self._at_high_noise(flow_B, draws)
     return total_B.mean(), metrics
 
   def _flow(self, params, latents, codes, draws) -> tuple[jax.Array, jax.Array | None]:
     """The flow's error of each example, and what the REPA head reads."""
-    law, cfg = self.law, self.tok.cfg.decoder
+    loss_cfg, cfg = self.loss_cfg, self.tok.cfg.decoder
     clean_latents = draws["given_BxL"][:, :, None, None, None]
     noisy = flow.interpolate(latents, draws["noise"], draws["t"])
     given = flow.interpolate(latents, draws["noise"], draws["given_t"])
@@ -189,9 +189,9 @@ class TokenizerTask:
       draws["t"],
       prefix_BxT=draws["given_BxL"][:, :: cfg.patch[0]] if "prefix" in cfg.replacements else None,
       null_B=draws["null"],
-      readout_at=law.repa_layer if law.repa else None,
+      readout_at=loss_cfg.repa_layer if loss_cfg.repa else None,
     )
-    velocity, readout = out if law.repa else (out, None)
+    velocity, readout = out if loss_cfg.repa else (out, None)
     return per_example(velocity, flow.target(latents, draws["noise"]), ~draws["given_BxL"]), readout
 
   def _at_high_noise(self, flow_B, draws) -> Metrics:
@@ -215,7 +215,7 @@ class TokenizerTask:
     block = h * w + cfg.encoder.registers
     pairs = flops.attended_pairs(t, block)  # both masks see about the same: own and earlier steps
     stacks = flops.stack_flops(cfg.encoder.stack, t * block, pairs) if cfg.encoder.net else 0.0
-    if self.law.flow:
+    if self.loss_cfg.flow:
       every = cfg.decoder.mask == "full"
       stacks += flops.stack_flops(cfg.decoder.stack, t * block, None if every else pairs)
     encode, _ = flops.vae_flops(cfg.vae, self.tok.chunk_frames, *self.tok.frame_size)
@@ -239,17 +239,17 @@ class TokenizerTask:
       "original": video,
       "VAE": to_uint8(programs.vae_decode(self.tok.cfg, full, self.tok.encode_latents(full, video))),
     }
-    guidance = guidance_of("cfg" if self.law.show_guidance else "", self.law.show_guidance, self.tok.cfg)
+    guidance = guidance_of("cfg" if self.loss_cfg.show_guidance else "", self.loss_cfg.show_guidance, self.tok.cfg)
     for keep in keeps:
       out = self.tok.decode(
-        full, tokens.truncate(keep), jax.random.key(0), steps=self.law.show_steps, guidance=guidance
+        full, tokens.truncate(keep), jax.random.key(0), steps=self.loss_cfg.show_steps, guidance=guidance
       )
       columns[f"k = {keep}"] = to_uint8(out)
     return {"reconstruction": video_rows(columns)} | self._wrong_tokens(full, batch)
 
   def _wrong_tokens(self, full, batch) -> dict[str, float]:
     """{"high/own", "high/wrong"}: error at fixed high noise with all own tokens and with those of another clip."""
-    if not self.law.flow:
+    if not self.loss_cfg.flow:
       return {}
     watch, few = HighNoise(self.tok, full), {"video": batch["video"][:SHOWN]}
     list(watch.watch([few]))
@@ -260,7 +260,7 @@ class TokenizerTask:
     from vftok.evals import probe_run, reconstruction, report
 
     cfg, full = self.cfg.eval, self._full(params, frozen)
-    watch = HighNoise(self.tok, full) if self.law.flow else None
+    watch = HighNoise(self.tok, full) if self.loss_cfg.flow else None
     evaluation = reconstruction.evaluate(
       self.tok,
       full,

@@ -19,6 +19,7 @@ from vftok.models.flops import vae_flops
 from vftok.models.vae import VAE, VAEConfig
 from vftok.tasks import Metrics, mean
 from vftok.tasks.linear_codes import patch_code
+from vftok.tasks.losses import VAELoss
 from vftok.tokenizer import programs
 
 
@@ -26,9 +27,9 @@ class VAETask:
   """Parameters {"vae"} and, with an adversarial term, {"critic"}; frozen {"lpips"} or nothing."""
 
   def __init__(self, cfg: ConfigDict):
-    self.cfg, self.law = cfg, cfg.loss
+    self.cfg, self.loss_cfg = cfg, VAELoss.of(cfg)
     self.model = config_json.from_dict(VAEConfig, cfg.model.to_dict())
-    self.vae, self.critic = VAE(self.model), Discriminator(width=cfg.loss.critic_width)
+    self.vae, self.critic = VAE(self.model), Discriminator(width=self.loss_cfg.critic_width)
     n = self.model.space_stride
     self.size = (cfg.data.size, cfg.data.size)
     if cfg.data.size % n:
@@ -38,16 +39,16 @@ class VAETask:
     first, second = jax.random.split(key)
     video = jnp.zeros((1, 1, self.model.space_stride, self.model.space_stride, self.model.in_channels))
     params = {"vae": self.vae.init(first, video)["params"]}
-    if self.law.adversarial:
+    if self.loss_cfg.adversarial:
       params["critic"] = self.critic.init(second, jnp.zeros((1, *self.size, 3)))["params"]
     return params
 
   def frozen(self) -> Any:
-    if not self.law.lpips:
+    if not self.loss_cfg.lpips:
       return {}
     from vftok.frozen.metrics.weights import load_lpips
 
-    return {"lpips": load_lpips(self.law.lpips_net)}
+    return {"lpips": load_lpips(self.loss_cfg.lpips_net)}
 
   def start(self, params, batches: Iterable[dict]) -> Any:
     if self.cfg.init_from:
@@ -55,52 +56,52 @@ class VAETask:
       if jax.tree.map(jnp.shape, vae) != jax.tree.map(jnp.shape, params["vae"]):
         raise ValueError(f"init_from holds another VAE ({cfg}): use the model it was made with.")
       return {**params, "vae": vae}
-    if not (self.model.linear and self.law.fit_batches):
+    if not (self.model.linear and self.loss_cfg.fit_batches):
       return params
-    clips = [batch["video"] for batch in itertools.islice(batches, self.law.fit_batches)]
-    code = patch_code(clips, self.model.patch, self.model.z_channels, self.law.fit_whiten)
+    clips = [batch["video"] for batch in itertools.islice(batches, self.loss_cfg.fit_batches)]
+    code = patch_code(clips, self.model.patch, self.model.z_channels, self.loss_cfg.fit_whiten)
     vae = params["vae"]
     return {**params, "vae": {side: {**vae[side], "linear": code[side]} for side in ("encoder", "decoder")}}
 
   def loss(self, params, frozen, batch, keys_B, step) -> tuple[jax.Array, Metrics]:
-    law, video = self.law, programs.to_float(batch["video"])
+    cfg, video = self.loss_cfg, programs.to_float(batch["video"])
     keys = jax.vmap(lambda key: jax.random.split(key, 4))(keys_B)
     apply = lambda x, method: self.vae.apply({"params": params["vae"]}, x, method=method)
     latents, logvar = apply(video, VAE.encode)
     off = _off_unit(latents)
-    if law.sample:
+    if cfg.sample:
       noise = jax.vmap(lambda key: flow.gaussian(key, latents.shape[1:]))(keys[:, 0])
       kl_B = 0.5 * (jnp.square(latents) + jnp.exp(logvar) - 1 - logvar).sum((1, 2, 3, 4))
       latents = latents + jnp.exp(0.5 * logvar) * noise
     else:
       kl_B = 0.5 * jnp.square(latents).sum((1, 2, 3, 4))
-    if law.noise:
+    if cfg.noise:
       # How much noise a clip gets is drawn too, so the decoder stays sharp on clean latents.
       noise = jax.vmap(lambda key: flow.gaussian(key, latents.shape[1:]))(keys[:, 2])
-      latents += law.noise * jax.vmap(jax.random.uniform)(keys[:, 3])[:, None, None, None, None] * noise
+      latents += cfg.noise * jax.vmap(jax.random.uniform)(keys[:, 3])[:, None, None, None, None] * noise
     out = apply(latents, VAE.decode)
 
     error, all_but_first = out - video, (1, 2, 3, 4)
-    terms = {"kl": law.kl * kl_B / np.prod(video.shape[1:])}
-    if law.unit:
-      terms["unit"] = law.unit * jnp.broadcast_to(off, kl_B.shape)
-    if law.l1:
-      terms["l1"] = law.l1 * jnp.abs(error).mean(all_but_first)
-    if law.l2:
-      terms["l2"] = law.l2 * jnp.square(error).mean(all_but_first)
-    if law.lpips or law.adversarial:
-      pick = jax.vmap(lambda key: jax.random.choice(key, video.shape[1], (law.frames,), replace=False))(keys[:, 1])
+    terms = {"kl": cfg.kl * kl_B / np.prod(video.shape[1:])}
+    if cfg.unit:
+      terms["unit"] = cfg.unit * jnp.broadcast_to(off, kl_B.shape)
+    if cfg.l1:
+      terms["l1"] = cfg.l1 * jnp.abs(error).mean(all_but_first)
+    if cfg.l2:
+      terms["l2"] = cfg.l2 * jnp.square(error).mean(all_but_first)
+    if cfg.lpips or cfg.adversarial:
+      pick = jax.vmap(lambda key: jax.random.choice(key, video.shape[1], (cfg.frames,), replace=False))(keys[:, 1])
       real, fake = (jnp.take_along_axis(v, pick[:, :, None, None, None], 1) for v in (video, out))
       flat = lambda v: v.reshape(-1, *v.shape[2:])
       per_clip = lambda x: x.reshape(len(video), -1).mean(1)
-    if law.lpips:
+    if cfg.lpips:
       from vftok.frozen.metrics.vgg import lpips
 
-      terms["lpips"] = law.lpips * per_clip(lpips(frozen["lpips"], flat(fake), flat(real)))
-    if law.adversarial:
+      terms["lpips"] = cfg.lpips * per_clip(lpips(frozen["lpips"], flat(fake), flat(real)))
+    if cfg.adversarial:
       # One backward pass for both players: each sees the other through a stopped gradient.
       judge = lambda critic, frames: self.critic.apply({"params": critic}, frames)
-      on = law.adversarial * (step >= law.adversarial_from)
+      on = cfg.adversarial * (step >= cfg.adversarial_from)
       terms["generator"] = -on * per_clip(judge(jax.lax.stop_gradient(params["critic"]), flat(fake)))
       hinge = jax.nn.relu(1 - judge(params["critic"], flat(real)))
       hinge += jax.nn.relu(1 + judge(params["critic"], jax.lax.stop_gradient(flat(fake))))

@@ -29,6 +29,7 @@ from vftok.tokenizer.checks import (
   check_key,
   check_latents,
   check_made,
+  check_painted,
   check_sampling,
   check_tokens,
   check_video,
@@ -203,7 +204,8 @@ class Tokenizer(FlowGeometry):
     pieces = [tokens] if isinstance(tokens, VideoTokens) else tokens
     slots_of = functools.partial(self.slots, collapse=how.collapse, least=slots)
     chunks = stream.decode_chunks(self, run, pieces, noise_of, slots_of, first_frames)
-    return (jnp.clip(frames, -1.0, 1.0) if clip else frames for frames in chunks)
+    painted = map(check_painted, chunks)
+    return (jnp.clip(frames, -1.0, 1.0) if clip else frames for frames in painted)
 
   def latent_shape(self, batch: int, steps: int) -> tuple[int, ...]:
     """[B, T, h, w, C] of the latents, and of the noise, of so many time steps of tokens."""
@@ -309,6 +311,7 @@ def load(
 
   check_dtype(dtype)
   cfg, params = load(name, vae)
+  net = None
   if dino is not None:
-    dino, params["dino"] = load_dino(cfg, dino)
-  return Tokenizer(cfg if dtype is None else cfg.with_dtype(dtype), dino), params
+    net, params["dino"] = load_dino(cfg, dino)
+  return Tokenizer(cfg if dtype is None else cfg.with_dtype(dtype), net), params

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vftok.io.finite import is_finite
 from vftok.models.config import TokenizerConfig
 from vftok.models.config_checks import DTYPES
 from vftok.models.flow import APG, CFG, GUIDANCES, SOLVERS, Guidance, Sampling, of_model
@@ -142,12 +143,11 @@ def check_key(key, what: str) -> None:
     raise ValueError(f"key is {brief(key, 42)}, expected one random key: pass jax.random.key(seed).")
 
 
-def is_finite(x) -> bool:
-  """Whether all numbers are finite; True where they cannot be looked at (while JAX traces, or on other hosts)."""
-  if not is_concrete(x) or not getattr(x, "is_fully_addressable", True):
-    return True
-  with np.errstate(over="ignore"):  # what float32 cannot hold is infinite to a model
-    return bool(np.isfinite(np.asarray(x, np.float32)).all())
+def check_painted(frames: jax.Array) -> jax.Array:
+  """Raises ValueError where decoded frames are not finite; looked at unless JAX is tracing. Returns the frames."""
+  if not is_finite(frames):
+    raise ValueError("the decoded frames are not finite, so they make no pictures: use other weights, or float32.")
+  return frames
 
 
 def check_made(tokens: VideoTokens, what: str) -> VideoTokens:

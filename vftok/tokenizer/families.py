@@ -6,11 +6,11 @@ import dataclasses
 import importlib
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vftok.io import hub
-from vftok.tokenizer.checks import check_options
+from vftok.tokenizer.checks import check_dtype, check_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +43,9 @@ FAMILIES = (
 )
 
 
-def family_of(config: Mapping[str, Any]) -> Family:
+def family_of(config: Mapping[str, Any], families: Sequence[Family]) -> Family:
   """The first row that knows this config.json."""
-  return next(family for family in FAMILIES if family.knows(config))
+  return next(family for family in families if family.knows(config))
 
 
 def load(name: str | os.PathLike, **options: Any):
@@ -60,8 +60,14 @@ def load(name: str | os.PathLike, **options: Any):
   Raises:
     FileNotFoundError, ValueError: one sentence that names the file and what is wrong with it.
   """
+  return opened(FAMILIES, name, options)
+
+
+def opened(families: Sequence[Family], name: str | os.PathLike, options: Mapping[str, Any]):
+  """What the module of the first of `families` that knows a model's config makes of it."""
+  check_dtype(options.get("dtype"))  # before anything is fetched
   checkpoint = hub.open_checkpoint(name)
-  family = family_of(checkpoint.config)
+  family = family_of(checkpoint.config, families)
   open_model = importlib.import_module(family.module).load
   options = {key: value for key, value in options.items() if value is not None}  # None: not asked for
   known = [p for p in inspect.signature(open_model).parameters if p != "name"]

@@ -112,7 +112,8 @@ class FlowGeometry(Geometry):
 
   @property
   def frame_size(self) -> tuple[int, int]:
-    return tuple(self.spatial_factor * n for n in self.cfg.latent_size)
+    h, w = self.cfg.latent_size
+    return self.spatial_factor * h, self.spatial_factor * w
 
   @property
   def chunk_frames(self) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 
 from vftok.runtime.words import brief
 from vftok.tokenizer import stream
-from vftok.tokenizer.checks import check_made, check_options, check_tokens, check_video, is_finite
+from vftok.tokenizer.checks import check_made, check_options, check_painted, check_tokens, check_video
 from vftok.tokenizer.geometry import Geometry
 from vftok.tokenizer.identity import sampled
 from vftok.tokenizer.programs import to_float
@@ -105,8 +105,7 @@ class OnePass(Geometry):
     pieces = [tokens] if isinstance(tokens, VideoTokens) else tokens
     nothing = lambda *of: None
     for frames in stream.decode_chunks(self, run, pieces, nothing, nothing, None):
-      if not is_finite(frames):
-        raise ValueError("the decoded frames are not finite, so they make no pictures: use other weights, or float32.")
+      check_painted(frames)
       yield jnp.clip(frames, -1.0, 1.0) if clip else frames
 
   def sampling(self, steps=None, kind: str = "", scale: float = 0.0) -> dict[str, Any]:

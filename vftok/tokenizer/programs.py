@@ -34,7 +34,7 @@ def reads(part: str, leaves=None):
         check_params(lambda: (leaves or abstract_params)(cfg), params, part)
         raise  # of something else
 
-    run._cache_size, run.trace = program._cache_size, program.trace
+    vars(run).update(_cache_size=program._cache_size, trace=program.trace)
     return run
 
   return decorate

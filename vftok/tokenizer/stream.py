@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ def decode_chunks(
   tok: Geometry,
   run: Callable,
   pieces: Iterable[VideoTokens],
-  noise_of: Callable[[int, int], jax.Array],
+  noise_of: Callable[[int, int], jax.Array | None],
   slots_of: Callable[[jax.Array], int | None],
   first_frames: jax.Array | None,
 ) -> Iterator[jax.Array]:
@@ -58,7 +59,8 @@ def decode_chunks(
   run(ids, keep, noise, given frames, slots=) -> frames [B, F, H, W, 3]; noise_of(chunk index, batch);
   slots_of(keep) once per piece, so that a video passed whole runs one program.
   """
-  i, given, last_keep = 0, first_frames, None
+  i, given = 0, first_frames
+  last_keep: Any = None
   for piece in pieces:
     check_tokens(piece, tok.registers, tok.codebook_size)
     if given is not None and given.shape[0] != piece.ids.shape[0]:
@@ -86,7 +88,7 @@ def decode_chunks(
         yield new
 
 
-def chunk_noise(key: jax.Array | None, noise, shape_of: Callable[[int], tuple[int, ...]]):
+def chunk_noise(key: Any, noise, shape_of: Callable[[int], tuple[int, ...]]):
   """(chunk index, batch) -> noise: the caller's array for that chunk, or a draw from fold_in(key, index)."""
 
   def noise_of(i: int, batch: int) -> jax.Array:

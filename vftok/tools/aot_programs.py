@@ -23,8 +23,8 @@ from vftok.tokenizer import programs
 from vftok.tokenizer.checks import guidance_of
 from vftok.tools.aot_tasks import placed, planned_batch, planned_task
 from vftok.train import optim
-from vftok.train.loop import train_step
 from vftok.train.state import logical_axes, planned_state
+from vftok.train.step import train_step
 
 
 class Planned(NamedTuple):

@@ -33,7 +33,9 @@ class PlannedTokenizerTask(TokenizerTask):
     make = lambda kind: {"dinov2": DINOv2, "vjepa2": VJEPA2}[kind]()
     planned = lambda net: (net, traverse.unflatten_dict(abstract_params(net)))
     dino = lambda model, path: planned(DINOv2())
-    return FrozenNets(self.cfg, model, load_dino=dino, load_features=lambda kind, path: planned(make(kind)))
+    return FrozenNets(
+      self.loss_cfg, self.cfg.dino, model, load_dino=dino, load_features=lambda kind, path: planned(make(kind))
+    )
 
   def frozen(self) -> Any:
     frozen = {"vae": jax.eval_shape(lambda: self._random_vae)}

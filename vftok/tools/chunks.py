@@ -20,6 +20,8 @@ from jax.sharding import PartitionSpec as P
 
 from vftok.data import shards
 from vftok.data.dataset_writer import keep_log, whole_directory, work_directory
+from vftok.data.sources import Source, source_of
+from vftok.io.sides import NoSuchSplit
 from vftok.runtime.process import together
 from vftok.show.progress import progress
 
@@ -103,6 +105,27 @@ def write_chunks(
     for c, part in parts.items():
       shards.write_shard(path_of(c), features, examples(part))
   return [path_of(c) for c in chunks]
+
+
+def present_splits(splits: dict[str, dict[str, dict[str, Any]]], what: str) -> dict[str, dict[str, Source]]:
+  """The opened sources of {split: {name: entry}}; one that stands for all splits need not have each.
+
+  Those that it lacks are left out, and a line says so; `what` is their part of the config.
+
+  Raises:
+    ValueError: there is no "train"; or one of several sources lacks a split, or one that it states itself.
+  """
+  opened = {}
+  for split, entries in splits.items():
+    try:
+      opened[split] = {name: source_of(entry, split) for name, entry in entries.items()}
+    except NoSuchSplit:
+      entry = next(iter(entries.values()))
+      if split == "train" or len(entries) > 1 or "split" in entry:
+        raise
+      if not jax.process_index():
+        print(f"{what}.{split} is left out: {entry['kind']} has no such split.", flush=True)
+  return opened
 
 
 @functools.cache

@@ -12,7 +12,6 @@ sampled agree.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from vftok.budget import curves
+from vftok.budget.label import Label
 from vftok.data.clip import ClipSpec
 from vftok.data.curves import NAME, VERSION, features, finish_curves
 from vftok.data.curves import curves as read_curves
@@ -36,7 +36,7 @@ from vftok.runtime.process import begin, local
 from vftok.tokenizer import programs
 from vftok.tokenizer.api import Tokenizer
 from vftok.tokens import VideoTokens
-from vftok.tools.chunks import check_batch, copied, make_set, shared, write_chunks
+from vftok.tools.chunks import check_batch, copied, make_set, present_splits, shared, write_chunks
 from vftok.tools.command import or_exit
 from vftok.train.experiment import define_config
 from vftok.train.experiment import run as run_main
@@ -74,51 +74,52 @@ def label(cfg: ConfigDict, out: str | os.PathLike, *, workers: int = 0) -> str:
   Raises:
     ValueError, FileNotFoundError: sources or a tokenizer that cannot be had, or `out` holds something else.
   """
-  if "label" not in cfg:
-    raise ValueError("this config has no `label` part: pass one for routers, such as configs/router.py:mini.")
+  asked = Label.of(cfg)
   with locked(local(out, "--out")) if not jax.process_index() else contextlib.nullcontext(), opened_once():
-    return _label(cfg, Path(out), workers)
+    return _label(asked, Path(out), workers)
 
 
-def _label(cfg: ConfigDict, out: Path, workers: int) -> str:
-  law = cfg.label
-  tok, params = Tokenizer.load(law.tokenizer)
-  check_levels(law.levels, tok.registers)
-  check_batch(law.batch_size, "label.batch_size")
-  steps = tok.steps_for(law.frames)
+def _label(asked: Label, out: Path, workers: int) -> str:
+  tok, params = Tokenizer.load(asked.tokenizer)
+  asked.check_levels(tok.registers)
+  check_batch(asked.batch_size, "label.batch_size")
+  steps = tok.steps_for(asked.frames)
   if steps != tok.chunk_steps:
-    raise ValueError(f"label.frames is {law.frames}, expected {tok.chunk_frames}: one chunk of the tokenizer.")
-  keep = curves.assignments(law.levels, steps, law.random, law.seed)
+    raise ValueError(f"label.frames is {asked.frames}, expected {tok.chunk_frames}: one chunk of the tokenizer.")
+  keep = curves.assignments(asked.levels, steps, asked.random, asked.seed)
+  splits = asked.sources()
   meta = {
     "set": NAME,
     "version": VERSION,
-    "tokenizer": law.tokenizer,
+    "tokenizer": asked.tokenizer,
     "fingerprint": tok.fingerprint(params),
     "codebook_size": tok.codebook_size,
-    "levels": list(law.levels),
+    "levels": list(asked.levels),
     "steps": steps,
-    "times": list(law.times),
-    "random": law.random,
-    "seed": law.seed,
+    "times": list(asked.times),
+    "random": asked.random,
+    "seed": asked.seed,
     "latents_shape": list(tok.latent_shape(1, steps)[1:]),
-    "losses_shape": [len(keep), steps, len(law.times)],
-    "drawn_shape": [law.drawn, steps],
-    "sampled": law.sampled.to_dict(),
-    "solver_steps": law.solver_steps or tok.cfg.solver_steps,
-    "frames": law.frames,
-    "size": law.size,
-    "fps": law.fps,
-    "clips": law.clips.to_dict(),
-    "splits": json.loads(law.splits.to_json()),
+    "losses_shape": [len(keep), steps, len(asked.times)],
+    "drawn_shape": [asked.drawn, steps],
+    "sampled": asked.sampled,
+    "solver_steps": asked.solver_steps or tok.cfg.solver_steps,
+    "frames": asked.frames,
+    "size": asked.size,
+    "fps": asked.fps,
+    "clips": asked.clips,
+    "splits": {split: splits[split] for split in present_splits(splits, "config.label.splits")},
   }
   if is_made(out, meta):
     return f"{out} is already there, made by this tokenizer from these sources."
-  measure = Measure(law, tok, copied(params), keep, meta["solver_steps"])
+  measure = Measure(asked, tok, copied(params), keep, meta["solver_steps"])
   made = make_set(
     out,
     meta,
     "label_budgets",
-    lambda work: {s: _measure(law, s, sources, work, meta, measure, workers) for s, sources in meta["splits"].items()},
+    lambda work: {
+      s: _measure(asked, s, sources, work, meta, measure, workers) for s, sources in meta["splits"].items()
+    },
     lambda directory, parts: finish_curves(directory, parts, meta),
   )
   if made is None:
@@ -128,38 +129,31 @@ def _label(cfg: ConfigDict, out: Path, workers: int) -> str:
   return f"{out}: {clips} clips under {len(keep)} assignments each, {size / 1e6:.1f} MB"
 
 
-def check_levels(levels, most: int) -> None:
-  """Raises ValueError unless levels rise from 1 to `most`."""
-  levels = list(levels)
-  if len(levels) < 2 or levels != sorted(set(levels)) or levels[0] != 1 or levels[-1] != most:
-    raise ValueError(f"levels are {levels}, expected numbers of tokens that rise from 1 to the tokenizer's {most}.")
-
-
-def _measure(law, split: str, sources: dict, work: Path, meta, measure: Measure, workers: int) -> list[Path]:
+def _measure(asked: Label, split: str, sources: dict, work: Path, meta, measure: Measure, workers: int) -> list[Path]:
   """Measures this host's chunks of a split that are not there yet. Returns all its shards."""
-  wanted = law.clips[split]
-  with _loader(law, split, sources, 0, work) as loader:
+  wanted = asked.clips[split]
+  with _loader(asked, split, sources, 0, work) as loader:
     total = min(loader.examples, wanted) if wanted else loader.examples
 
     def measured(batch, number):
-      first = number * law.batch_size
-      good = batch["_mask"] & (first + np.arange(law.batch_size) < total)
-      rows = measure(batch, loader.names, first, law.sampled[split])
+      first = number * asked.batch_size
+      good = batch["_mask"] & (first + np.arange(asked.batch_size) < total)
+      rows = measure(batch, loader.names, first, asked.sampled[split])
       return lambda: _examples(rows, good)
 
     path_of = lambda number: work / f"{split}-{number:06d}"
-    batches = -(-total // law.batch_size)
-    size, kinds = max(1, CHUNK // law.batch_size), features(meta)
+    batches = -(-total // asked.batch_size)
+    size, kinds = max(1, CHUNK // asked.batch_size), features(meta)
     return write_chunks(loader, batches, size, path_of, kinds, measured, what=f"measuring {split}", workers=workers)
 
 
-def _loader(law, split, sources, start, work: Path | None):
-  spec = ClipSpec(frames=law.frames, size=(law.size, law.size), fps=law.fps or None)
+def _loader(asked: Label, split, sources, start, work: Path | None):
+  spec = ClipSpec(frames=asked.frames, size=(asked.size, asked.size), fps=asked.fps or None)
   log = work / "bad_clips.jsonl" if work else None
   return make_loader(
     sources,
     spec,
-    law.batch_size,
+    asked.batch_size,
     split=split,
     train=False,
     start=start,
@@ -169,10 +163,10 @@ def _loader(law, split, sources, start, work: Path | None):
   )
 
 
-def clips_of(law, split: str, count: int) -> np.ndarray:
+def clips_of(asked: Label, split: str, count: int) -> np.ndarray:
   """uint8 [count, F, H, W, 3]: the first readable clips of a split, fewer where it has not so many."""
   found = []
-  with _loader(law, split, json.loads(law.splits.to_json())[split], 0, None) as loader:
+  with _loader(asked, split, asked.sources()[split], 0, None) as loader:
     for batch in loader:
       found += list(np.asarray(batch["video"])[batch["_mask"]])
       if len(found) >= count:
@@ -185,26 +179,26 @@ def clips_of(law, split: str, count: int) -> np.ndarray:
 class Measure:
   """Rows of a set out of batches of clips."""
 
-  def __init__(self, law, tok, params, keep, solver_steps: int):
-    self.law, self.tok, self.params, self.keep, self.solver_steps = law, tok, params, keep, solver_steps
-    self._key, self._net = jax.random.key(law.seed), None
+  def __init__(self, asked: Label, tok, params, keep, solver_steps: int):
+    self.asked, self.tok, self.params, self.keep, self.solver_steps = asked, tok, params, keep, solver_steps
+    self._key, self._net = jax.random.key(asked.seed), None
 
   def __call__(self, batch, names, first: int, sampled: int) -> dict[str, np.ndarray]:
     """Of the clips from number `first` of their split on, whose first `sampled` are decoded too."""
-    law, tok, params = self.law, self.tok, self.params
+    asked, tok, params = self.asked, self.tok, self.params
     video = shared(batch["video"])
     latents = tok.encode_latents(params, video)
     ids = programs.encode_latents(tok.cfg, params, latents, video, tok.dino)
     flow = lambda keep: np.asarray(
-      curves.flow_losses(tok.cfg, params, latents, ids, keep, tuple(law.times), self._key), np.float32
+      curves.flow_losses(tok.cfg, params, latents, ids, keep, asked.times, self._key), np.float32
     )
     numbers = np.arange(first, first + len(ids))
     steps = ids.shape[1]
-    drawn = np.stack([curves.drawn(law.levels, steps, law.drawn, law.seed, n) for n in numbers.tolist()])
+    drawn = np.stack([curves.drawn(asked.levels, steps, asked.drawn, asked.seed, n) for n in numbers.tolist()])
     found = np.full((*drawn.shape, len(curves.MEASURES)), np.nan, np.float32)
-    if law.drawn:
+    if asked.drawn:
       found[..., 0] = flow(drawn).mean(-1)
-    if first < sampled and law.drawn:
+    if first < sampled and asked.drawn:
       self._net = self._net or load_lpips("vgg")
       noise = gaussian(self._key, tok.latent_shape(1, steps))
       how = (tok, params, self._net, batch["video"], VideoTokens.full(ids), drawn, noise)

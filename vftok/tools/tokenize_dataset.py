@@ -2,10 +2,11 @@
 
 Reads `config.tokenize` (tokenizer, splits of sources, text encoder) and writes an ArrayRecord set to the directory that
 `config.data.sources.tokens` names: ids at full length, caption, label and, where asked for, the caption's features and
-what a router predicts the clip to lose at each number of tokens. Any budget is a slice of it. A run that was stopped
-goes on where it was; the set appears when it is whole. Every chunk of clips is one shard of the set, written by whoever
-encoded it: on a pod (--distributed), hosts share the chunks, on a file system that all of them see, and the devices of
-a host share each batch. --workers=16 decodes videos in so many processes.
+what a router predicts the clip to lose at each number of tokens. Any budget is a slice of it; of a model whose ids
+depend on how many there are, a router of classes chooses, and its counts are stored. A run that was stopped goes on
+where it was; the set appears when it is whole. Every chunk of clips is one shard of the set, written by whoever encoded
+it: on a pod (--distributed), hosts share the chunks, on a file system that all of them see, and the devices of a host
+share each batch. --workers=16 decodes videos in so many processes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
@@ -27,11 +28,11 @@ from vftok.data.configured import BAD_CLIPS
 from vftok.data.dataset_writer import is_made
 from vftok.data.folder import opened_once
 from vftok.data.loader import make_loader
-from vftok.data.sources import source_of
+from vftok.data.sources import Source
 from vftok.data.tokens import NAME, VERSION, features, finish_tokens, stored
 from vftok.runtime.lock import locked
 from vftok.runtime.process import begin, local
-from vftok.tools.chunks import check_batch, copied, cut, make_set, shared, write_chunks
+from vftok.tools.chunks import check_batch, copied, cut, make_set, present_splits, shared, write_chunks
 from vftok.tools.command import or_exit
 from vftok.train.experiment import define_config
 from vftok.train.experiment import run as run_main
@@ -79,8 +80,11 @@ def _tokenize(cfg: ConfigDict, out: Path, workers: int) -> str:
     raise ValueError(f"tokenize.size is {law.size}, expected {tok.frame_size[0]}: the tokenizer's frame size.")
   steps = tok.steps_for(law.frames)
   check_batch(law.batch_size, "tokenize.batch_size")
-  _check_label_names(law)
+  splits = json.loads(law.splits.to_json())
+  opened = present_splits(splits, "config.tokenize.splits")
+  _check_label_names(opened)
   encoder, router = _text_encoder(law), _router(law, tok.fingerprint(params))
+  counted = _counted(law, tok, router)
   meta = {
     "set": NAME,
     "version": VERSION,
@@ -94,11 +98,14 @@ def _tokenize(cfg: ConfigDict, out: Path, workers: int) -> str:
     "text": law.text,
     "text_path": law.text_path,
     "text_shape": [encoder[0].max_tokens, encoder[0].dim] if encoder else None,
-    "splits": json.loads(law.splits.to_json()),
+    "splits": {split: splits[split] for split in opened},
   }
   if not tok.nested:
     meta["nested"] = False
-  if router:
+  if counted:
+    meta |= counted.meta
+    meta["shape"] = [steps + len(counted.first), tok.registers]
+  elif router:
     of = router[0].cfg
     weighed_by = dict(steps=of.steps, loss_mean=of.loss_mean, loss_std=of.loss_std)
     meta["router"] = dict(name=law.router, levels=list(of.levels), **weighed_by)
@@ -106,7 +113,7 @@ def _tokenize(cfg: ConfigDict, out: Path, workers: int) -> str:
     return f"{out} is already there, made by this tokenizer from these sources."
 
   def write(work: Path):
-    how = (work, meta, tok, copied(params), encoder, router, workers)
+    how = (work, meta, tok, copied(params), encoder, counted or router, workers)
     return {split: _encode_split(law, split, sources, *how) for split, sources in meta["splits"].items()}
 
   def finish(directory: Path, parts) -> dict[str, int]:
@@ -123,12 +130,12 @@ def _tokenize(cfg: ConfigDict, out: Path, workers: int) -> str:
   return f"{out}: {clips} clips, {rate}" + (f"; {said}" if said else "")
 
 
-def _check_label_names(law) -> None:
+def _check_label_names(opened: dict[str, dict[str, Source]]) -> None:
   """Raises ValueError where a source names its labels otherwise in one split than in another."""
   known = {}
-  for split, sources in law.splits.items():
-    for name, entry in sources.items():
-      names = tuple(getattr(source_of(entry, split), "label_names", ()))
+  for split, sources in opened.items():
+    for name, source in sources.items():
+      names = tuple(getattr(source, "label_names", ()))
       first, others = known.setdefault(name, (split, names))
       if names != others:
         raise ValueError(
@@ -155,6 +162,46 @@ def _router(law, fingerprint: str):
   from vftok.budget.router import find
 
   return find(None if law.router == "auto" else law.router, fingerprint)
+
+
+class Counted(NamedTuple):
+  """How clips are tokenized where ids depend on counts.
+
+  Attributes:
+    budget: of `encode`. frames, first: of given frames, whose tokens under the counts `first` go before a clip's own;
+      0 and (): none. meta: what the set's recipe says of it.
+  """
+
+  budget: Any
+  frames: int
+  first: tuple[int, ...]
+  meta: dict[str, Any]
+
+
+def _counted(law, tok, router) -> Counted | None:
+  """None for a model whose ids do not depend on counts. Raises ValueError where config and model do not fit."""
+  condition = law.get("condition") or {"frames": 0, "counts": ()}
+  frames, first, keep = condition["frames"], tuple(condition["counts"]), law.get("keep", 0)
+  if tok.nested or len(tok.budgets) < 2:
+    if keep or frames:
+      raise ValueError("tokenize.keep and condition are of models whose ids depend on counts: leave them out.")
+    return None
+  if bool(frames) != bool(first) or (first and len(first) >= tok.steps_for(law.frames)):
+    raise ValueError(
+      f"tokenize.condition is {dict(condition)}, expected frames and fewer counts than a clip has steps."
+    )
+  if router and (keep or router[0].cfg.head != "classes"):
+    raise ValueError("tokenize.router is set, expected one of classes, and tokenize.keep 0, for this model's counts.")
+  from vftok.budget.auto import Auto
+
+  meta: dict[str, Any] = {"counts": list(tok.budgets), "keep": keep}
+  if first:
+    meta["condition"] = {"frames": frames, "counts": list(first)}
+  if not router:
+    return Counted(keep or None, frames, first, meta)
+  weight = router[0].cfg.preference
+  meta["counts_by"] = {"router": law.router, "preference": weight}
+  return Counted(Auto(preference=weight, router=router, first=first), frames, first, meta)
 
 
 def _encode_split(
@@ -192,27 +239,44 @@ def _classes(label_names) -> tuple[str, ...]:
 def _encode(batch, names, tok, params, encoder, router) -> dict[str, Any]:
   """Arrays of the batch's clips; those of a device may still be in the making."""
   video = shared(batch["video"])
-  if router:
+  if isinstance(router, Counted):
+    row = _encode_counted(tok, params, video, router)
+  elif router:
     from vftok.budget.spread import encode_with_curves
 
     chunks = list(encode_with_curves(tok, params, [video], "error", *router))
-    ids, curves = (np.concatenate(parts, axis=1) for parts in ([c.ids for c, _ in chunks], [x for _, x in chunks]))
+    parts = [c.ids for c, _ in chunks], [x for _, x in chunks]
+    row = {key: np.concatenate(part, axis=1) for key, part in zip(("ids", "curves"), parts, strict=True)}
   else:
-    ids = tok.encode(params, video).ids
-  row = {
-    "ids": ids,
+    row = {"ids": tok.encode(params, video).ids}
+  row |= {
     "label": batch["label"],
     "caption": batch["caption"],
     "name": [f"{names[s]}:{i}" for s, i in zip(batch["source"], batch["index"], strict=True)],
   }
-  if router:
-    row["curves"] = curves
   if encoder:
     row["text_emb"], row["text_mask"] = encoder[0].embed(encoder[1], list(batch["caption"]))
   return row
 
 
-_STORED = {"ids": np.uint16, "label": np.int64, "curves": np.float32, "text_emb": np.float16, "text_mask": bool}
+def _encode_counted(tok, params, video, how: Counted) -> dict[str, Any]:
+  """ "ids" [B, T, K] and "keep" [B, T], those of given frames first."""
+  parts = [tok.encode(params, video, budget=how.budget)]
+  if how.first:
+    from vftok.generator.given import given_tokens
+
+    parts.insert(0, given_tokens(tok, params, video[:, : how.frames], how.first))
+  return {key: np.concatenate([getattr(part, key) for part in parts], axis=1) for key in ("ids", "keep")}
+
+
+_STORED = {
+  "ids": np.uint16,
+  "keep": np.int32,
+  "label": np.int64,
+  "curves": np.float32,
+  "text_emb": np.float16,
+  "text_mask": bool,
+}
 
 
 def _examples(arrays: dict[str, Any], good: np.ndarray) -> Iterator[dict[str, Any]]:

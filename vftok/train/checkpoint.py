@@ -58,7 +58,7 @@ class Checkpoints:
         with contextlib.suppress(OSError):
           path.rmdir()  # empty ones block nothing; others are looked at when they are read
     together("checkpoints")
-    self._manager = None
+    self._manager: Any = None  # there is none where nothing is to be read and nothing may be made
     if self.directory.is_dir() or not read_only:
       options = ocp.CheckpointManagerOptions(
         max_to_keep=keep or None,
@@ -131,13 +131,13 @@ class Checkpoints:
   def _first_whole(self, steps: list[int], read) -> Restored:
     reasons = []
     for step in steps:
+      found, reason = None, "another process could not read it"
       try:
-        found, reason = read(step), ""
+        found = read(step)
       except Damaged as error:
-        found, reason = None, str(error)
-      if everywhere(found is not None):
+        reason = str(error)
+      if everywhere(found is not None) and found:
         return found
-      reason = reason or "another process could not read it"
       reasons.append(reason)
       if step != steps[-1]:
         print(f"{self.directory / str(step)} is damaged ({reason}): going on from an older one", flush=True)

@@ -14,25 +14,41 @@ from ml_collections import ConfigDict
 from vftok.data.configured import BAD_CLIPS, eval_loader
 from vftok.data.folder import opened_once
 from vftok.data.loader import first_clips
+from vftok.evals.protocol import Clips, Protocol, fingerprint, leave
 from vftok.runtime import sharding
 from vftok.runtime.lock import locked
 from vftok.runtime.process import local
-from vftok.tasks import Task, make_task
+from vftok.tasks import Generates, Task, make_task
 from vftok.train.checkpoint import Checkpoints
 from vftok.train.resume import say_differences, starting_point
 from vftok.train.state import init_state, merge, planned_state
 
+OF_TRAINING = ("features", "lpips", "router")  # frozen nets that no evaluation reads
 
-def run(cfg: ConfigDict, workdir) -> dict[str, float]:
+
+def run(cfg: ConfigDict, workdir, protocol=None) -> dict[str, float]:
   """`--mode=eval`: the newest checkpoint of `workdir`, or `cfg.init_from`, on the sets of `cfg.eval.sets`.
 
+  Args:
+    protocol: a file that an evaluation left: the same is made again, with its clips and settings, and nothing else.
+
   Raises:
-    ValueError: there is neither, this is one of many processes, or another process evaluates there.
+    ValueError: there is neither, this is one of many processes, another process evaluates there, or the protocol is
+      of another model or other data.
   """
+  asked = None if protocol is None else Protocol.read(protocol)
+  cfg = asked.applied(cfg) if asked else cfg
+  generates = bool(cfg.eval.get("generation") and cfg.eval.generation.clips)
+  if asked.kind == "generation" if asked else generates:
+    from vftok.evals import generation_run
+
+    generation_run.check(cfg)  # first: a wrong name must not cost an evaluation
   with locked(local(workdir, "workdir") / "eval"), opened_once(), restored(cfg, workdir) as (task, model):
-    values = evaluate_sets(cfg, Path(workdir), task, model, task.frozen())
-    if cfg.eval.get("generation") and cfg.eval.generation.clips:
-      values |= task.evaluate_generation(model, Path(workdir) / "eval")
+    values = {}
+    if asked is None or asked.kind == "reconstruction":
+      values |= evaluate_sets(cfg, Path(workdir), task, model, task.frozen(), asked)
+    if isinstance(task, Generates) and (asked.kind == "generation" if asked else generates):
+      values |= task.evaluate_generation(model, Path(workdir) / "eval", asked)
     return values
 
 
@@ -69,8 +85,10 @@ def restored(cfg: ConfigDict, workdir) -> Iterator[tuple[Task, Any]]:
     yield task, state.model
 
 
-def evaluate_sets(cfg, workdir: Path, task, model, frozen) -> dict[str, float]:
+def evaluate_sets(cfg, workdir: Path, task, model, frozen, asked: Protocol | None = None) -> dict[str, float]:
   """Every set of `cfg.eval.sets` in turn, or those of `cfg.eval.only`; reports go to workdir/eval/SET.
+
+  Beside a report with distances goes its protocol. With one that is `asked` for, its set and clips are evaluated.
 
   The devices of the mesh share each batch of `cfg.eval.batch_size`, where they divide it.
 
@@ -78,15 +96,19 @@ def evaluate_sets(cfg, workdir: Path, task, model, frozen) -> dict[str, float]:
     ValueError: `only` names a set that there is not.
   """
   values, sets = {}, cfg.eval.sets.to_dict()
-  only = tuple(cfg.eval.only) or tuple(sets)
+  only = (asked.split,) if asked else tuple(cfg.eval.only) or tuple(sets)
   if unknown := [name for name in only if name not in sets]:
     raise ValueError(f"eval.only names {unknown[0]!r}, expected some of {', '.join(sets)}.")
+  who = fingerprint(model, {name: tree for name, tree in frozen.items() if name not in OF_TRAINING})
+  if asked:
+    asked.check_model(who)
   for name, sources in ((name, sets[name]) for name in only):
     with contextlib.closing(eval_loader(cfg, sources, log=workdir / BAD_CLIPS)) as loader:
-      total, batches = loader.examples, map(sharding.spread, loader)
-      if cfg.eval.clips:
-        total = min(total, cfg.eval.clips)
-        batches = first_clips(batches, total)
-      numbers = task.evaluate(model, frozen, batches, total, name, workdir / "eval" / name)
+      total = asked.count if asked else min(loader.examples, cfg.eval.clips or loader.examples)
+      some = first_clips(loader, total) if cfg.eval.clips and not asked else loader
+      clips = Clips(some, loader.names, asked.clips["indices"] if asked else None)
+      report = workdir / "eval" / name
+      numbers = task.evaluate(model, frozen, map(sharding.spread, clips), total, name, report)
+    leave("reconstruction", name, cfg, sources, clips, who, report, asked)
     values |= {f"{name}/{k}": v for k, v in numbers.items()}
   return values

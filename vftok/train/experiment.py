@@ -13,20 +13,17 @@ JSON, or KIND:OPTION=VALUE,... for one source. Whatever is wrong with any of the
 
 from __future__ import annotations
 
-import ast
-import difflib
 import inspect
 import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from vftok.runtime.words import cut
+from vftok.train.wrong_flags import check_file, sentence, told
 
 # Parts of a config whose keys are the user's: how many levels of names lie above a source. None: any JSON object.
 WHOLE: dict[str, int | None] = {
@@ -35,6 +32,8 @@ WHOLE: dict[str, int | None] = {
   "tokenize.splits": 2,
   "label.splits": 2,
   "optim.lr_groups": None,
+  "optim.every": None,
+  "optim.follow": None,
 }
 _ALWAYS = ("kind", "weight", "split")  # of every source
 _argv: list[str] = []  # what ml_collections may see of the command line
@@ -57,13 +56,13 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[s
   whole, rest = _split(list(argv))
   _argv[:] = rest
   try:
-    _check_file(rest, values)
+    check_file(rest, values)
     words = values(rest)
     for path, text in whole:
       assign(values.config, path, text)
     check_sources(values.config, {path for path, _ in whole})
   except (flags.Error, ValueError, TypeError, AttributeError, KeyError, OSError) as error:
-    sys.exit(f"error: {_sentence(error, rest, values)}")
+    sys.exit(f"error: {sentence(error, rest, values)}")
   return words
 
 
@@ -82,8 +81,9 @@ def _split(argv: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
   return whole, rest
 
 
-def _root(path: str) -> str | None:
-  return next((root for root in WHOLE if path == root or path.startswith(f"{root}.")), None)
+def _root(path: str) -> str:
+  """Which of `WHOLE` a path lies at or below; "" for none."""
+  return next((root for root in WHOLE if path == root or path.startswith(f"{root}.")), "")
 
 
 def assign(cfg: ConfigDict, path: str, text: str) -> None:
@@ -161,7 +161,7 @@ def _source(path: str, text: str) -> dict[str, Any]:
     name, equals, value = part.partition("=")
     if not equals:
       raise ValueError(
-        f"--config.{path} has {_told(part)}, expected OPTION=VALUE after {kind}: (with commas between), or JSON."
+        f"--config.{path} has {told(part)}, expected OPTION=VALUE after {kind}: (with commas between), or JSON."
       )
     entry[name.strip()] = _scalar(value)
   return entry
@@ -183,7 +183,7 @@ def _json(path: str, text: str) -> dict:
       f"--config.{path} is no JSON ({error}): quote it as a whole, and its keys by double quotes."
     ) from None
   if not isinstance(value, dict):
-    raise ValueError(f"--config.{path} is {_told(text)}, expected a JSON object.")
+    raise ValueError(f"--config.{path} is {told(text)}, expected a JSON object.")
   return value
 
 
@@ -191,7 +191,7 @@ def _entries(value: Any, levels: int, path: str) -> Iterator[tuple[str, dict]]:
   """(path, source) of all sources below."""
   if not isinstance(value, dict):
     raise ValueError(
-      f"--config.{path} is {_told(value)}, expected {'names and their sources' if levels else 'a source'}."
+      f"--config.{path} is {told(value)}, expected {'names and their sources' if levels else 'a source'}."
     )
   if levels == 0:
     yield path, value
@@ -205,110 +205,19 @@ def check_sources(cfg: ConfigDict, touched: set[str]) -> None:
   from vftok.data.sources import DATASETS
 
   for root in sorted({_root(path) for path in touched}):
-    if WHOLE[root] is None:
+    levels = WHOLE[root]
+    if levels is None:
       continue
     above, _, last = root.rpartition(".")
-    for path, entry in _entries(cfg[above][last].to_dict(), WHOLE[root], root):
+    for path, entry in _entries(cfg[above][last].to_dict(), levels, root):
       kind = entry.get("kind")
       if kind not in DATASETS:
-        raise ValueError(f"config.{path} has kind {_told(kind)}, expected one of {', '.join(DATASETS)}.")
+        raise ValueError(f"config.{path} has kind {told(kind)}, expected one of {', '.join(DATASETS)}.")
       parameters = inspect.signature(DATASETS[kind]).parameters
       if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         continue
       known = [name for name in parameters if name != "split"]
       if unknown := [name for name in entry if name not in (*known, *_ALWAYS)]:
         raise ValueError(
-          f"config.{path} has {_told(unknown[0])}, expected an option of {kind}: {', '.join((*known, *_ALWAYS[1:]))}."
+          f"config.{path} has {told(unknown[0])}, expected an option of {kind}: {', '.join((*known, *_ALWAYS[1:]))}."
         )
-
-
-# ---- sentences
-
-
-def _sentence(error: Exception, argv: Sequence[str], values) -> str:
-  """What is wrong, in one sentence, whatever absl or ml_collections said."""
-  if isinstance(error, flags.UnrecognizedFlagError):
-    close = difflib.get_close_matches(error.flagname, list(values), 1)
-    return f"--{error.flagname} is no option: {f'did you mean --{close[0]}?' if close else 'see --help.'}"
-  about_values = isinstance(error, flags.IllegalFlagValueError | TypeError | AttributeError | KeyError)
-  said = about_values and _bad_value(argv, values)
-  return said or _told(" ".join(str(error.args[0] if error.args else error).split()), 380)
-
-
-def _told(value: Any, most: int = 60) -> str:
-  """A text as it was typed, another value as Python writes it."""
-  return cut(value if isinstance(value, str) else repr(value), most)
-
-
-def _bad_value(argv: Sequence[str], values) -> str | None:
-  """The first --config.x=y whose x the config does not have, or whose y is of another type than the config's."""
-  path = _config_of(argv)
-  if path is None:
-    return "--config is missing: pass an experiment file, e.g. --config=configs/tokenizer.py:mini."
-  try:
-    cfg = values["config"].parser.parse(path)
-  except Exception:  # the file's own error is what is to be told
-    return None
-  for word in argv:
-    match = re.match(r"--?(?:no)?config\.([^=]+)(?:=(.*))?$", word, re.DOTALL)
-    if not match:
-      continue
-    value, done = cfg, []
-    for name in match[1].split("."):
-      if not isinstance(value, ConfigDict) or name not in value:
-        known = list(value) if isinstance(value, ConfigDict) else []
-        close = difflib.get_close_matches(name, known, 1)
-        if not known:
-          return f"config has no {_told(match[1])}: {'.'.join(done)} is one value."
-        near = f"did you mean {'.'.join([*done, close[0]])}?" if close else f"it has {_told(', '.join(known), 200)}."
-        return f"config has no {_told(match[1])}: {near}"
-      value = value[name]
-      done.append(name)
-    if isinstance(value, ConfigDict):
-      first = f"--config.{match[1]}.{next(iter(value), '...')}"
-      return f"--config.{match[1]} is a group, expected one of its values: {first}=..."
-    if match[2] is not None and not _fits(value, match[2]):
-      return f"--config.{match[1]} is {_told(match[2])}, expected a value like {_told(value)} ({type(value).__name__})."
-  return None
-
-
-def _fits(value: Any, text: str) -> bool:
-  try:
-    if isinstance(value, bool):
-      return text.lower() in ("true", "false", "t", "f", "1", "0", "y", "n", "yes", "no")
-    if isinstance(value, int | float):
-      type(value)(text)
-    elif isinstance(value, tuple | list):
-      ast.literal_eval(text)
-  except (ValueError, SyntaxError):
-    return False
-  return True
-
-
-def _config_of(argv: Sequence[str]) -> str | None:
-  words = iter(argv)
-  for word in words:
-    match = re.match(r"--?config(?:=(.*))?$", word)
-    if match:
-      return next(words, None) if match[1] is None else match[1]
-  return None
-
-
-def _check_file(argv: Sequence[str], values) -> None:
-  """Raises ValueError where the experiment file is not there, or does not know the size asked for."""
-  given = _config_of(argv)
-  if not given:
-    return
-  path, _, size = given.partition(":")
-  if not Path(path).is_file():
-    raise ValueError(f"--config is {_told(given, 120)}, and there is no such file: run from the repository's root.")
-  try:
-    values["config"].parser.parse(given)
-  except KeyError as error:
-    if error.args != (size,):
-      raise
-    about = ast.get_docstring(ast.parse(Path(path).read_text(encoding="utf-8"))) or ""
-    sentence = " ".join(about.split("\n\n")[0].split())
-    raise ValueError(f"{path} knows no size {size!r}: {_told(sentence, 240)}") from None
-  except SyntaxError as error:
-    raise ValueError(f"{path} line {error.lineno} is no Python ({error.msg}): mend it.") from None

@@ -13,20 +13,20 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vftok.data import bad_clips
 from vftok.data.configured import BAD_CLIPS, train_loader
 from vftok.data.folder import opened_once
+from vftok.data.loader import Loader
+from vftok.data.memory_loader import MemoryLoader
 from vftok.runtime import sharding, target
 from vftok.runtime.alone import alone
 from vftok.runtime.files import whole_file
@@ -38,7 +38,8 @@ from vftok.train.checkpoint import Checkpoints
 from vftok.train.evaluate import evaluate_sets
 from vftok.train.meter import Meter
 from vftok.train.resume import check_source, starting_point
-from vftok.train.state import TrainState, init_state, logical_axes, merge, update_ema
+from vftok.train.state import TrainState, init_state, logical_axes
+from vftok.train.step import train_step
 from vftok.train.writer import Writer, curves
 
 
@@ -89,49 +90,7 @@ def _run(cfg: ConfigDict, workdir: Path, mesh, lead: bool) -> TrainState:
     writer = Writer(workdir, active=lead, resume=step, wandb=cfg.wandb, config=cfg.to_dict())
     with contextlib.closing(loader), contextlib.closing(writer):
       one = compiled_step(cfg, mesh, task, tx, places)
-      made = dict(step=one, rate=rate, checkpoints=checkpoints, loader=loader, writer=writer, examples=examples)
-      return Run(cfg, workdir, mesh, task, **made).steps(state, frozen, step)
-
-
-def train_step(state: TrainState, frozen, batch, *, task, tx, cfg: ConfigDict) -> tuple[TrainState, dict[str, Any]]:
-  """One update. Pure; jitted by the loop with the state donated. Metrics are (sum, weight) pairs and scalars."""
-  batch = dict(batch)
-  slower = batch.pop(optim.SLOWER, None)
-  key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-  keys_B = jax.random.split(key, batch["_mask"].shape[0])
-
-  def loss(params, batch, keys_B):
-    return task.loss(merge(params, state.fixed), frozen, batch, keys_B, state.step)
-
-  grad = jax.value_and_grad(loss, has_aux=True)
-  if cfg.accumulate == 1:
-    (value, metrics), grads = grad(state.params, batch, keys_B)
-  else:
-    value, metrics, grads = _accumulated(grad, state.params, batch, keys_B, cfg.accumulate)
-  updates, opt_state = tx.update(grads, state.opt_state, state.params)
-  if slower is not None:  # AdamW's updates are linear in the rate
-    updates = jax.tree.map(lambda u: u * slower, updates)
-  params = optax.apply_updates(state.params, updates)
-  ema = None if state.ema is None else update_ema(state.ema, params, cfg.ema, state.step)
-  new = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
-  return new, {"loss": value, "grad_norm": optax.tree.norm(grads), "parts": metrics}
-
-
-def _accumulated(grad, params, batch, keys_B, parts: int):
-  """Mean over `parts` slices of the batch, one after the other: the memory of one slice, the result of the whole."""
-  # Strided slices: each device's own examples are spread over all parts, so nothing moves between devices.
-  cut = lambda x: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
-  batch, keys_B = jax.tree.map(cut, batch), cut(keys_B)
-
-  def add(total, part):
-    (value, metrics), grads = grad(params, *part)
-    return jax.tree.map(jnp.add, total, (value, metrics, grads)), None
-
-  first = jax.tree.map(lambda x: x[0], (batch, keys_B))
-  (value, metrics), grads = jax.eval_shape(grad, params, *first)
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (value, metrics, grads))
-  (value, metrics, grads), _ = jax.lax.scan(add, zeros, (batch, keys_B))
-  return value / parts, metrics, jax.tree.map(lambda g: g / parts, grads)
+      return Run(cfg, workdir, mesh, task, one, rate, checkpoints, loader, writer, examples).steps(state, frozen, step)
 
 
 def compiled_step(cfg: ConfigDict, mesh, task, tx, places: TrainState):
@@ -164,7 +123,7 @@ class Run:
   step: Callable
   rate: Callable
   checkpoints: Checkpoints
-  loader: Iterable[dict]
+  loader: Loader | MemoryLoader
   writer: Writer
   examples: int
 
@@ -184,8 +143,11 @@ class Run:
       for host in self.loader if step < cfg.steps else ():
         shown = None if not cfg.media_every or step % cfg.media_every else host
         slower = self._slower()
-        with self._profiled(step):
-          state, metrics = self.step(state, frozen, step_arrays(host, self.mesh) | slower)
+        with self._profiled(step), jax.transfer_guard("disallow"):  # a batch goes to the devices, nothing unseen
+          arrays = step_arrays(host, self.mesh)
+          if slower is not None:
+            arrays[optim.SLOWER] = jax.device_put(slower, sharding.replicated(self.mesh))
+          state, metrics = self.step(state, frozen, arrays)
           if step + 1 == cfg.profile[1]:
             jax.block_until_ready(metrics)  # or the trace ends before its last step
         step, self.examples = step + 1, self.examples + cfg.batch_size
@@ -194,7 +156,7 @@ class Run:
           began = self.began = time.monotonic()  # how long a compiler takes is no part of the schedule
         if pending is not None:  # one step late: the device computes this step while the last one is read
           self._record(*pending)
-        pending = (step, metrics, _ids(host), float(slower.get(optim.SLOWER, 1.0)))
+        pending = (step, metrics, _ids(host), 1.0 if slower is None else float(slower))
         if shown is not None and step > 1:
           self._show(step - 1, state, frozen, shown)
         over = cfg.minutes and step % cfg.log_every == 0 and agreed(time.monotonic() - began > 60 * cfg.minutes)
@@ -216,12 +178,12 @@ class Run:
       raise KeyboardInterrupt
     return state
 
-  def _slower(self) -> dict[str, np.float32]:
-    """The clock's factor on the learning rate, or nothing."""
+  def _slower(self) -> np.float32 | None:
+    """The clock's factor on the learning rate, where there is one."""
     if self.cfg.optim.schedule != "clock":
-      return {}
+      return None
     gone = 0.0 if self.began is None else (time.monotonic() - self.began) / (60 * self.cfg.minutes)
-    return {optim.SLOWER: np.float32(optim.by_clock(gone, self.cfg.optim.final))}
+    return np.float32(optim.by_clock(gone, self.cfg.optim.final))
 
   def _record(self, step: int, metrics, ids: dict[str, Any], slower: float) -> None:
     values = jax.device_get(metrics)
@@ -251,7 +213,7 @@ class Run:
 
   def _show(self, step: int, state: TrainState, frozen, host) -> None:
     """Videos of what the model does."""
-    shown = {}
+    shown: dict[str, Any] = {}
     with alone(self.task.init, state.model, frozen) as here:
       if here:
         shown = self.task.media(*here, host)

@@ -19,7 +19,8 @@ class Meter:
   def __init__(self, steps: int, flops_per_step: float, dtype: str = "bfloat16", seconds: float = 0.0):
     self.steps, self.flops, self.peak, self.seconds = steps, flops_per_step, machine_flops(dtype), seconds
     self._began: float | None = None
-    self._last = self._waited = None
+    self._last: float | None = None
+    self._waited = 0.0
     self._mean = self._wait_share = 0.0
 
   def tick(self, waited: float) -> None:
@@ -34,7 +35,7 @@ class Meter:
     self._last, self._waited = now, waited
 
   def pause(self) -> None:
-    self._last = self._waited = None
+    self._last = None
 
   def numbers(self) -> dict[str, float]:
     if not self._mean:
@@ -55,7 +56,7 @@ class Meter:
     if not self._mean:
       return head
     left = self._mean * (self.steps - step)
-    if self.seconds:
+    if self.seconds and self._began is not None:
       left = min(left, max(0.0, self.seconds - (time.perf_counter() - self._began)))
     machine = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     share = f"{100 * row['time/of_machine']:.0f} % of {machine}"

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,7 @@ from ml_collections import ConfigDict
 
 from vftok.runtime.sharding import is_names
 
-SCHEDULES = ("cosine", "linear", "constant", "rsqrt", "clock")
+SCHEDULES = ("cosine", "linear", "constant", "rsqrt", "wsd", "clock")
 SLOWER = "_slower"  # in a batch: the clock's factor on the rate
 WIDTHS = ("embed", "heads", "mlp")  # logical axes that grow with the model
 # Names of parameters that multiply activations; all others are tables, vectors, biases or norms.
@@ -32,7 +34,10 @@ MATRIX = re.compile(r"(\w+_)?kernel|qkv|proj|up|down|head|text_(in|q|kv|proj)")
 
 
 def schedule(cfg: ConfigDict, steps: int) -> optax.Schedule:
-  """Learning rate over steps: linear warm-up from 0, then `cfg.schedule` down to `cfg.final` of the peak."""
+  """Learning rate over steps: linear warm-up from `cfg.first` of the peak, then `cfg.schedule` down to `cfg.final`.
+
+  "wsd" (warm-up, stable, decay) stays at the peak until the share `cfg.decay` of all steps is left, then falls.
+  """
   peak, warmup, final = cfg.lr, min(cfg.warmup, steps), cfg.final
   rest = max(steps - warmup, 1)
   if cfg.schedule not in SCHEDULES:
@@ -42,9 +47,22 @@ def schedule(cfg: ConfigDict, steps: int) -> optax.Schedule:
     "linear": lambda: optax.linear_schedule(peak, peak * final, rest),
     "clock": lambda: optax.constant_schedule(peak),  # the loop brings it down, see `by_clock`
     "constant": lambda: optax.constant_schedule(peak),
+    "wsd": lambda: _stable_then_down(peak, peak * final, rest, steps, cfg.decay),
     "rsqrt": lambda: lambda n: peak * jnp.sqrt(max(warmup, 1) / (n + max(warmup, 1))),
   }[cfg.schedule]()
-  return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
+  return (
+    optax.join_schedules([optax.linear_schedule(cfg.first * peak, peak, warmup), after], [warmup]) if warmup else after
+  )
+
+
+def _stable_then_down(peak: float, end: float, rest: int, steps: int, share: float) -> optax.Schedule:
+  """Of the `rest` after warm-up. Raises ValueError where the share to fall in is none."""
+  if not 0 < share <= 1:
+    raise ValueError(
+      f"optim.decay is {share}, expected the share of all steps in which the rate falls, above 0 up to 1."
+    )
+  fall = min(max(round(share * steps), 1), rest)
+  return optax.join_schedules([optax.constant_schedule(peak), optax.linear_schedule(peak, end, fall)], [rest - fall])
 
 
 def by_clock(gone: float, final: float) -> float:
@@ -96,14 +114,93 @@ def make_optimizer(cfg: ConfigDict, steps: int, axes, abstract) -> tuple[optax.G
   rate = schedule(cfg, steps)
   scales = lr_scales(cfg, axes, abstract)
   scale = optax.stateless(lambda updates, _: jax.tree.map(lambda u, s: u * s, updates, scales))
+  adam = optax.scale_by_adam(cfg.b1, cfg.b2, eps=cfg.eps, mu_dtype=cfg.mu_dtype)
+  turns = of_parts(axes, cfg.every, 1)
   chain = [
-    optax.clip_by_global_norm(cfg.clip) if cfg.clip else optax.identity(),
-    optax.scale_by_adam(cfg.b1, cfg.b2, eps=cfg.eps, mu_dtype=cfg.mu_dtype),
+    _clip(cfg.clip, turns) if cfg.clip else optax.identity(),
+    in_turn(adam, cfg, turns) if cfg.every else adam,
     _decay(cfg, axes, abstract) if cfg.weight_decay else optax.identity(),
     scale,
     optax.scale_by_learning_rate(rate),
+    *([_still(turns)] if cfg.every else []),
   ]
-  return optax.chain(*chain), rate
+  tx = optax.chain(*chain)
+  return following(tx, of_parts(axes, cfg.follow, 0.0)) if cfg.follow else tx, rate
+
+
+# ---- parts that are updated in another way: `optim.every` and `optim.follow`
+
+
+def of_parts(axes, values: Mapping[str, float], rest: float):
+  """The value of the part that every parameter is under, `rest` for those under none.
+
+  Raises:
+    ValueError: a part of no parameter, or a value that is not above 0.
+  """
+  paths = jax.tree_util.tree_leaves_with_path(axes, is_leaf=is_names)
+  for prefix, value in values.items():
+    if value <= 0 or not any(_under(path, prefix) for path, _ in paths):
+      raise ValueError(f"optim names {prefix!r} with {value}, expected a part of what is trained and a number above 0.")
+  of = lambda path, _: next((value for prefix, value in values.items() if _under(path, prefix)), rest)
+  return jax.tree_util.tree_map_with_path(of, axes, is_leaf=is_names)
+
+
+def in_turn(adam: optax.GradientTransformation, cfg: ConfigDict, turns) -> optax.GradientTransformation:
+  """Adam of parameters that have a gradient at every n-th step alone, by the tree `turns` of n; the same state.
+
+  In between their moments stay, and a parameter's steps are counted by its own turns.
+  """
+
+  def update(grads, state, params=None):
+    def one(g, mu, nu, n):
+      turn, steps = state.count % n == 0, state.count // n + 1
+      new_mu, new_nu = cfg.b1 * mu + (1 - cfg.b1) * g, cfg.b2 * nu + (1 - cfg.b2) * jnp.square(g)
+      step = new_mu / (1 - cfg.b1**steps) / (jnp.sqrt(new_nu / (1 - cfg.b2**steps)) + cfg.eps)
+      return step, jnp.where(turn, new_mu, mu).astype(mu.dtype), jnp.where(turn, new_nu, nu)
+
+    made = jax.tree.map(one, grads, state.mu, state.nu, turns)
+    step, mu, nu = jax.tree.transpose(jax.tree.structure(grads), jax.tree.structure((0, 0, 0)), made)
+    return step, optax.ScaleByAdamState(state.count + 1, mu, nu)
+
+  return optax.GradientTransformation(adam.init, update)
+
+
+class Counted(NamedTuple):
+  """`count`: int32, updates done."""
+
+  count: jax.Array
+
+
+def _still(turns) -> optax.GradientTransformation:
+  """No update where it is not a parameter's turn, whatever came before, decay too."""
+
+  def update(updates, state, params=None):
+    held = jax.tree.map(lambda u, n: u if n == 1 else jnp.where(state.count % n == 0, u, 0.0), updates, turns)
+    return held, Counted(state.count + 1)
+
+  return optax.GradientTransformation(lambda _: Counted(jnp.zeros((), jnp.int32)), update)
+
+
+def _clip(norm: float, turns) -> optax.GradientTransformation:
+  """By the norm of all gradients together, but of parts that have turns by their own."""
+
+  def update(grads, _):
+    leaves, every = jax.tree.leaves(grads), jax.tree.leaves(turns)
+    norms = {n: optax.tree.norm([g for g, m in zip(leaves, every, strict=True) if m == n]) for n in set(every)}
+    return jax.tree.map(lambda g, n: jnp.where(norms[n] < norm, g, g / norms[n] * norm), grads, turns)
+
+  return optax.stateless(update) if set(jax.tree.leaves(turns)) != {1} else optax.clip_by_global_norm(norm)
+
+
+def following(tx: optax.GradientTransformation, rates) -> optax.GradientTransformation:
+  """Plain steps down the gradient where `rates` is not 0, so running means; `tx` for the rest, which sees 0 there."""
+
+  def update(grads, state, params=None):
+    others = jax.tree.map(lambda g, r: jnp.zeros_like(g) if r else g, grads, rates)
+    updates, state = tx.update(others, state, params)
+    return jax.tree.map(lambda u, g, r: -r * g if r else u, updates, grads, rates), state
+
+  return optax.GradientTransformation(tx.init, update)
 
 
 def _decay(cfg: ConfigDict, axes, abstract) -> optax.GradientTransformation:

@@ -18,6 +18,7 @@ from vftok.runtime.process import local
 from vftok.show import page
 from vftok.show.picture import labelled_grid
 from vftok.show.progress import COMPILING, progress
+from vftok.tasks import Generates
 from vftok.train.evaluate import restored
 
 MARKER = "samples.json"
@@ -36,6 +37,7 @@ def run(cfg: ConfigDict, workdir) -> dict[str, float]:
     )
   conditions = read_prompts(cfg.sample.prompts)
   with locked(local(workdir, "workdir") / "samples"), restored(cfg, workdir) as (task, model):
+    assert isinstance(task, Generates)
     films = make(task.gen, model, conditions, cfg.sample, *task.tokenizer())
     _write(Path(workdir) / "samples", conditions, films, cfg)
   return {"videos": len(films)}
@@ -72,11 +74,11 @@ def _condition(line: str, where: str) -> dict[str, Any]:
     value = json.loads(line)
   except json.JSONDecodeError:
     value = None
-  fits = isinstance(value, dict) and len(value) == 1
-  text, label = (value.get("text"), value.get("label")) if fits else (None, None)
+  given = value if isinstance(value, dict) and len(value) == 1 else {}
+  text, label = given.get("text"), given.get("label")
   if not (isinstance(text, str) and text.strip()) and not isinstance(label, int | str):
     raise ValueError(f'{where} is {line[:60]!r}, expected {{"text": "..."}} or {{"label": ...}}.')
-  return value
+  return given
 
 
 def make(gen, params, conditions, law, tok, tok_params) -> list[np.ndarray]:

@@ -113,7 +113,7 @@ def state_shardings(init, tx, mesh: Mesh, abstract: TrainState, freeze: Sequence
   """Where each array of a state lives; optimizer moments live with their parameters."""
   boxed = split(jax.eval_shape(init, jax.random.key(0)), freeze)
   trained, fixed = (sharding.param_shardings(sharding.logical_axes(b), nn.unbox(b), mesh) for b in boxed)
-  whole = sharding.replicated(mesh)
+  whole: Any = sharding.replicated(mesh)
   moments = optax.tree_utils.tree_map_params(
     tx, lambda _, place: place, abstract.opt_state, trained, transform_non_params=lambda _: whole
   )

@@ -28,7 +28,8 @@ class Writer:
 
   def __init__(self, workdir, *, active: bool = True, resume: int = 0, wandb: str = "", config: Any = None):
     self.active, self.workdir = active, Path(workdir)
-    self._board = self._wandb = None
+    self._board: Any = None
+    self._wandb: Any = None
     if not active:
       return
     (self.workdir / "media").mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,9 @@
-"""Writes a FlexTok in the layout of released models, under the family's canonical module names."""
+"""Writes a FlexTok in the layout of released models, under the names it was read with, else under canonical ones."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 from typing import Any
 
@@ -11,8 +13,9 @@ import numpy as np
 
 from vftok.convert.export import CANONICAL
 from vftok.convert.export_config import decoder_part, encoder_part
+from vftok.convert.reference_config import Names
 from vftok.families.flextok.config import FlexTokConfig
-from vftok.families.flextok.released import MASKS, PACKER, REGISTERS, UNPACKER, rules
+from vftok.families.flextok.released import MASKS, PACKER, REGISTERS, UNPACKER, parse, rules
 from vftok.io import hub
 
 _PICTURES = {
@@ -24,14 +27,27 @@ _VIDEO_ONLY = ("t_max", "cross_timestep_attention_config", "compile_block_mask")
 
 
 def save(cfg: FlexTokConfig, params, directory: str | os.PathLike) -> None:
-  """Writes config.json and model.safetensors, whole or not at all."""
+  """Writes config.json and model.safetensors, whole or not at all: names and config as they were read, if they were."""
   flat = traverse.flatten_dict(nn.unbox(params))
-  table = rules(cfg, CANONICAL)
+  config, names = as_read(cfg) or (released_config(cfg), CANONICAL)
+  table = rules(cfg, names)
   hub.save_files(
     directory,
     {key: rule.to_theirs(np.asarray(flat[rule.path])[rule.index]) for key, rule in table.items()},
-    released_config(cfg),
+    config,
   )
+
+
+def as_read(cfg: FlexTokConfig) -> tuple[dict[str, Any], Names] | None:
+  """(config.json, module names) that a config came from, where it still says what `cfg` is."""
+  if not cfg.rest:
+    return None
+  config = json.loads(cfg.rest)
+  read, names = parse(config, cfg.vae)
+  if ("readout" in names.decoder) != (cfg.decoder.readout is not None):
+    return None
+  read = dataclasses.replace(read, decoder=dataclasses.replace(read.decoder, readout=cfg.decoder.readout))
+  return (config, names) if read.with_dtype("float32") == cfg.with_dtype("float32") else None
 
 
 def released_config(cfg: FlexTokConfig) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Mapping
@@ -170,6 +171,7 @@ def parse(config: Mapping[str, Any], vae: KLConfig) -> tuple[FlexTokConfig, Name
     decoder=decoder_config(decoder, len(levels), encoder.role("registers")["n_max"]),
     levels=levels,
     latent_size=_latent_size(encoder, decoder),
+    rest=json.dumps(config),
   )
   check(cfg)
   _check_interpolated(cfg, encoder, decoder)

@@ -13,7 +13,15 @@ from vftok.models.config_checks import MAX_CODEBOOK, MAX_DEPTH, MAX_SIZE, MAX_TO
 from vftok.runtime.words import brief, cut, is_number
 
 NORMS = ("none", "ln_d", "ln_nd")
-PRIOR_HEADS = {"S": 6, "XS": 6, "XXS": 4, "M": 8, "B": 12, "L": 16}  # 64 channels each; S is published, others inferred
+PRIOR_SIZES = {  # layers, heads, width; heads of S are published, others inferred to have 64 channels too
+  "S": (12, 6, 384),
+  "XS": (6, 6, 384),
+  "XXS": (6, 4, 256),
+  "M": (12, 8, 512),
+  "B": (12, 12, 768),
+  "L": (24, 16, 1024),
+}
+PRIOR_HEADS = {name: heads for name, (_, heads, _) in PRIOR_SIZES.items()}
 FULL = ("none", "full_bi_attn")
 DROPPING = ("with_mask", "with_drop")  # two ways to the same pictures
 
@@ -41,7 +49,10 @@ class VQConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PriorConfig:
-  """Sizes of the AR prior, as its tensors have them. heads: 0 where neither config nor name tell them."""
+  """Sizes of the AR prior, as its tensors have them. heads: 0 where neither config nor name tell them.
+
+  dropout: everywhere in it, in training alone (LARP section 4).
+  """
 
   depth: int
   dim: int
@@ -50,6 +61,7 @@ class PriorConfig:
   heads: int = 0
   l2_normalized: bool = True
   temperature: float = 1.0
+  dropout: float = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +74,7 @@ class QueryConfig:
     prior: None where the file has no prior. scorer: whether the file has a scorer.
     read_frames: of a clip where it is shorter than `frame_num` (LARP); 0: all.
     dtype: compute dtype of the transformers; norms, softmax and the table of codes stay float32.
+    remat: of the transformers, see `vftok.models.vit.BlocksConfig`.
     rest: the whole config.json as it was read, JSON text, so that `to_json` gives back what training put there.
   """
 
@@ -101,6 +114,7 @@ class QueryConfig:
   scorer: bool = False
   read_frames: int = 0
   dtype: str = "float32"
+  remat: str = "none"
   rest: str = dataclasses.field(default="{}", compare=False, repr=False)
 
   @property
@@ -129,7 +143,7 @@ class QueryConfig:
 
 
 PLAIN = {f.name for f in dataclasses.fields(QueryConfig)}
-PLAIN -= {"vq", "groups", "group_tokens", "nested", "prior", "scorer", "read_frames", "dtype", "rest"}
+PLAIN -= {"vq", "groups", "group_tokens", "nested", "prior", "scorer", "read_frames", "dtype", "remat", "rest"}
 TYPES = {name: kind for name, kind in typing.get_type_hints(QueryConfig).items() if name in PLAIN}
 NAMES = ("transformer_name", "encoder_name", "decoder_name")
 ADAPTOK = {"encoder_attn_type", "decoder_attn_type"} | {name for name in PLAIN if name.startswith("scorer_")}
@@ -173,27 +187,42 @@ def parse(config: Mapping[str, Any]) -> QueryConfig:
 
 
 def to_json(cfg: QueryConfig) -> dict[str, Any]:
-  """Inverse of `parse`: config.json as it was read, with the values that `cfg` has."""
+  """Inverse of `parse`: config.json as it was read, with the values that `cfg` has; what it left out stays out."""
   config = json.loads(cfg.rest)
+  read = bool(config)
   fields = {name: getattr(cfg, name) for name in (PLAIN if cfg.nested else PLAIN - ADAPTOK)}
-  _overwrite(config, fields)
+  _overwrite(config, fields, QueryConfig, read)
   bottleneck = config.setdefault("bottleneck", {"name": "bottleneck"})
   args = bottleneck.setdefault("args", {})
   vq = {f.name: getattr(cfg.vq, f.name) for f in dataclasses.fields(VQConfig) if f.name != "norm_module"}
-  _overwrite(args, {name: vq.pop(name) for name in ("bottleneck_dim", "norm")})
-  _overwrite(args.setdefault("regularizer", {"name": "vq"}).setdefault("args", {}), vq)
+  _overwrite(args, {name: vq.pop(name) for name in ("bottleneck_dim", "norm")}, VQConfig, read)
+  _overwrite(args.setdefault("regularizer", {"name": "vq"}).setdefault("args", {}), vq, VQConfig, read)
   if cfg.nested:
-    _overwrite(config.setdefault("mask_generator", {}), {"total_toks": cfg.group_tokens, "tot_groups": cfg.groups})
-  if cfg.scorer:
-    config.setdefault("scorer_name", "transformer_scorer")
-  config.setdefault("prior_model", {"name": "none"})
+    sizes = {"total_toks": cfg.group_tokens, "tot_groups": cfg.groups}
+    _overwrite(config.setdefault("mask_generator", {}), sizes, QueryConfig, read)
+  if cfg.scorer and not read:
+    config["scorer_name"] = "transformer_scorer"
+  if not read:
+    config.setdefault("prior_model", _prior_json(cfg.prior))
   return config
 
 
-def _overwrite(config: dict[str, Any], values: Mapping[str, Any]) -> None:
-  """Puts values where they differ: 10000 stays 10000 where 10000.0 is meant, and null where it means the default."""
+def _prior_json(prior: PriorConfig | None) -> dict[str, Any]:
+  """Of a prior that was made here; what is read keeps its own."""
+  if prior is None:
+    return {"name": "none"}
+  name = next((name for name, size in PRIOR_SIZES.items() if size == (prior.depth, prior.heads, prior.dim)), "own")
+  args = {"n_head": prior.heads, "l2_normalized": prior.l2_normalized}
+  return {"name": f"gptc-{name}", "args": args, "latent_ce_temperature": prior.temperature}
+
+
+def _overwrite(config: dict[str, Any], values: Mapping[str, Any], kind: type, read: bool) -> None:
+  """Puts values where they differ: 10000 stays 10000 where 10000.0 is meant, and null where it means the default.
+
+  Of a config that was `read`, a default that it leaves out stays out.
+  """
   for name, value in values.items():
-    default = config.get(name, value) is None and value == getattr(QueryConfig, name, None)
+    default = (read or name in config) and config.get(name) is None and value == getattr(kind, name, ...)
     if config.get(name) != value and not default:
       config[name] = value
 

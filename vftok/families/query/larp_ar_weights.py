@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from vftok.families.query.larp_ar_net import LarpAR, LarpARConfig
-from vftok.families.query.positions import sincos_1d
 from vftok.io import hub
 from vftok.io.layout import LINEAR, LINEAR_2IN, SAME, Rule, converted
 from vftok.io.leaves import leaves_of
 from vftok.models.config_checks import MAX_DEPTH, MAX_SIZE, MAX_TOKENS
+from vftok.models.sincos import sincos_1d
 from vftok.runtime.words import brief, cut
 
 FIELDS = tuple(f.name for f in dataclasses.fields(LarpARConfig) if f.name not in ("dtype", "rest"))
@@ -37,6 +37,17 @@ TRAINING = (
   "max_batch_size",
 )  # name parts that change no inference
 
+BLOCKS = ("group", "toks", "block", "separator", "sep_")  # name parts of what AdapTok's models have beside LARP's
+ADAPTOK = (
+  "this is AdapTok's generator, whose order of tokens and separators was never published: train one on AdapTok's "
+  "tokens with configs/c2v.py."
+)
+
+
+def is_larp(config: Mapping[str, Any]) -> bool:
+  """Whether a config.json is of an autoregressive model of LARP, or of its relative AdapTok, which is refused."""
+  return {"n_layer", "n_head"} <= config.keys() and "format" not in config
+
 
 def parse(config: Mapping[str, Any]) -> LarpARConfig:
   """The model's config.
@@ -47,6 +58,8 @@ def parse(config: Mapping[str, Any]) -> LarpARConfig:
   for key in NEEDED:
     if key not in config:
       raise ValueError(f"the generator's config lacks {key!r}, expected {', '.join(NEEDED)}: is this LARP's AR model?")
+  if any(part in key for key in config if key not in FIELDS for part in BLOCKS):
+    raise ValueError(ADAPTOK)
   hints, values = typing.get_type_hints(LarpARConfig), {}
   for key, value in config.items():
     if key in FIELDS and not (value is None and key in OPTIONAL):
@@ -84,14 +97,14 @@ def _check(cfg: LarpARConfig) -> None:
 
 
 def to_json(cfg: LarpARConfig) -> dict[str, Any]:
-  """Inverse of `parse`."""
-  config = json.loads(cfg.rest)
+  """Inverse of `parse`: config.json as it was read, with the values that `cfg` has; what it left out stays out."""
+  config, defaults = json.loads(cfg.rest), LarpARConfig()
+  read = bool(config)
   for key in FIELDS:
     value = getattr(cfg, key)
-    value = None if key in OPTIONAL and not value else value
-    if key not in config and value is None:
-      continue
-    if config.get(key) != value or key not in config:
+    left_out = read and key not in config and value == getattr(defaults, key)
+    null = config.get(key, 0) is None and not value
+    if not (left_out or null or config.get(key) == value):
       config[key] = value
   return config
 
@@ -149,6 +162,9 @@ def load(name: str | os.PathLike) -> tuple[LarpARConfig, dict[str, Any]]:
   except ValueError as error:
     raise ValueError(f"{cut(checkpoint.path, 120)} is no LARP generator: {error}") from None
   table, shapes = rules(cfg), checkpoint.shapes
+  rows = shapes.get("tok_embeddings.weight", (0,))[:1]
+  if not cfg.frame_prediction and rows > (cfg.vocab_size,):  # ids that a class-to-video model of LARP never reads
+    raise ValueError(f"{cut(checkpoint.path, 120)} has {rows[0]} ids of {cfg.vocab_size}: {ADAPTOK}")
   hub.report_keys(checkpoint.path, table.keys() - shapes.keys(), shapes.keys() - table.keys())
   return cfg, converted(table, {key: (checkpoint, key) for key in table}, abstract_params(cfg))
 

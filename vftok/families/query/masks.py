@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
 
 import numpy as np
 
+from vftok.models.vit import Group
+
 ENCODER_MODES = ("full_causal_type1", "full_causal_type3", "full_bi_attn", "none")
 DECODER_MODES = ("full_causal_type2", "full_causal_type1", "full_bi_attn", "none")
-
-
-class Group(NamedTuple):
-  """Rows first..last-1 see the keys of all spans (first, last), and no others."""
-
-  first: int
-  last: int
-  spans: tuple[tuple[int, int], ...]
 
 
 @functools.cache

@@ -10,21 +10,26 @@ import jax
 import jax.numpy as jnp
 
 from vftok.families.query import masks
-from vftok.families.query.blocks import Blocks, BlocksConfig, Norm
 from vftok.families.query.config import QueryConfig
 from vftok.models.layers import Linear, patchify, unpatchify
+from vftok.models.vit import Blocks, BlocksConfig, Norm, dropped
 
 HEAD_EPS = 1e-6
 
 
 def encoder_blocks(cfg: QueryConfig) -> BlocksConfig:
   d = cfg.encoder_hidden_size
-  return BlocksConfig(d, cfg.encoder_num_heads, cfg.encoder_depth, 4 * d, dtype=cfg.dtype)
+  return BlocksConfig(d, cfg.encoder_num_heads, cfg.encoder_depth, 4 * d, dtype=cfg.dtype, remat=cfg.remat)
 
 
 def decoder_blocks(cfg: QueryConfig) -> BlocksConfig:
   d = cfg.decoder_hidden_size
-  return BlocksConfig(d, cfg.decoder_num_heads, cfg.decoder_depth, 4 * d, dtype=cfg.dtype)
+  return BlocksConfig(d, cfg.decoder_num_heads, cfg.decoder_depth, 4 * d, dtype=cfg.dtype, remat=cfg.remat)
+
+
+def prior_blocks(cfg: QueryConfig) -> BlocksConfig:
+  p = cfg.prior
+  return BlocksConfig(p.dim, p.heads or 1, p.depth, p.hidden, True, True, cfg.dtype, p.dropout, cfg.remat)
 
 
 def encoder_groups(cfg: QueryConfig) -> tuple[masks.Group, ...]:
@@ -172,7 +177,10 @@ class Scorer(Part):
 
 
 class Prior(nn.Module):
-  """Codes [B, L, c] -> predictions of the next code, [B, L, c], as they come out of the last linear layer."""
+  """Codes [B, L, c] -> predictions of the next code, [B, L, c], as they come out of the last linear layer.
+
+  Given a "dropout" key, as in training, with dropout.
+  """
 
   cfg: QueryConfig
 
@@ -183,6 +191,5 @@ class Prior(nn.Module):
     table = self.param("positions", init, (prior.length, prior.dim)).astype(jnp.float32)
     x = Linear(prior.dim, (None, "embed"), name="in")(codes_BxLxC.astype(jnp.float32))
     x = x + (table[: x.shape[1]] if positions_BxL is None else jnp.take(table, positions_BxL, axis=0))
-    blocks = BlocksConfig(prior.dim, prior.heads or 1, prior.depth, prior.hidden, True, True, self.cfg.dtype)
-    x = Norm(name="norm")(Blocks(blocks, name="blocks")(x))
+    x = Norm(name="norm")(Blocks(prior_blocks(self.cfg), name="blocks")(dropped(self, prior.dropout, x)))
     return Linear(c, ("embed", None), name="out")(x)

@@ -59,6 +59,8 @@ class QueryTokenizer(OnePass):
     """Writes the released layout, whole or not at all: config.json and model.safetensors."""
     weights.save(self.cfg, params, directory)
 
+  export = save
+
   def init(self, key: jax.Array, *, boxed: bool = False) -> Params:
     """Fresh parameters. boxed=True leaves them in boxes that carry their logical axis names, for sharding."""
     params = parameters.init(self.cfg, key)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vftok.families.query.config import VQConfig
+from vftok.models.flow import drawn_ids
 from vftok.models.layers import unit
 
 
@@ -35,7 +36,7 @@ def ids_of(cfg: VQConfig, table_VxC, z_xC, key=None, inverse_temperature=None) -
     ids = jnp.argmax(found, axis=-1)
   else:
     learned = cfg.stochastic_temperature < 0
-    ids = jax.random.categorical(key, found * (inverse_temperature if learned else 1 / cfg.stochastic_temperature))
+    ids = drawn_ids(key, found * (inverse_temperature if learned else 1 / cfg.stochastic_temperature))
   return jnp.where(jnp.isfinite(z_xC).all(-1), ids, -1).astype(jnp.int32)
 
 

@@ -13,14 +13,15 @@ import flax.traverse_util as traverse
 import numpy as np
 
 from vftok.families.query import config as configs
-from vftok.families.query.blocks import BlocksConfig
 from vftok.families.query.config import PRIOR_HEADS, PriorConfig, QueryConfig
+from vftok.families.query.config_checks import check_scorer
 from vftok.families.query.nets import decoder_blocks, encoder_blocks
 from vftok.families.query.params import abstract_params
 from vftok.families.query.positions import fixed_shapes
 from vftok.io import hub
 from vftok.io.layout import LINEAR, LINEAR_2IN, SAME, VECTOR, Rule, converted
 from vftok.models.config_checks import MAX_DEPTH
+from vftok.models.vit import BlocksConfig
 from vftok.runtime.words import brief, cut
 
 PRIOR, SCORER = "prior_model.", "scorer."
@@ -179,24 +180,10 @@ def with_parts_of(cfg: QueryConfig, file: hub.Checkpoint, prior_heads: int | Non
       cfg = dataclasses.replace(cfg, vq=dataclasses.replace(cfg.vq, norm_module=names.pop()))
   if cfg.nested and any(key.startswith(SCORER) for key in shapes):
     cfg = dataclasses.replace(cfg, scorer=True)
-    _check_scorer(cfg)
+    check_scorer(cfg)
   if any(key.startswith(PRIOR) for key in shapes):
     cfg = dataclasses.replace(cfg, prior=_prior(file, json.loads(cfg.rest).get("prior_model"), prior_heads))
   return cfg
-
-
-def _check_scorer(cfg: QueryConfig) -> None:
-  for name in ("scorer_hidden_size", "scorer_num_heads", "scorer_depth", "scorer_step"):
-    if not getattr(cfg, name):
-      raise ValueError(f"the file has a scorer, and the config no {name}: add it.")
-  if cfg.scorer_hidden_size % cfg.scorer_num_heads or cfg.group_tokens % cfg.scorer_step:
-    raise ValueError(
-      f"the config has scorer_hidden_size = {cfg.scorer_hidden_size}, scorer_num_heads = {cfg.scorer_num_heads} and "
-      f"scorer_step = {cfg.scorer_step}, expected a multiple of the heads and a divisor of {cfg.group_tokens} tokens."
-    )
-  if cfg.encoder_hidden_size != cfg.decoder_hidden_size:
-    widths = f"{cfg.encoder_hidden_size} and {cfg.decoder_hidden_size}"
-    raise ValueError(f"the encoder and decoder are {widths} wide, expected one width where there is a scorer.")
 
 
 def _prior(file: hub.Checkpoint, named: Any, heads: int | None) -> PriorConfig:

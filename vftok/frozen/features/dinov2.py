@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vftok.frozen.features.frames import GROUP, per_frame
-from vftok.frozen.features.vit import Blocks, ViTConfig, ViTNet, partitioned
+from vftok.frozen.features.vit import Blocks, ViTConfig, ViTNet
 from vftok.models.flops import vit_flops
-from vftok.models.layers import Linear, patchify, trunc_normal
+from vftok.models.layers import Linear, partitioned, patchify, trunc_normal
 
 
 @dataclasses.dataclass(frozen=True)

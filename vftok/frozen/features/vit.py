@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from vftok.frozen.features.frames import FeatureNet, smallest_multiple
 from vftok.models.attention import Layout, attend
-from vftok.models.layers import trunc_normal
+from vftok.models.layers import partitioned, trunc_normal
 
 EPS = 1e-6
 
@@ -126,7 +126,3 @@ def rotate(x_BxnxNxe, cos_Nxe, sin_Nxe) -> jax.Array:
   pairs = x_BxnxNxe.reshape(*x_BxnxNxe.shape[:-1], -1, 2)
   turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(x_BxnxNxe.shape)
   return (x_BxnxNxe * cos_Nxe + turned * sin_Nxe).astype(x_BxnxNxe.dtype)
-
-
-def partitioned(init, *axes):
-  return nn.with_logical_partitioning(init, axes)

@@ -20,7 +20,7 @@ import numpy as np
 from vftok.frozen.text import tokenizer, weights
 from vftok.frozen.text.layers import Attention
 from vftok.io.layout import Rule
-from vftok.models.layers import Linear, patchify, repeated, trunc_normal
+from vftok.models.layers import Linear, partitioned, patchify, repeated, trunc_normal
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -85,7 +85,7 @@ class CLIPModule(nn.Module):
     x = patchify(images_NxHxWx3[:, None], (1, p, p))[:, 0]
     n, h, w, _ = x.shape
     x = Linear(cfg.vision.dim, (None, "embed"), use_bias=False, name="patch_in")(x).reshape(n, h * w, -1)
-    init = nn.with_logical_partitioning(trunc_normal, ("embed",))
+    init = partitioned(trunc_normal, "embed")
     first = jnp.broadcast_to(self.param("class_token", init, (cfg.vision.dim,)), (n, 1, cfg.vision.dim))
     x = jnp.concatenate([first, x], axis=1) + self._table("image_positions", 1 + h * w, cfg.vision.dim)
     x = _norm(cfg.vision, "image_norm_in")(x)
@@ -94,7 +94,7 @@ class CLIPModule(nn.Module):
     return Linear(cfg.projection, ("embed", None), use_bias=False, name="image_out")(x)
 
   def _table(self, name: str, rows: int, dim: int):
-    return self.param(name, nn.with_logical_partitioning(trunc_normal, (None, "embed")), (rows, dim))
+    return self.param(name, partitioned(trunc_normal, None, "embed"), (rows, dim))
 
 
 class Layer(nn.Module):
@@ -112,7 +112,7 @@ class Layer(nn.Module):
 
 
 def _norm(tower: Tower, name: str) -> nn.Module:
-  ones, zeros = (nn.with_logical_partitioning(i, ("embed",)) for i in (nn.initializers.ones, nn.initializers.zeros))
+  ones, zeros = (partitioned(i, "embed") for i in (nn.initializers.ones, nn.initializers.zeros))
   return nn.LayerNorm(tower.eps, scale_init=ones, bias_init=zeros, use_fast_variance=False, name=name)
 
 

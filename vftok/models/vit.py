@@ -1,23 +1,38 @@
-"""The ViT blocks of this family: pre-norm, GELU (erf), MLP of four times the width, in timm's standard form."""
+"""Plain ViT blocks: pre-norm, GELU (erf), MLP of four times the width, as timm has them; groups say who sees whom.
+
+LARP, AdapTok and the critic of their adversarial term are made of them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vftok.families.query.masks import Group
 from vftok.models.attention import Layout, attend, attend_causal, attend_seen
+from vftok.models.flow import chosen
 from vftok.models.layers import layer_norm, matmul, parts, repeated, xavier
 from vftok.runtime.sharding import constrain
+
+
+class Group(NamedTuple):
+  """Rows first..last-1 see the keys of all spans (first, last), and no others."""
+
+  first: int
+  last: int
+  spans: tuple[tuple[int, int], ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class BlocksConfig:
   """Attributes:
   hidden: of the MLP. qkv_bias: only the AR prior has them. causal: own and earlier positions are seen, else by groups.
+  dropout: of attention and of what each half adds, where a "dropout" key is given, and only of causal blocks.
+  remat: "none", or the name of a policy for what the backward pass keeps.
   """
 
   dim: int
@@ -27,6 +42,8 @@ class BlocksConfig:
   qkv_bias: bool = False
   causal: bool = False
   dtype: str = "float32"
+  dropout: float = 0.0
+  remat: str = "none"
 
 
 class Norm(nn.Module):
@@ -61,7 +78,7 @@ class Blocks(nn.Module):
 
   @nn.compact
   def __call__(self, x_BxNxD, kept_BxN=None, *, collect: bool = False):
-    blocks = repeated(Block, self.cfg.depth)(self.cfg, self.groups, collect, name="layers")
+    blocks = repeated(Block, self.cfg.depth, remat=self.cfg.remat)(self.cfg, self.groups, collect, name="layers")
     x_BxNxD, each = blocks(x_BxNxD.astype(jnp.float32), kept_BxN)
     return (x_BxNxD, each) if collect else x_BxNxD
 
@@ -75,8 +92,9 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x_BxNxD, kept_BxN):
-    x_BxNxD = x_BxNxD + self._attention(Norm(name="norm1")(x_BxNxD), kept_BxN).astype(jnp.float32)
-    x_BxNxD = x_BxNxD + self._mlp(Norm(name="norm2")(x_BxNxD)).astype(jnp.float32)
+    drop = functools.partial(dropped, self, self.cfg.dropout)
+    x_BxNxD = x_BxNxD + drop(self._attention(Norm(name="norm1")(x_BxNxD), kept_BxN).astype(jnp.float32))
+    x_BxNxD = x_BxNxD + drop(self._mlp(Norm(name="norm2")(x_BxNxD)).astype(jnp.float32))
     x_BxNxD = constrain(x_BxNxD, "batch", "length", None)
     return x_BxNxD, x_BxNxD if self.collect else None
 
@@ -88,7 +106,12 @@ class Block(nn.Module):
     if self.cfg.qkv_bias:
       qkv += self._param("qkv_bias", (3, n, e), (None, "heads", "head_dim"), nn.initializers.zeros)
     q, k, v = (part.swapaxes(1, 2) for part in parts(qkv, 2))
-    out = attend_causal(q, k, v).swapaxes(1, 2) if self.cfg.causal else attend_groups(q, k, v, self.groups, kept_BxN)
+    if not self.cfg.causal:
+      out = attend_groups(q, k, v, self.groups, kept_BxN)
+    elif self.cfg.dropout and self.has_rng("dropout"):
+      out = attend_dropped(q, k, v, self.make_rng("dropout"), self.cfg.dropout).swapaxes(1, 2)
+    else:
+      out = attend_causal(q, k, v).swapaxes(1, 2)
     kernel = self._param("proj_kernel", (n, e, d), ("heads", "head_dim", "embed"), xavier(d, d))
     bias = self._param("proj_bias", (d,), ("embed",), nn.initializers.zeros)
     return jnp.tensordot(out, kernel, axes=2) + bias
@@ -102,6 +125,25 @@ class Block(nn.Module):
 
   def _param(self, name, shape, axes, init):
     return self.param(name, nn.with_logical_partitioning(init, axes), shape).astype(self.cfg.dtype)
+
+
+def dropped(module: nn.Module, rate: float, x) -> jax.Array:
+  """x with a share `rate` of it at 0 and the rest larger by as much, where the module is given a "dropout" key."""
+  if not rate or not module.has_rng("dropout"):
+    return x
+  kept = chosen(module.make_rng("dropout"), 1 - rate, x.shape)
+  return jnp.where(kept, x / (1 - rate), 0)
+
+
+@functools.partial(jax.checkpoint, static_argnums=4)  # L^2 weights a head are made again, not stored
+def attend_dropped(q_BxnxLxe, k_BxnxLxe, v_BxnxLxe, key, rate: float) -> jax.Array:
+  """As `attend_causal`, with a share `rate` of the weights at 0 and the others larger by as much."""
+  length, e = q_BxnxLxe.shape[2:]
+  logits = jnp.einsum("Bnle,Bnme->Bnlm", q_BxnxLxe, k_BxnxLxe, preferred_element_type=jnp.float32) * e**-0.5
+  weights = jax.nn.softmax(jnp.where(jnp.tri(length, dtype=bool), logits, -1e30), axis=-1)
+  kept = chosen(key, 1 - rate, weights.shape)
+  weights = jnp.where(kept, weights / (1 - rate), 0.0).astype(v_BxnxLxe.dtype)
+  return jnp.einsum("Bnlm,Bnme->Bnle", weights, v_BxnxLxe)
 
 
 def attend_groups(q_BxnxNxe, k_BxnxNxe, v_BxnxNxe, groups: tuple[Group, ...], kept_BxN=None) -> jax.Array:

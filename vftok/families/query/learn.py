@@ -1,0 +1,138 @@
+"""Training of LARP and AdapTok: the step that losses are made of (LARP sections 4 and 5, AdapTok section 1).
+
+Letters: T blocks of K tokens, N of them in all, c channels of a code, V codes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vftok.families.query import vq
+from vftok.families.query.config import QueryConfig
+from vftok.families.query.nets import CodesIn, Decoder, Encoder, Prior, decoder_groups, encoder_groups
+from vftok.families.query.tokenizer import LARP, AdapTok, QueryTokenizer
+from vftok.models.config_json import from_dict
+from vftok.models.flops import vit_flops
+from vftok.models.flow import drawn_ids
+from vftok.models.layers import unit
+from vftok.tokenizer.learner import Made, Predicted
+
+
+def larp(model: dict[str, Any], law) -> QueryLearner:
+  """Raises ValueError for a config of AdapTok, or for counts that change, which LARP's tokens cannot have."""
+  cfg = from_dict(QueryConfig, model)
+  if cfg.nested or law.counts != "all":
+    raise ValueError(
+      f"family is 'larp' with nested {cfg.nested} and loss.counts {law.counts!r}, expected no and 'all'."
+    )
+  return QueryLearner(LARP(cfg), law)
+
+
+def adaptok(model: dict[str, Any], law) -> QueryLearner:
+  """Raises ValueError for a config of LARP, or laws of counts that do not fit the model."""
+  cfg = from_dict(QueryConfig, model)
+  if not cfg.nested:
+    raise ValueError("family is 'adaptok' and model.nested is False, expected True: its tokens have an order.")
+  if law.counts == "normal" and not 1 <= law.counts_least <= cfg.group_tokens:
+    raise ValueError(f"loss.counts_least is {law.counts_least}, expected 1..{cfg.group_tokens}, the tokens of a block.")
+  return QueryLearner(AdapTok(cfg), law)
+
+
+@dataclasses.dataclass(frozen=True)
+class QueryLearner:
+  """See `vftok.tokenizer.learner.Learner`."""
+
+  tok: QueryTokenizer
+  law: Any
+
+  @property
+  def dtype(self) -> str:
+    return self.tok.cfg.dtype
+
+  def frozen(self) -> dict[str, Any]:
+    return {}
+
+  def counts(self, frozen, video_BxFxHxWx3, keys_B) -> jax.Array:
+    law, shape = self.law, (self.tok.chunk_steps,)
+    if law.counts == "all":
+      return jnp.full((len(keys_B), *shape), self.tok.registers)
+    least, most = law.counts_least, self.tok.registers
+    low, high = ((bound - law.counts_mean) / law.counts_std for bound in (least, most))
+    draw = lambda key: law.counts_mean + law.counts_std * jax.random.truncated_normal(key, low, high, shape)
+    return jnp.clip(jnp.round(jax.vmap(draw)(keys_B)), least, most).astype(jnp.int32)
+
+  def step(self, params, frozen, video_BxFxHxWx3, keep_BxT, keys_B, done) -> Made:
+    cfg, quantizer, fixed = self.tok.cfg, params["quantizer"], params.get("fixed")
+    draw_B, prior_B = jax.vmap(jax.random.split)(keys_B).T
+    features = Encoder(cfg).apply({"params": params["encoder"]}, (video_BxFxHxWx3 + 1) / 2, fixed)
+    with jax.default_matmul_precision("highest"):  # VQ is float32 whatever the transformers compute in
+      z = CodesIn(cfg).apply({"params": {k: quantizer[k] for k in ("in", "norm") if k in quantizer}}, features)
+      z = z.reshape(len(z), cfg.groups, cfg.group_tokens, -1)
+      ids = self._ids(quantizer, z, draw_B)
+    u, codes = vq.compared(cfg.vq, z), vq.codes_of(cfg.vq, quantizer["table"], ids)
+    passed = u + jax.lax.stop_gradient(codes - u)
+    kept = jnp.arange(cfg.group_tokens) < keep_BxT[:, :, None]
+    keep_BxT = keep_BxT if cfg.nested else None
+    frames = Decoder(cfg).apply({"params": params["decoder"]}, passed, fixed, keep_BxT)
+    predicted = None
+    if self.law.prior:
+      share = self.law.mixed * jnp.minimum(done / self.law.mixed_until, 1.0)
+      predicted = predict(cfg, params, passed, ids, kept, prior_B, share)
+    return Made(2 * frames - 1, u, codes, ids, kept, predicted, {"features": features})
+
+  def _ids(self, quantizer, z_BxTxKxC, keys_B) -> jax.Array:
+    cfg, table = self.tok.cfg.vq, quantizer["table"]
+    z = jax.lax.stop_gradient(z_BxTxKxC)
+    if not (self.law.sampled and cfg.stochastic):
+      return vq.ids_of(cfg, table, z)
+    return jax.vmap(lambda z, key: vq.ids_of(cfg, table, z, key, quantizer.get("inverse_temperature")))(z, keys_B)
+
+  def flops(self) -> float:
+    cfg = self.tok.cfg
+    length = cfg.bottleneck_token_num + cfg.groups * cfg.group_patches
+    total = 0.0
+    for part, groups in (("encoder", encoder_groups(cfg)), ("decoder", decoder_groups(cfg, cfg.group_tokens))):
+      d, depth = getattr(cfg, f"{part}_hidden_size"), getattr(cfg, f"{part}_depth")
+      pairs = sum((g.last - g.first) * sum(b - a for a, b in g.spans) for g in groups)
+      total += vit_flops(d, depth, 4 * d, length, pairs)
+    tokens, table = cfg.bottleneck_token_num, 2 * cfg.vq.bottleneck_dim * cfg.vq.codebook_size
+    total += tokens * table
+    if self.law.prior:
+      p = cfg.prior
+      total += 2 * (vit_flops(p.dim, p.depth, p.hidden, tokens, tokens * tokens // 2) + tokens * table)
+    return total
+
+
+def predict(cfg: QueryConfig, params, codes_BxTxKxC, ids_BxTxK, kept_BxTxK, keys_B, share) -> Predicted:
+  """Two rounds of the prior by mixed scheduled sampling (LARP section 4).
+
+  The first reads the clip's own codes. For the second a share of them, drawn for each clip, are those of ids drawn from
+  what the first round says of these places. Codes that are kept come first, in order and with the places that they had
+  (AdapTok section 1). The table of codes learns nothing here, and the encoder through `codes` alone.
+  """
+  b, n = len(ids_BxTxK), cfg.bottleneck_token_num
+  codes, ids, kept = (x.reshape(b, n, *x.shape[3:]) for x in (codes_BxTxKxC, ids_BxTxK, kept_BxTxK))
+  places = jnp.broadcast_to(jnp.arange(n), (b, n))
+  if cfg.nested:
+    places = jnp.argsort(~kept, axis=1, stable=True)
+    codes = jnp.take_along_axis(codes, places[..., None], axis=1)
+    ids, kept = (jnp.take_along_axis(x, places, axis=1) for x in (ids, kept))
+  table_VxC = jax.lax.stop_gradient(vq.compared(cfg.vq, params["quantizer"]["table"]))
+  keys = jax.vmap(lambda key: jax.random.split(key, 4))(keys_B)
+
+  def one(codes_LxC, places_L, key):  # a clip at a time, for its dropout is of its own key
+    out = Prior(cfg).apply({"params": params["prior"]}, codes_LxC[None], places_L[None], rngs={"dropout": key})[0]
+    out = unit(out) if cfg.prior.l2_normalized else out.astype(jnp.float32)
+    return out @ table_VxC.T / cfg.prior.temperature
+
+  run = jax.vmap(one)
+  first = run(codes[:, :-1], places[:, :-1], keys[:, 0])
+  guessed = jax.vmap(drawn_ids)(keys[:, 1], jax.lax.stop_gradient(first))
+  mixed = jax.vmap(lambda key: jax.random.bernoulli(key, share, (n - 2,)))(keys[:, 2])
+  inner = jnp.where(mixed[..., None], jnp.take(table_VxC, guessed[:, :-1], axis=0), codes[:, 1:-1])
+  second = run(jnp.concatenate([codes[:, :1], inner], axis=1), places[:, :-1], keys[:, 3])
+  return Predicted((first, second), ids[:, 1:], kept[:, 1:])

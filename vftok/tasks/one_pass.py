@@ -1,0 +1,173 @@
+"""Training a one-pass tokenizer: LARP, AdapTok and what else is in LEARNERS, with a critic of whole clips."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from vftok.io.video_writer import to_uint8
+from vftok.models.clip_critic import ClipCritic
+from vftok.models.config_json import from_dict
+from vftok.models.flops import vit_flops
+from vftok.tasks import Metrics, mean
+from vftok.tasks.one_pass_loss import OnePassLoss
+from vftok.tasks.one_pass_objectives import OBJECTIVES, Judged, Shown, frame_lpips, weights
+from vftok.tokenizer.learner import Learner
+from vftok.tokenizer.programs import to_float
+
+LEARNERS = {  # config.family -> what makes its `vftok.tokenizer.learner.Learner`
+  "larp": "vftok.families.query.learn:larp",
+  "adaptok": "vftok.families.query.learn:adaptok",
+}
+CRITIC = "critic"  # its parameters {"net"} and, for LeCam, {"anchors"}; `optim.every` says how often it has its turn
+MOST_SHOWN = 4  # clips in a picture
+
+
+class OnePassTask:
+  """Parameters {"tokenizer"} and, with an adversarial term, {"critic"}; frozen {"lpips"} and what the learner needs."""
+
+  def __init__(self, cfg: ConfigDict):
+    self.cfg, self.law = cfg, from_dict(OnePassLoss, cfg.loss.to_dict(), "loss")
+    if cfg.family not in LEARNERS:
+      raise ValueError(f"config.family is {cfg.family!r}, expected one of {', '.join(LEARNERS)}.")
+    module, name = LEARNERS[cfg.family].split(":")
+    self.learner: Learner = getattr(importlib.import_module(module), name)(cfg.model.to_dict(), self.law)
+    self.tok = self.learner.tok
+    wanted, found = (self.tok.chunk_frames, *self.tok.frame_size), (cfg.data.frames, cfg.data.size, cfg.data.size)
+    if wanted != found:
+      raise ValueError(f"data has frames and size {found}, expected the model's {wanted}: set data.frames, data.size.")
+    self.weights = weights(self.law)
+    self.critic = ClipCritic(self.law.critic) if self.law.adversarial else None
+    if self.critic:
+      self.law.critic.grid(*wanted)
+    self.critic_every = cfg.optim.every.get(CRITIC, 1)
+
+  def init(self, key: jax.Array) -> Any:
+    first, second = jax.random.split(key)
+    params = {"tokenizer": self.tok.init(first, boxed=True)}
+    if self.critic:
+      clip = jnp.zeros((1, self.tok.chunk_frames, *self.tok.frame_size, 3))
+      params[CRITIC] = {"net": self.critic.init(second, clip)["params"]}
+    if self.law.lecam:
+      anchor = lambda: nn.LogicallyPartitioned(jnp.zeros(()), ())
+      params[CRITIC]["anchors"] = {"real": anchor(), "fake": anchor()}
+    return params
+
+  def frozen(self) -> Any:
+    own = self.learner.frozen()
+    if not (self.law.lpips or self.law.scorer):
+      return own
+    from vftok.frozen.metrics.weights import load_lpips
+
+    return {**own, "lpips": load_lpips(self.law.lpips_net)}
+
+  def start(self, params, batches: Iterable[dict]) -> Any:
+    if not self.cfg.init_from:
+      return params
+    from vftok.tokenizer.families import load
+
+    _, loaded = load(self.cfg.init_from)
+    mine, shapes = params["tokenizer"], lambda tree: jax.tree.map(jnp.shape, tree)
+    taken = {part: loaded[part] for part in mine if part in loaded}  # a prior or a scorer may be new
+    if any(shapes(taken[part]) != shapes(mine[part]) for part in taken) or "encoder" not in taken:
+      raise ValueError("init_from holds another tokenizer, expected one of this config's sizes: use its model.")
+    return {**params, "tokenizer": {**mine, **taken}}
+
+  def loss(self, params, frozen, batch, keys_B, step) -> tuple[jax.Array, Metrics]:
+    law, video, tokenizer = self.law, to_float(batch["video"]), params["tokenizer"]
+    count_B, step_B, frame_B, own_B = jax.vmap(lambda key: jax.random.split(key, 4))(keys_B).T
+    keep = self.learner.counts(frozen, video, count_B)
+    made = self.learner.step(tokenizer, frozen, video, keep, step_B, step / self.cfg.steps)
+    shown = Shown(law, video, made, keep, own_B)
+    if "lpips" in frozen:
+      shown = shown._replace(lpips=frame_lpips(frozen["lpips"], *self._some_frames(made.frames, video, frame_B)))
+    if self.critic:
+      shown = shown._replace(judged=self._judge(params[CRITIC], made.frames, video, step))
+    if law.scorer:
+      shown = shown._replace(scores=self.learner.scores(tokenizer, made, keep))
+    terms = {name: weight * OBJECTIVES[name](shown) for name, weight in self.weights.items()}
+    chex.assert_shape(list(terms.values()), (len(video),))
+    return sum(terms.values()).mean(), self._metrics(shown, terms)
+
+  def _some_frames(self, made, video, keys_B) -> tuple[jax.Array, jax.Array]:
+    """The same `loss.lpips_frames` of both, drawn for each clip; or all of them."""
+    count, frames = self.law.lpips_frames, video.shape[1]
+    if not count or count >= frames:
+      return made, video
+    pick = jax.vmap(lambda key: jax.random.choice(key, frames, (count,), replace=False))(keys_B)
+    return tuple(jnp.take_along_axis(v, pick[:, :, None, None, None], 1) for v in (made, video))
+
+  def _judge(self, params, made, video, step) -> Judged:
+    """One backward pass for both players: each sees the other through a stopped gradient."""
+    stop, unit = jax.lax.stop_gradient, lambda x: (x + 1) / 2
+    run = lambda net, clips: self.critic.apply({"params": net}, unit(clips))
+    passed = run(stop(params["net"]), made)
+    turn = step % self.critic_every == 0
+    both = lambda net: (run(net, video), run(net, stop(made)))
+    none = lambda net: (jnp.zeros_like(passed),) * 2  # not its turn: nothing is computed
+    real, fake = both(params["net"]) if self.critic_every == 1 else jax.lax.cond(turn, both, none, params["net"])
+    as_float = lambda x: jnp.asarray(x, jnp.float32)
+    anchors = params.get("anchors", {})
+    return Judged(real, fake, passed, as_float(turn), as_float(step >= self.law.adversarial_from), anchors)
+
+  def _metrics(self, shown: Shown, terms) -> Metrics:
+    made, rows = shown.made, len(shown.video)
+    turn = jnp.broadcast_to(1.0 if shown.judged is None else shown.judged.turn, rows)
+    of_turns = ("critic", "lecam")  # means over the critic's turns alone
+    metrics = {
+      name: mean(value, turn if name in of_turns else None) for name, value in terms.items() if name != "anchors"
+    }
+    if shown.judged is not None:
+      metrics |= {f"critic/{kind}": mean(getattr(shown.judged, kind).mean(1), turn) for kind in ("real", "fake")}
+    error_B = jnp.square((made.frames - shown.video) / 2).mean((1, 2, 3, 4))
+    metrics["psnr"] = mean(-10 * jnp.log10(error_B + 1e-10))
+    used_V = jnp.zeros(self.tok.codebook_size, bool).at[jnp.where(made.kept, made.ids, made.ids[:1, :1, :1])].set(True)
+    metrics["codes/used"] = (used_V.sum().astype(jnp.float32), jnp.ones(()))
+    if self.law.counts != "all":
+      metrics["tokens"] = mean(shown.keep.sum(1).astype(jnp.float32))
+    return metrics
+
+  @property
+  def dtype(self) -> str:
+    return self.learner.dtype
+
+  def flops(self) -> float:
+    total, frames, (h, w) = 3 * self.learner.flops(), self.tok.chunk_frames, self.tok.frame_size
+    if self.critic:
+      c = self.law.critic
+      one = vit_flops(c.dim, c.depth, 4 * c.dim, np.prod(c.grid(frames, h, w)) + (not c.per_patch))
+      total += 2 * one + 6 * one / self.critic_every  # of decoded clips without its weights' gradient; of both with it
+    return total
+
+  # ---- looking
+
+  def media(self, params, frozen, batch) -> dict[str, np.ndarray]:
+    from vftok.show.picture import video_rows
+
+    video, tok, columns = batch["video"][:MOST_SHOWN], self.tok, {}
+    columns["original"] = video
+    budgets = tok.budgets if len(tok.budgets) < 4 else [tok.budgets[0], tok.budgets[len(tok.budgets) // 2]]
+    for keep in sorted({*budgets, tok.registers}):
+      tokens = tok.encode(params["tokenizer"], video, budget=keep if len(tok.budgets) > 1 else None)
+      columns[f"k = {keep}"] = to_uint8(tok.decode(params["tokenizer"], tokens))
+    return {"reconstruction": video_rows(columns)}
+
+  def evaluate(self, params, frozen, batches, total, split, out) -> dict[str, float]:
+    from vftok.evals import reconstruction, report
+
+    cfg = self.cfg.eval
+    options = dict(split=split, keeps=cfg.keeps or None, lpips_net=cfg.lpips_net or None, rfvd=cfg.rfvd)
+    made = reconstruction.evaluate(self.tok, params["tokenizer"], batches, **options, media=cfg.media, total=total)
+    report.write_report(out, [made], title=self.cfg.title, fps=self.cfg.data.fps)
+    return made.scalars()
+
+  def save(self, params, frozen, directory) -> None:
+    self.tok.save(params["tokenizer"], directory)

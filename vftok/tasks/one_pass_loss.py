@@ -1,0 +1,84 @@
+"""The law of one-pass training: `config.loss` of configs/larp.py, adaptok.py and evatok.py, and its checks."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from vftok.models.clip_critic import CriticConfig
+from vftok.models.config_json import KINDS
+from vftok.runtime.words import brief
+
+FORMS = ("soft", "hinge")
+COUNTS = ("all", "normal", "grid")
+
+
+@dataclasses.dataclass(frozen=True)
+class OnePassLoss:
+  """Weights of `vftok.tasks.one_pass_objectives.OBJECTIVES` by name, 0 leaves one out; then how they are made.
+
+  Attributes:
+    l1, l2: of pixels in [0, 1]. lpips: of frames at their own size. codebook, commit: of VQ, over kept tokens.
+    prior: cross-entropy of the AR prior. scorer: squared error of AdapTok's scorer.
+    adversarial: of what the critic makes of decoded clips; lecam: of keeping its numbers near those of the other kind.
+    lpips_net: "vgg", "alex", or "" for none. lpips_frames: frames of each clip that it sees, 0: all.
+    form: "hinge", or "soft": softplus with targets that are off by |n| times `soften`, at most `soften_most`, n normal.
+    adversarial_from: step from which there are both players.
+    sampled: whether ids are drawn, where the model knows how; else the likeliest.
+    counts: of kept tokens. "all"; "normal": drawn per step, cut to counts_least..K; "grid": those that a scorer knows.
+    mixed: share of its own guesses that the prior reads in the end; mixed_until: share of the run until then.
+    scorer_mean, scorer_std: LPIPS is taken less the one and over the other.
+  """
+
+  l1: float = 1.0
+  l2: float = 0.0
+  lpips: float = 1.0
+  codebook: float = 0.1
+  commit: float = 0.025
+  prior: float = 0.0
+  adversarial: float = 0.0
+  lecam: float = 0.0
+  scorer: float = 0.0
+
+  lpips_net: str = "vgg"
+  lpips_frames: int = 0
+  form: str = "soft"
+  soften: float = 0.15
+  soften_most: float = 0.3
+  adversarial_from: int = 0
+  critic: CriticConfig = CriticConfig()
+  sampled: bool = True
+  counts: str = "all"
+  counts_mean: float = 256.0
+  counts_std: float = 128.0
+  counts_least: int = 32
+  mixed: float = 0.5
+  mixed_until: float = 0.3
+  scorer_mean: float = 0.0
+  scorer_std: float = 1.0
+
+
+WEIGHTS = ("l1", "l2", "lpips", "codebook", "commit", "prior", "adversarial", "lecam", "scorer")
+
+
+def check(law: OnePassLoss) -> None:
+  """Raises ValueError naming the first value that no training can have."""
+  for name in (*WEIGHTS, "soften", "soften_most", "adversarial_from", "lpips_frames"):
+    _expect(getattr(law, name) >= 0, name, getattr(law, name), "0 or more")
+  _expect(law.lpips_net in ("vgg", "alex", ""), "lpips_net", law.lpips_net, "'vgg', 'alex' or '' for none")
+  for name in ("lpips", "scorer"):
+    _expect(law.lpips_net or not getattr(law, name), name, getattr(law, name), "0 where lpips_net is ''")
+  _expect(law.adversarial or not law.lecam, "lecam", law.lecam, "0 where adversarial is 0: there is no critic")
+  _expect(law.form in FORMS, "form", law.form, " or ".join(FORMS))
+  _expect(law.counts in COUNTS, "counts", law.counts, " or ".join(COUNTS))
+  _expect(0 <= law.mixed <= 1, "mixed", law.mixed, "a share of 0..1")
+  for name in ("mixed_until", "counts_std", "scorer_std"):
+    _expect(getattr(law, name) > 0, name, getattr(law, name), "a number above 0")
+  _expect(any(getattr(law, name) for name in WEIGHTS), "l1", law.l1, "a weight above 0 of it or another term")
+
+
+def _expect(ok, name: str, value, what: str) -> None:
+  if not ok:
+    raise ValueError(f"loss.{name} is {brief(value)}, expected {what}.")
+
+
+KINDS[OnePassLoss] = ("one_pass_loss", check)  # it stands in experiments, and in no model's file
