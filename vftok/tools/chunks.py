@@ -22,7 +22,7 @@ from vftok.data import shards
 from vftok.data.dataset_writer import keep_log, whole_directory, work_directory
 from vftok.data.sources import Source, source_of
 from vftok.io.sides import NoSuchSplit
-from vftok.runtime.process import together
+from vftok.runtime.meeting import listen, meet
 from vftok.show.progress import progress
 
 LARGE = 2**20  # numbers; weights of text encoders above this are cut over the devices of a host
@@ -48,9 +48,9 @@ def make_set(
   work = out.with_name(f".{out.name}.shards")
   if not jax.process_index():
     work_directory(work, meta)
-  together(f"{name} begins")
+  meet(f"{name} begins")
   written = write(work)
-  together(f"{name} ends")
+  meet(f"{name} ends")
   if jax.process_count() > 1:
     time.sleep(1.0)  # network file systems show new names late
   if jax.process_index():
@@ -94,6 +94,7 @@ def write_chunks(
     def examples(part: range) -> Iterator[dict[str, Any]]:
       begun = None
       for number in part:
+        listen()
         following = work(next(stream), number)
         if begun is not None:
           yield from begun()
