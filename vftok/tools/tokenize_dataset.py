@@ -10,7 +10,6 @@ a host share each batch. --workers=16 decodes videos in so many processes.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -25,15 +24,12 @@ from vftok.data import bad_clips
 from vftok.data.clip import ClipSpec
 from vftok.data.configured import BAD_CLIPS
 from vftok.data.dataset_writer import is_made
-from vftok.data.folder import opened_once
 from vftok.data.loader import make_loader
 from vftok.data.sources import source_of
 from vftok.data.tokens import NAME, VERSION, features, finish_tokens, stored
-from vftok.runtime.lock import locked
-from vftok.runtime.process import begin, local
-from vftok.tools.chunks import check_batch, copied, cut, make_set, shared, write_chunks
+from vftok.runtime.process import begin
+from vftok.tools.chunks import check_batch, copied, cut, define_flags, make_set, shared, write_chunks, writing
 from vftok.tools.command import or_exit
-from vftok.train.experiment import define_config
 from vftok.train.experiment import run as run_main
 
 CHUNK = 1024  # clips of a shard
@@ -61,16 +57,13 @@ def tokenize(cfg: ConfigDict, out: str | os.PathLike, *, workers: int = 0) -> st
   Raises:
     ValueError, FileNotFoundError: sources, tokenizer or text encoder that cannot be had; `out` holds something else.
   """
-  import jax
-
   if "tokenize" not in cfg:
     raise ValueError("this config has no `tokenize` part: pass one for generators, such as configs/t2v.py:mini.")
-  with locked(local(out, "--out")) if not jax.process_index() else contextlib.nullcontext(), opened_once():
+  with writing(out):
     return _tokenize(cfg, Path(out), workers)
 
 
 def _tokenize(cfg: ConfigDict, out: Path, workers: int) -> str:
-
   from vftok.tokenizer.api import Tokenizer
 
   law = cfg.tokenize
@@ -223,14 +216,6 @@ def _examples(arrays: dict[str, Any], good: np.ndarray) -> Iterator[dict[str, An
     yield example | {"caption": str(example["caption"]), "label": int(example["label"])}
 
 
-def define_flags() -> None:
-  """Not at import: tests and other tools import this module beside others that take --config."""
-  define_config("Experiment file with a `tokenize` part: configs/t2v.py:mini.")
-  flags.DEFINE_string("out", None, "Where the set goes; default: where the config looks for it.")
-  flags.DEFINE_integer("workers", 0, "Processes that decode videos; 0: two threads.", lower_bound=0)
-  flags.DEFINE_bool("distributed", False, "Join the other processes of a pod or SLURM job first.")
-
-
 if __name__ == "__main__":
-  define_flags()
+  define_flags("Experiment file with a `tokenize` part: configs/t2v.py:mini.")
   run_main(main)
