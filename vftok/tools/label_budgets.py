@@ -103,7 +103,7 @@ def _label(asked: Label, out: Path, workers: int) -> str:
     "size": asked.size,
     "fps": asked.fps,
     "clips": asked.clips,
-    "splits": asked.sources(),
+    "splits": asked.splits,
   }
   if is_made(out, meta):
     return f"{out} is already there, made by this tokenizer from these sources."
@@ -161,7 +161,7 @@ def _loader(asked: Label, split, sources, start, work: Path | None):
 def clips_of(asked: Label, split: str, count: int) -> np.ndarray:
   """uint8 [count, F, H, W, 3]: the first readable clips of a split, fewer where it has not so many."""
   found = []
-  with _loader(asked, split, asked.sources()[split], 0, None) as loader:
+  with _loader(asked, split, asked.splits[split], 0, None) as loader:
     for batch in loader:
       found += list(np.asarray(batch["video"])[batch["_mask"]])
       if len(found) >= count:
