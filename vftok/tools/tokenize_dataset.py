@@ -66,41 +66,41 @@ def tokenize(cfg: ConfigDict, out: str | os.PathLike, *, workers: int = 0) -> st
 def _tokenize(cfg: ConfigDict, out: Path, workers: int) -> str:
   from vftok.tokenizer.api import Tokenizer
 
-  law = cfg.tokenize
-  tok, params = Tokenizer.load(law.tokenizer, dino=law.dino or None)
-  if tok.frame_size != (law.size, law.size):
-    raise ValueError(f"tokenize.size is {law.size}, expected {tok.frame_size[0]}: the tokenizer's frame size.")
-  steps = tok.steps_for(law.frames)
-  check_batch(law.batch_size, "tokenize.batch_size")
-  _check_label_names(law)
-  encoder, router = _text_encoder(law), _router(law, tok.fingerprint(params))
+  asked = cfg.tokenize
+  tok, params = Tokenizer.load(asked.tokenizer, dino=asked.dino or None)
+  if tok.frame_size != (asked.size, asked.size):
+    raise ValueError(f"tokenize.size is {asked.size}, expected {tok.frame_size[0]}: the tokenizer's frame size.")
+  steps = tok.steps_for(asked.frames)
+  check_batch(asked.batch_size, "tokenize.batch_size")
+  _check_label_names(asked)
+  encoder, router = _text_encoder(asked), _router(asked, tok.fingerprint(params))
   meta = {
     "set": NAME,
     "version": VERSION,
-    "tokenizer": law.tokenizer,
+    "tokenizer": asked.tokenizer,
     "fingerprint": tok.fingerprint(params),
     "codebook_size": tok.codebook_size,
     "shape": [steps, tok.registers],
-    "frames": law.frames,
-    "fps": law.fps,
-    "size": law.size,
-    "text": law.text,
-    "text_path": law.text_path,
+    "frames": asked.frames,
+    "fps": asked.fps,
+    "size": asked.size,
+    "text": asked.text,
+    "text_path": asked.text_path,
     "text_shape": [encoder[0].max_tokens, encoder[0].dim] if encoder else None,
-    "splits": json.loads(law.splits.to_json()),
+    "splits": json.loads(asked.splits.to_json()),
   }
   if not tok.nested:
     meta["nested"] = False
   if router:
     of = router[0].cfg
     weighed_by = dict(steps=of.steps, loss_mean=of.loss_mean, loss_std=of.loss_std)
-    meta["router"] = dict(name=law.router, levels=list(of.levels), **weighed_by)
+    meta["router"] = dict(name=asked.router, levels=list(of.levels), **weighed_by)
   if is_made(out, meta):
     return f"{out} is already there, made by this tokenizer from these sources."
 
   def write(work: Path):
     how = (work, meta, tok, copied(params), encoder, router, workers)
-    return {split: _encode_split(law, split, sources, *how) for split, sources in meta["splits"].items()}
+    return {split: _encode_split(asked, split, sources, *how) for split, sources in meta["splits"].items()}
 
   def finish(directory: Path, parts) -> dict[str, int]:
     classes = _classes(names for _, of_sources in parts.values() for names in of_sources)
@@ -116,10 +116,10 @@ def _tokenize(cfg: ConfigDict, out: Path, workers: int) -> str:
   return f"{out}: {clips} clips, {rate}" + (f"; {said}" if said else "")
 
 
-def _check_label_names(law) -> None:
+def _check_label_names(asked) -> None:
   """Raises ValueError where a source names its labels otherwise in one split than in another."""
   known = {}
-  for split, sources in law.splits.items():
+  for split, sources in asked.splits.items():
     for name, entry in sources.items():
       names = tuple(getattr(source_of(entry, split), "label_names", ()))
       first, others = known.setdefault(name, (split, names))
@@ -130,33 +130,33 @@ def _check_label_names(law) -> None:
         )
 
 
-def _text_encoder(law):
-  if not law.text:
+def _text_encoder(asked):
+  if not asked.text:
     return None
   from vftok.frozen import text
 
   # T5-class encoders are large and were trained in bfloat16.
-  dtype = law.get("text_dtype") or ("bfloat16" if law.text == "t5" else "float32")
-  encoder, params = text.load(law.text, law.text_path or None, max_tokens=law.text_tokens, dtype=dtype)
+  dtype = asked.get("text_dtype") or ("bfloat16" if asked.text == "t5" else "float32")
+  encoder, params = text.load(asked.text, asked.text_path or None, max_tokens=asked.text_tokens, dtype=dtype)
   return encoder, cut(params)
 
 
-def _router(law, fingerprint: str):
-  """(router, params) that `law.router` names: a directory, "auto" for the one that comes with vftok, "" for none."""
-  if not law.get("router"):
+def _router(asked, fingerprint: str):
+  """(router, params) that `asked.router` names: a directory, "auto" for the one that comes with vftok, "" for none."""
+  if not asked.get("router"):
     return None
   from vftok.budget.router import find
 
-  return find(None if law.router == "auto" else law.router, fingerprint)
+  return find(None if asked.router == "auto" else asked.router, fingerprint)
 
 
 def _encode_split(
-  law, split: str, sources: dict, work: Path, meta, tok, params, encoder, router, workers: int
+  asked, split: str, sources: dict, work: Path, meta, tok, params, encoder, router, workers: int
 ) -> tuple[list[Path], list[tuple[str, ...]]]:
   """Encodes this host's chunks of a split that are not there yet: (its shards, label names of each source)."""
-  spec = ClipSpec(frames=law.frames, size=(law.size, law.size), fps=law.fps or None)
+  spec = ClipSpec(frames=asked.frames, size=(asked.size, asked.size), fps=asked.fps or None)
   whole = dict(train=False, process_index=0, process_count=1, bad_clips=work / BAD_CLIPS)
-  with make_loader(sources, spec, law.batch_size, split=split, **whole) as loader:
+  with make_loader(sources, spec, asked.batch_size, split=split, **whole) as loader:
 
     def encoded(batch, _):
       arrays = _encode(batch, loader.names, tok, params, encoder, router)
@@ -166,7 +166,7 @@ def _encode_split(
     paths = write_chunks(
       loader,
       len(loader),
-      max(1, CHUNK // law.batch_size),
+      max(1, CHUNK // asked.batch_size),
       path_of,
       features(meta),
       encoded,
