@@ -142,11 +142,12 @@ class Run:
       for host in self.loader if step < cfg.steps else ():
         shown = None if not cfg.media_every or step % cfg.media_every else host
         slower = self._slower()
-        with self._profiled(step), jax.transfer_guard("disallow"):  # a batch goes to the devices, nothing unseen
+        with self._profiled(step):
           arrays = step_arrays(host, self.mesh)
           if slower is not None:
             arrays[optim.SLOWER] = jax.device_put(slower, sharding.replicated(self.mesh))
-          state, metrics = self.step(state, frozen, arrays)
+          with jax.transfer_guard("disallow"):  # what a step takes is on its devices by now
+            state, metrics = self.step(state, frozen, arrays)
           if step + 1 == cfg.profile[1]:
             jax.block_until_ready(metrics)  # or the trace ends before its last step
         step, self.examples = step + 1, self.examples + cfg.batch_size
