@@ -7,7 +7,6 @@ or baseline can be worked out from them later.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,12 +40,7 @@ def write_curves(directory: Path, splits: Mapping[str, Callable[[], Iterable[Map
     meta: has "latents_shape", "losses_shape", "drawn_shape", and "levels", "steps", "random", "seed" of
       `curves.assignments`.
   """
-  work = directory / ".shards"
-  work.mkdir()
-  for split, examples in splits.items():
-    shards.write_shard(work / split, features(meta), examples())
-  finish_curves(directory, {split: [work / split] for split in splits}, meta)
-  shutil.rmtree(work)
+  shards.write_set(directory, splits, features(meta), lambda parts: finish_curves(directory, parts, meta))
 
 
 def finish_curves(directory: Path, parts: Mapping[str, Sequence[Path]], meta) -> dict[str, int]:

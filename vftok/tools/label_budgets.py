@@ -11,7 +11,6 @@ sampled agree.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,18 +26,24 @@ from vftok.data.clip import ClipSpec
 from vftok.data.curves import NAME, VERSION, features, finish_curves
 from vftok.data.curves import curves as read_curves
 from vftok.data.dataset_writer import is_made
-from vftok.data.folder import opened_once
 from vftok.data.loader import make_loader
 from vftok.frozen.metrics.weights import load_lpips
 from vftok.models.flow import gaussian
-from vftok.runtime.lock import locked
-from vftok.runtime.process import begin, local
+from vftok.runtime.process import begin
 from vftok.tokenizer import programs
 from vftok.tokenizer.api import Tokenizer
 from vftok.tokens import VideoTokens
-from vftok.tools.chunks import check_batch, copied, make_set, present_splits, shared, write_chunks
+from vftok.tools.chunks import (
+  check_batch,
+  copied,
+  define_flags,
+  make_set,
+  present_splits,
+  shared,
+  write_chunks,
+  writing,
+)
 from vftok.tools.command import or_exit
-from vftok.train.experiment import define_config
 from vftok.train.experiment import run as run_main
 
 CHUNK = 64  # clips of a shard: minutes of work
@@ -75,7 +80,7 @@ def label(cfg: ConfigDict, out: str | os.PathLike, *, workers: int = 0) -> str:
     ValueError, FileNotFoundError: sources or a tokenizer that cannot be had, or `out` holds something else.
   """
   asked = Label.of(cfg)
-  with locked(local(out, "--out")) if not jax.process_index() else contextlib.nullcontext(), opened_once():
+  with writing(out):
     return _label(asked, Path(out), workers)
 
 
@@ -166,7 +171,7 @@ def _loader(asked: Label, split, sources, start, work: Path | None):
 def clips_of(asked: Label, split: str, count: int) -> np.ndarray:
   """uint8 [count, F, H, W, 3]: the first readable clips of a split, fewer where it has not so many."""
   found = []
-  with _loader(asked, split, asked.sources()[split], 0, None) as loader:
+  with _loader(asked, split, asked.splits[split], 0, None) as loader:
     for batch in loader:
       found += list(np.asarray(batch["video"])[batch["_mask"]])
       if len(found) >= count:
@@ -238,14 +243,6 @@ def agreement(directory: str | os.PathLike) -> str:
   )
 
 
-def define_flags() -> None:
-  """Not at import: tests and other tools import this module beside others that take --config."""
-  define_config("Experiment file with a `label` part: configs/router.py:mini.")
-  flags.DEFINE_string("out", None, "Where the set goes; default: where the config looks for it.")
-  flags.DEFINE_integer("workers", 0, "Processes that decode videos; 0: two threads.", lower_bound=0)
-  flags.DEFINE_bool("distributed", False, "Join the other processes of a pod or SLURM job first.")
-
-
 if __name__ == "__main__":
-  define_flags()
+  define_flags("Experiment file with a `label` part: configs/router.py:mini.")
   run_main(main)
