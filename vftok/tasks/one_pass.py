@@ -26,6 +26,7 @@ from vftok.tokenizer.programs import to_float
 LEARNERS = {  # config.family -> what makes its `vftok.tokenizer.learner.Learner`
   "larp": "vftok.families.query.learn:larp",
   "adaptok": "vftok.families.query.learn:adaptok",
+  "evatok": "vftok.families.evatok.learn:evatok",
 }
 CRITIC = "critic"  # its parameters {"net"} and, for LeCam, {"anchors"}; `optim.every` says how often it has its turn
 MOST_SHOWN = 4  # clips in a picture
@@ -53,6 +54,8 @@ class OnePassTask:
   def init(self, key: jax.Array) -> Any:
     first, second = jax.random.split(key)
     params = {"tokenizer": self.tok.init(first, boxed=True)}
+    if heads := self.learner.heads(jax.random.fold_in(key, 1)):
+      params["heads"] = heads
     if self.critic:
       clip = jnp.zeros((1, self.tok.chunk_frames, *self.tok.frame_size, 3))
       params[CRITIC] = {"net": self.critic.init(second, clip)["params"]}
@@ -83,9 +86,10 @@ class OnePassTask:
 
   def loss(self, params, frozen, batch, keys_B, step) -> tuple[jax.Array, Metrics]:
     law, video, tokenizer = self.law, to_float(batch["video"]), params["tokenizer"]
+    learned = {**tokenizer, **({"heads": params["heads"]} if "heads" in params else {})}
     count_B, step_B, frame_B, own_B = jax.vmap(lambda key: jax.random.split(key, 4))(keys_B).T
     keep = self.learner.counts(frozen, video, count_B)
-    made = self.learner.step(tokenizer, frozen, video, keep, step_B, step / self.cfg.steps)
+    made = self.learner.step(learned, frozen, video, keep, step_B, step / self.cfg.steps)
     shown = Shown(law, video, made, keep, own_B)
     if "lpips" in frozen:
       shown = shown._replace(lpips=frame_lpips(frozen["lpips"], *self._some_frames(made.frames, video, frame_B)))

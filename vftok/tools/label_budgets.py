@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from vftok.budget import curves
 from vftok.data.clip import ClipSpec
-from vftok.data.curves import NAME, VERSION, features, finish_curves
+from vftok.data.curves import NAME, VERSION, features, finish_curves, read_meta
 from vftok.data.curves import curves as read_curves
 from vftok.data.dataset_writer import is_made
 from vftok.data.folder import opened_once
@@ -36,6 +36,7 @@ from vftok.runtime.process import begin, local
 from vftok.tokenizer import programs
 from vftok.tokenizer.api import Tokenizer
 from vftok.tokens import VideoTokens
+from vftok.tools import label_assignments
 from vftok.tools.chunks import check_batch, copied, make_set, shared, write_chunks
 from vftok.tools.command import or_exit
 from vftok.train.experiment import define_config
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> None:
     out = flags.FLAGS.out or directory_of(cfg)
     print(label(cfg, out, workers=flags.FLAGS.workers))
     if not jax.process_index():
-      print(agreement(out))
+      print(label_assignments.summary(out, meta) if (meta := read_meta(out)).get("every") else agreement(out))
 
   or_exit(run)
 
@@ -83,6 +84,8 @@ def label(cfg: ConfigDict, out: str | os.PathLike, *, workers: int = 0) -> str:
 def _label(cfg: ConfigDict, out: Path, workers: int) -> str:
   law = cfg.label
   tok, params = Tokenizer.load(law.tokenizer)
+  if tok.one_pass:
+    return _label_every(law, out, tok, params, workers)
   check_levels(law.levels, tok.registers)
   check_batch(law.batch_size, "label.batch_size")
   steps = tok.steps_for(law.frames)
@@ -128,6 +131,29 @@ def _label(cfg: ConfigDict, out: Path, workers: int) -> str:
   return f"{out}: {clips} clips under {len(keep)} assignments each, {size / 1e6:.1f} MB"
 
 
+def _label_every(law, out: Path, tok, params, workers: int) -> str:
+  """Every assignment, decoded. Raises ValueError for a model whose ids do not depend on counts."""
+  if tok.nested or len(tok.budgets) < 2:
+    raise ValueError("this tokenizer knows no counts before it encodes, so a router has nothing to choose.")
+  check_batch(law.batch_size, "label.batch_size")
+  meta = label_assignments.recipe(law, tok, params)
+  if is_made(out, meta):
+    return f"{out} is already there, made by this tokenizer from these sources."
+  measure = label_assignments.MeasureAll(tok, copied(params))
+  rows = lambda batch, names, first, sampled: measure(batch | {"video": shared(batch["video"])}, names)
+  made = make_set(
+    out,
+    meta,
+    "label_budgets",
+    lambda work: {s: _measure(law, s, sources, work, meta, rows, workers) for s, sources in meta["splits"].items()},
+    lambda directory, parts: finish_curves(directory, parts, meta),
+  )
+  if made is None:
+    return "this host's part is done."
+  clips = ", ".join(f"{split} {n}" for split, n in made[0].items())
+  return f"{out}: {clips} clips under all {len(measure.keep)} assignments, {made[1] / 1e6:.1f} MB"
+
+
 def check_levels(levels, most: int) -> None:
   """Raises ValueError unless levels rise from 1 to `most`."""
   levels = list(levels)
@@ -144,7 +170,7 @@ def _measure(law, split: str, sources: dict, work: Path, meta, measure: Measure,
     def measured(batch, number):
       first = number * law.batch_size
       good = batch["_mask"] & (first + np.arange(law.batch_size) < total)
-      rows = measure(batch, loader.names, first, law.sampled[split])
+      rows = measure(batch, loader.names, first, law.get("sampled", {}).get(split, 0))
       return lambda: _examples(rows, good)
 
     path_of = lambda number: work / f"{split}-{number:06d}"

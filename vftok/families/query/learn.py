@@ -56,6 +56,9 @@ class QueryLearner:
   def frozen(self) -> dict[str, Any]:
     return {}
 
+  def heads(self, key: jax.Array) -> None:
+    return None
+
   def counts(self, frozen, video_BxFxHxWx3, keys_B) -> jax.Array:
     law, shape = self.law, (self.tok.chunk_steps,)
     if law.counts == "all":
