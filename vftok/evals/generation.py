@@ -4,8 +4,8 @@ Protocol, the same for every row of a table:
   each held-out clip gives its condition (caption or class) once; videos are rounded to 8 bits. Tokens are made once, at
     the largest budget and under its guidance; smaller budgets are prefixes of them. With `anew`
     each budget has its own, under its own guidance. A model that says lengths makes them anew for each budget, which
-    is the mean it aims at, and once as it likes; `tokens` says what it made. Where ids depend on how many there are, only
-  as it likes. A model that goes on from given frames gets those of the clip, and is scored on the frames after them.
+    is the mean it aims at, and once as it likes; `tokens` says what it made. Where ids depend on how many there are,
+    only as it likes. A model that goes on from given frames gets those of the clip, and is scored on the frames after.
   gFVD (lower is better): `frechet` between generated clips and real ones on I3D logits, all frames. `gfvd_vae` has the
     VAE's reconstructions of the same real clips as reference (SemanTok's protocol); the two are not comparable.
   CLIP: `CLIPScore`, with the caption, of the user's own weights.
