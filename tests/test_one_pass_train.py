@@ -12,7 +12,7 @@ from configs import adaptok, larp
 from vftok.families.query import learn
 from vftok.models.config_json import from_dict
 from vftok.models.vit import attend_dropped
-from vftok.tasks import make_task
+from vftok.tasks import make_task, one_pass
 from vftok.tasks.one_pass_loss import OnePassLoss
 from vftok.tokenizer.families import load
 from vftok.train import loop, optim
@@ -248,3 +248,26 @@ def test_scores_are_what_a_choice_reads():
     shown = np.where(np.arange(4) < t, keep, 4)
     said = np.asarray(learner.tok.scores_of(params, ids, features, shown))[:, t]
     np.testing.assert_allclose(found[:, t], said[np.arange(2), keep[:, t] // 2 - 1], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_scorer_learns_and_nothing_else(monkeypatch):
+  """Its loss falls on one batch, with a distance that is quicker than LPIPS; all of the tokenizer is fixed."""
+  distance = lambda params, a, b: jnp.abs(a - b).mean((2, 3, 4))
+  monkeypatch.setattr(one_pass, "frame_lpips", distance)
+  cfg = adaptok.get_config("smoke_scorer")
+  cfg.optim.update(dict(lr=3e-3, warmup=0, schedule="constant"))
+  task = make_task(cfg)
+  axes, shapes = logical_axes(task.init, cfg.freeze)
+  assert list(axes) == ["tokenizer"] and list(axes["tokenizer"]) == ["scorer"]
+  tx, _ = optim.make_optimizer(cfg.optim, cfg.steps, axes, shapes)
+  trained, fixed = split(nn.unbox(jax.jit(task.init)(jax.random.key(0))), cfg.freeze)
+  rng = jax.random.key_data(jax.random.key(1))
+  state = TrainState(jnp.int32(0), trained, fixed, tx.init(trained), None, rng)
+  frozen = {"lpips": {}}
+  step = jax.jit(lambda state, batch: loop.train_step(state, frozen, batch, task=task, tx=tx, cfg=cfg))
+  losses = []
+  for _ in range(12):
+    state, metrics = step(state, {"video": clips(), "_mask": np.ones(4, bool)})
+    losses.append(float(metrics["loss"]))
+  assert min(losses[-3:]) < 0.5 * losses[0]
