@@ -2,8 +2,9 @@
 
 `proxy` learns under random assignments of tokens. `label` then measures what clips lose under every one
 (`python -m vftok.tools.label_budgets --config=configs/evatok.py:router`), `router` learns from that, and `final` learns
-anew under its choices; smoke_router and smoke_final are these of smoke. Generators: `c2v` and `k600`, of three sizes as
-c2v_b, c2v_l and c2v_l_plus. What the paper leaves open is marked `unknown` and is our default.
+anew under its choices (final_videomae: with the semantic critic); smoke_router and smoke_final are these of smoke.
+Generators: `c2v` and `k600`, of three sizes as c2v_b, c2v_l and c2v_l_plus. What the paper leaves open is marked
+`unknown` and is our default.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def get_config(size: str = "mini64"):
   name, _, of = size.partition("_")
   if name in ("c2v", "k600"):
     return {"c2v": c2v, "k600": k600}[name](of or "b")
-  known = (smoke, smoke_final, smoke_router, smoke_c2v, smoke_k600, mini64, proxy, router, final)
+  known = (smoke, smoke_final, smoke_router, smoke_c2v, smoke_k600, mini64, proxy, router, final, final_videomae)
   return {make.__name__: make for make in known}[size]()
 
 
@@ -193,6 +194,14 @@ def final():
   cfg = proxy()
   cfg.title, cfg.steps, cfg.data.fps, cfg.model.codebook_size = "EVATok", 1_000_000, 0.0, 8192
   cfg.loss.update(counts="router", router="runs/evatok_router/model")
+  return cfg
+
+
+def final_videomae():
+  """The same with VideoMAE's features judging in place of patches: 0.5 from step 80,000 on (unknown)."""
+  cfg = final()
+  cfg.title += " with VideoMAE"
+  cfg.loss.update(critic_path="MCG-NJU/videomae-base", adversarial=0.5, adversarial_from=80_000)
   return cfg
 
 

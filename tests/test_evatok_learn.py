@@ -1,12 +1,14 @@
 """What training asks of EVATok: drawn and routed counts, the alignment head, a step through which all parts learn."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_videomae
 from feature_files import DIM, HEADS, vjepa2_tensors, write
 
 from configs import evatok
@@ -16,7 +18,7 @@ from vftok.budget.router import Router
 from vftok.families.evatok import learn
 from vftok.families.evatok.config import EvatokConfig, router_config
 from vftok.frozen import features
-from vftok.frozen.features import convert
+from vftok.frozen.features import convert, videomae
 from vftok.models.layers import unit
 from vftok.tasks import make_task
 from vftok.tasks.one_pass_objectives import Shown, align
@@ -39,6 +41,26 @@ def paths(tmp_path_factory):
 
 def silu(x):
   return x / (1 + np.exp(-x))
+
+
+@pytest.mark.slow
+def test_videomae_judges_in_place_of_patches(tmp_path, monkeypatch):
+  stored = write(test_videomae.tensors(), tmp_path / "videomae.safetensors")
+  load = functools.partial(videomae.load, heads=2, size=8)
+  monkeypatch.setattr(videomae, "load", load)
+  cfg = evatok.get_config("smoke")
+  cfg.loss.update(critic_path=str(stored))
+  task = make_task(cfg)
+  params, frozen = nn.unbox(jax.jit(task.init)(jax.random.key(0))), task.frozen()
+  assert set(params["critic"]["net"]) == {f"head_{i}" for i in range(5)} and set(frozen) == {"videomae"}
+  keys = jax.random.split(jax.random.key(1), 4)
+  run = jax.jit(jax.value_and_grad(lambda p, step: task.loss(p, frozen, {"video": VIDEO}, keys, step), has_aux=True))
+  (_, metrics), grads = run(params, 2)
+  assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads)) and task.flops() > 0
+  size = lambda grads, part: sum(float(np.abs(g).sum()) for g in jax.tree.leaves(grads[part]))
+  assert size(grads, "critic") > 0 and metrics["generator"][0] != 0
+  before = run(params, 0)[1]  # before loss.adversarial_from
+  assert size(before, "critic") == 0 and size(before, "tokenizer") != size(grads, "tokenizer")
 
 
 @pytest.mark.slow

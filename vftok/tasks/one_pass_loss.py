@@ -18,6 +18,7 @@ class OnePassLoss:
 
   Attributes:
     l1, l2: of pixels in [0, 1]. lpips: of frames at their own size. codebook, commit: of VQ, over kept tokens.
+    critic_path: of VideoMAE weights; heads over its features then judge in place of the `critic` of patches.
     prior: cross-entropy of the AR prior. scorer: squared error of AdapTok's scorer.
     adversarial: of what the critic makes of decoded clips; lecam: of keeping its numbers near those of the other kind.
     lpips_net: "vgg", "alex", or "" for none. lpips_frames: frames of each clip that it sees, 0: all.
@@ -64,6 +65,7 @@ class OnePassLoss:
   align_path: str = ""
   align_layer: int = 3
   router: str = ""
+  critic_path: str = ""
 
 
 WEIGHTS = ("l1", "l2", "lpips", "codebook", "commit", "prior", "adversarial", "lecam", "scorer", "entropy", "align")

@@ -1,8 +1,8 @@
 """VideoMAE (arXiv 2203.12602): a plain ViT over tubelets of 2 frames x 16 x 16 pixels, read at several depths.
 
 Here it judges: EVATok's semantic critic looks at what it makes of real and of decoded clips. Weights are those of
-`transformers` ("videomae"), of a classifier or as they were pre-trained; only their encoder is read. Positions are fixed
-sines and cosines over the whole clip. Queries and values have biases, keys have none.
+`transformers` ("videomae"), of a classifier or as they were pre-trained; only their encoder is read. Positions are
+fixed sines and cosines over the whole clip. Queries and values have biases, keys have none.
 """
 
 from __future__ import annotations
