@@ -49,8 +49,7 @@ def mini64():
 def k600():
   """AdapTok as it was released: 512 tokens a block, 32 to 512 of them kept, 250 epochs."""
   cfg = larp.k600()
-  epochs = cfg.steps // 150
-  cfg.steps = 250 * epochs
+  cfg.steps = 250 * (cfg.steps // 150)
   return _cut(cfg, tokens=512, title="AdapTok", counts_mean=256.0, counts_std=128.0, counts_least=32)
 
 

@@ -44,6 +44,8 @@ class OnePassTask:
     module, name = LEARNERS[cfg.family].split(":")
     self.learner: Learner = getattr(importlib.import_module(module), name)(cfg.model.to_dict(), self.law)
     self.tok = self.learner.tok
+    if self.law.scorer and not hasattr(self.learner, "scores"):
+      raise ValueError(f"loss.scorer is {self.law.scorer}, expected 0: models of the family {cfg.family} have none.")
     wanted, found = (self.tok.chunk_frames, *self.tok.frame_size), (cfg.data.frames, cfg.data.size, cfg.data.size)
     if wanted != found:
       raise ValueError(f"data has frames and size {found}, expected the model's {wanted}: set data.frames, data.size.")
