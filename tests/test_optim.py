@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from configs import adaptok, c2v, larp, t2v, tokenizer, vae
+from configs import adaptok, c2v, evatok, larp, t2v, tokenizer, vae
 from vftok.models.router import HEADS, RouterConfig, net
 from vftok.runtime import sharding
 from vftok.tasks import make_task
@@ -17,6 +17,7 @@ from vftok.train.state import logical_axes
 # Last names of parameters (the module before it where that decides): what multiplies activations decays.
 DECAY = """
   kernel qkv_kernel q_kernel kv_kernel proj_kernel up_kernel down_kernel adaln_kernel linear_kernel
+  self_qkv_kernel self_out_kernel cross_qkv_kernel cross_out_kernel
   qkv proj up down head text_in text_q text_kv text_proj
 """.split()
 KEEP = """
@@ -25,6 +26,7 @@ KEEP = """
   common places times register register_times
   qkv_bias proj_bias up_bias down_bias cls real fake queries query_type positions latent_positions
   patch_positions patch_queries
+  self_qkv_bias self_out_bias cross_qkv_bias cross_out_bias codebook query_places ref_places
 """.split()
 
 
@@ -43,6 +45,7 @@ def with_all_parts(cfg):
 
 
 MODELS = {
+  "evatok": lambda: make_task(evatok.get_config("smoke")),
   "larp": lambda: make_task(larp.get_config("smoke")),
   "adaptok": lambda: make_task(adaptok.get_config("smoke_scorer")),
   "tokenizer": lambda: planned_task(with_all_parts(tokenizer.smoke())),

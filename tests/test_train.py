@@ -22,7 +22,7 @@ from vftok.train.writer import keep_until, read_metrics
 ROOT = Path(__file__).parents[1]
 CASES = (
   "pixels",
-  *(pytest.param(name, marks=pytest.mark.slow) for name in ("tokenizer", "grid", "vae", "larp", "adaptok")),
+  *(pytest.param(name, marks=pytest.mark.slow) for name in ("tokenizer", "grid", "vae", "larp", "adaptok", "evatok")),
 )
 
 
