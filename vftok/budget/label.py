@@ -15,7 +15,7 @@ class Label:
   tokenizer: str
   splits: dict  # {split: sources}
   clips: dict  # {split: how many; 0: all}
-  sampled: dict  # {split: how many of them are decoded under the assignments of their own}
+  sampled: dict = dataclasses.field(default_factory=dict)  # {split: how many of them get their own}
   levels: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
   times: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
   random: int = 16  # assignments beside those that curves are made of: rewards are standardised over them
