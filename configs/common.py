@@ -125,18 +125,18 @@ def mini_splits() -> tuple[dict, dict]:
   return dict(sim=dict(**sets["sim_val"]["sim"])), dict(sim=dict(**sets["sim_test"]["sim"]))
 
 
-def world_data(clips: float = 0.15) -> dict:
+def world_data(clips: float = 0.15, frames: int = 17) -> dict:
   """Painted scenes, and a share of the real clips as `python -m vftok.tools.pack` packs them.
 
   With `keep` and a `count` that fits there (65,536 clips are 13 GB) scenes stay on the accelerator once painted.
   """
-  world = dict(kind="world", weight=1 - clips, count=1_000_000, keep=False)
+  world = dict(kind="world", weight=1 - clips, count=1_000_000, keep=False, frames=frames)
   return dict(world=world, clips=dict(kind="packed", path=packed_clips(), weight=clips)) if clips else dict(world=world)
 
 
-def world_sets(count: int = 2048) -> dict:
+def world_sets(count: int = 2048, frames: int = 17) -> dict:
   """Choose on `world_val`, report on the others: unseen scenes, unseen combinations, unseen times, unseen sources."""
-  world = lambda split: dict(world=dict(kind="world", split=split, count=count))
+  world = lambda split: dict(world=dict(kind="world", split=split, count=count, frames=frames))
   clips = lambda split: dict(clips=dict(kind="packed", path=packed_clips(), split=split))
   return dict(
     world_val=world("val"),

@@ -12,7 +12,7 @@ from vftok.families.query.config import PriorConfig, QueryConfig, VQConfig
 from vftok.models.clip_critic import CriticConfig
 from vftok.tasks.one_pass_loss import OnePassLoss
 
-# "a" for clips by K600's and UCF-101's training lists: what an epoch is.
+# Clips of K600's and UCF-101's training lists as they were published: what an epoch is, unknown.
 EPOCH_CLIPS = 392_622 + 9_537
 
 
@@ -82,7 +82,7 @@ def smoke():
 
 
 def mini64():
-  """Pictures of 64x64, 256 tokens of 1,000 codes a clip; about as large as configs/tokenizer.py:mini64 with its VAE."""
+  """Pictures of 64x64, 256 tokens of 1,000 codes a clip; as large as configs/tokenizer.py:mini64 with its VAE."""
   return common.base(
     task="one_pass",
     title="LARP mini",
@@ -90,10 +90,12 @@ def mini64():
     steps=100_000,
     batch_size=128,
     freeze=("tokenizer/fixed",),
-    model=model(320, 6, tokens=256, codes=1000, code_dim=8, size=64, prior=(4, 3, 192), dtype="bfloat16"),
+    model=model(
+      384, 6, tokens=256, codes=1000, code_dim=8, size=64, prior=(4, 3, 192), decoder_depth=7, dtype="bfloat16"
+    ),
     loss=loss(critic=CriticConfig(192, 3, 4, dtype="bfloat16")),
-    data=dict(sources=common.world_data(), size=64, frames=16),
-    eval=dict(sets=common.world_sets(), clips=256, media=8),
+    data=dict(sources=common.world_data(frames=16), size=64, frames=16),
+    eval=dict(sets=common.world_sets(frames=16), clips=256, media=8),
     optim=optim(lr=4e-4, warmup=1000, lr_groups={"tokenizer/prior": 5.0, "critic": 0.3}),
     ema=0.0,
     log_every=20,

@@ -140,10 +140,10 @@ def _smoke_tokenizer():
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory):
   """(tokenizer, params, path) of the smoke size as training starts with it."""
-  import jax
+  from starts import started
 
   tok = _smoke_tokenizer()
-  params = jax.jit(tok.init)(jax.random.key(0))
+  params = started(tok.init)
   path = tmp_path_factory.mktemp("tok") / "model"
   tok.save(params, path)
   return tok, params, str(path)

@@ -1,8 +1,8 @@
 """What tests of routers share: an experiment over the tiny tokenizer of conftest.py."""
 
 import flax.linen as nn
-import jax
 import numpy as np
+from starts import started
 
 from configs import router as experiment
 from vftok import Router
@@ -31,5 +31,5 @@ def untrained(model, root):
   for head in ("curves", "classes"):
     router = Router(RouterConfig(dim=64, depth=1, head=head, preference=1.2, **whose))
     made[head] = root / head
-    router.save(nn.unbox(router.init(jax.random.key(0))), made[head])
+    router.save(nn.unbox(started(router.init)), made[head])
   return made

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from starts import moved, started
 
 import vftok
 from configs import t2v
@@ -111,8 +112,7 @@ def test_rows_are_filled_in_order_and_the_rest_is_left_out():
 def test_packed_tokens_lose_what_unpacked_ones_do(stored, form, kind):
   task = make_task(config(stored, **{"model.ar.lengths": form, "model.ar.order": kind, "loss.pack": 4}))
   batch, b = batch_of(stored), 8
-  params = jax.jit(task.gen.init)(jax.random.key(0))
-  params = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+  params = moved(started(task.gen.init))
   ones, all_, some = [1] * T, [4] * T, [2, 2, 1, 1, 1]
   keep = np.array([ones, all_, ones, some, some, ones, all_, ones], np.int32)
   given, null = np.array([0, 1, 2, 0] * 2), np.array([False, True] * 4)
@@ -134,7 +134,7 @@ def test_the_loss_counts_each_kind_and_has_a_gradient(stored):
   values = {}
   for group in (1, 2):
     task = make_task(config(stored, **{"loss.pack": group, "loss.null": 0.0, "loss.given_probs": (1.0,)}))
-    params = jax.jit(task.gen.init)(jax.random.key(0))
+    params = started(task.gen.init)
     keys, batch = jax.random.split(jax.random.key(1), 8), batch_of(stored)
     run = jax.jit(jax.value_and_grad(lambda p, t=task, b=batch, k=keys: t.loss(p, {}, b, k, 0), has_aux=True))
     (loss, metrics), grads = run(params)
@@ -176,7 +176,7 @@ def router(tokenizer, tmp_path_factory):
   tok, params, _ = tokenizer
   cfg = RouterConfig(dim=64, depth=1, latents=tuple(tok.latent_shape(1, T)[1:]), levels=tuple(LEVELS), loss_std=1.5)
   own = Router(dataclasses.replace(cfg, fingerprint=tok.fingerprint(params)))
-  weights = nn.unbox(own.init(jax.random.key(2)))
+  weights = nn.unbox(started(own.init, 2))
   path = tmp_path_factory.mktemp("router") / "model"
   own.save(weights, path)
   return own, weights, str(path)
@@ -273,7 +273,7 @@ def test_the_command_line_prints_what_was_made(tokenizer, router, stored, tmp_pa
     levels = (1, 2, 4) if form == "length_first" else ()
     ar = ARConfig(vocab=25, steps=T, slots=K, depth=1, n_classes=3, lengths=form, levels=levels)
     gen = Generator(GeneratorConfig(ar, tokenizer=path, fingerprint=tok.fingerprint(params)))
-    gen.save(gen.init(jax.random.key(0)), tmp_path / form)
+    gen.save(started(gen.init), tmp_path / form)
   words = lambda form, *more: [
     "sample",
     str(tmp_path / form),
@@ -318,7 +318,7 @@ def test_fewer_slots_take_fewer_levels(stored):
   task = make_task(config(stored, **{"model.ar.slots": 2}))
   assert task.gen.cfg.ar.levels == (1, 2) and task.counts(batch_of(stored), np.full(8, 1.8)).max() == 2
   _, metrics = jax.jit(lambda p, b, k: task.loss(p, {}, b, k, 0))(
-    jax.jit(task.gen.init)(jax.random.key(0)), batch_of(stored), jax.random.split(jax.random.key(0), 8)
+    started(task.gen.init), batch_of(stored), jax.random.split(jax.random.key(0), 8)
   )
   assert np.isfinite(metrics["nll"][0])
 

@@ -14,6 +14,7 @@ from model_files import sentence
 from configs import c2v
 from vftok.budget.router import Router
 from vftok.data.tokens import read_meta, tokens
+from vftok.evals import generation
 from vftok.families.evatok.config import router_config
 from vftok.generator import sample
 from vftok.generator.api import Generator
@@ -133,6 +134,22 @@ def test_samples_have_counts_that_the_tokenizer_knows(made, parts, tmp_path):
     assert "goes on from such" in sentence(caught.value)
   picture = task.media(weights, {}, batch_of(cfg.data.sources.tokens.directory))["samples"]
   assert picture.dtype == np.uint8 and picture.ndim == 4
+
+
+@pytest.mark.slow
+def test_samples_are_scored_beside_real_clips(made, parts):
+  """At their own lengths alone, and of models that go on from given frames by the frames after these."""
+  (cfg, _), (tok, params, _) = made, parts
+  gen = make_task(cfg).gen
+  clips = np.random.default_rng(0).integers(0, 255, (4, 4, 16, 16, 3), np.uint8)
+  batch = {"video": clips, "caption": np.array(["a"] * 4, object), "label": np.zeros(4, int), "_mask": np.ones(4, bool)}
+  near, seen = generation.Neighbours(clips[:, len(gen.cfg.condition) :]), []
+  near.nearest = lambda video: (seen.append(video.shape[1]), type(near).nearest(near, video))[1]
+  how = dict(split="val", keeps=(), neighbours=near, fvd=False, media=0)
+  found = generation.evaluate(gen, jax.jit(gen.init)(jax.random.key(1)), tok, params, [batch], **how)
+  rows = {row["name"]: row for row in found.rows}
+  assert list(rows) == ["real", "generated own lengths", "reconstructed"] and rows["reconstructed"]["tokens"] == 32
+  assert 4 <= rows["generated own lengths"]["tokens"] <= 32 and set(seen) == {4 - gen.cfg.condition_frames}
 
 
 def test_wrong_tokens_and_lengths_are_refused(made, tmp_path):

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from starts import started
 
 from configs import c2v, t2v
 from configs import tokenizer as tokenizer_configs
@@ -205,7 +206,7 @@ def test_a_text_model_learns_what_the_text_says(text_tokens, tmp_path):
 @pytest.mark.slow
 def test_media_show_samples_of_every_budget(tokens):
   task = make_task(class_config(tokens))
-  params = Generator(task.gen.cfg).init(jax.random.key(0))
+  params = started(Generator(task.gen.cfg).init)
   batch = {
     "ids": np.zeros((2, 5, 4), np.uint16),
     "label": np.array([0, 1], np.int32),

@@ -1,5 +1,7 @@
 """The kernels that other platforms use, against the dense mask: values and gradients."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -31,10 +33,21 @@ def qkv(batch, heads, length, width=64, dtype=jnp.float32):
 
 
 def gradients(fn, arrays):
-  """Values, and gradients of a sum that weighs every element differently."""
-  out = fn(*arrays)
-  weights = jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)
-  return out, *jax.grad(lambda *a: (fn(*a) * weights).sum(), argnums=(0, 1, 2))(*arrays)
+  """Values, and gradients of a sum that weighs every element differently: one program."""
+
+  @jax.jit
+  def run(*arrays):
+    out, back = jax.vjp(fn, *arrays)
+    return out, *back(jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape))
+
+  return run(*arrays)
+
+
+@functools.cache
+def by_dense_mask(layout):
+  """(q, k, v, what `gradients` makes of them by the dense mask), once for all kernels."""
+  arrays = qkv(2, 2, layout.length)
+  return arrays, gradients(lambda q, k, v: attend_dense(layer_norm(q), layer_norm(k), v, layout), arrays)
 
 
 def same(mine, theirs, tolerance=1e-5):
@@ -54,15 +67,14 @@ def same(mine, theirs, tolerance=1e-5):
 )
 def test_tokenizer_masks(layout, kernel):
   """Lengths that are and are not whole tiles, odd ones; a register that stands for 200 equal ones."""
-  arrays = qkv(2, 2, layout.length)
-  run = lambda f: gradients(jax.jit(lambda q, k, v: f(layer_norm(q), layer_norm(k), v, layout)), arrays)
-  same(run(attend), run(attend_dense))
+  arrays, expected = by_dense_mask(layout)
+  same(gradients(lambda q, k, v: attend(layer_norm(q), layer_norm(k), v, layout), arrays), expected)
 
 
 def test_generator_with_packed_rows(kernel, monkeypatch):
   arrays, segments = qkv(2, 2, 70), np.repeat([[0, 0, 1, 1, 1, 2, -1], [0, 1, 1, 1, 1, 1, 1]], 10, axis=1)
   for segment in (None, jnp.asarray(segments, jnp.int32)):
-    mine = gradients(jax.jit(lambda *a, s=segment: attention.attend_causal(*a, s)), arrays)
+    mine = gradients(lambda *a, s=segment: attention.attend_causal(*a, s), arrays)
     with monkeypatch.context() as patch:
       patch.setenv("VFTOK_ATTENTION", "xla")
       theirs = gradients(lambda *a, s=segment: attention.attend_causal(*a, s), arrays)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from starts import started
 
 from vftok import Tokenizer
 from vftok.frozen.features.dino_inputs import load_dino
@@ -77,7 +78,7 @@ def test_inputs_equal_the_oracle(frames, klass, patches, small, clip, dino):
 @pytest.mark.slow
 def test_from_files_to_ids_and_what_is_refused(small, clip, dino, tmp_path):
   tok = reading(small[0])
-  params = tok.init(jax.random.key(0))
+  params = started(tok.init)
   noise = jax.random.normal(jax.random.key(1), params["encoder"]["head"]["kernel"].shape)
   params["encoder"]["head"]["kernel"] = 3 * noise  # it starts at zero
   tok.save(params, tmp_path / "model")

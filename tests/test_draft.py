@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from starts import started
 
 from vftok.models import config_json
 from vftok.models.config import TokenizerConfig
@@ -73,7 +74,7 @@ def test_the_decoder_starts_at_its_draft_and_ignores_it_without_condition():
   cfg, codes, keep = CFG.decoder, codes_of(1), jnp.full((1, T), K)
   noisy, t = jnp.asarray(np.random.default_rng(2).normal(size=(1, T, 4, 4, cfg.channels)), jnp.float32), jnp.ones((1,))
   net = Decoder(cfg)
-  params = nn.unbox(jax.jit(net.init)(jax.random.key(0), codes, keep, noisy, t))
+  params = nn.unbox(started(lambda key: net.init(key, codes, keep, noisy, t)))
   params["params"]["draft"] = random_params(draft_of(cfg), codes, keep)["params"]
   run = jax.jit(net.apply)
   draft = draft_of(cfg).apply({"params": params["params"]["draft"]}, codes, keep)[0]
@@ -119,7 +120,7 @@ def test_a_net_joins_a_linear_encoder_without_changing_its_codes(tmp_path):
   task = make_task(first)
   rng = np.random.default_rng(0)
   batches = [{"video": rng.integers(0, 256, (4, 17, 16, 16, 3), dtype=np.uint8)} for _ in range(3)]
-  params = task.start(jax.jit(lambda key: nn.unbox(task.init(key)))(jax.random.key(0)), batches)
+  params = task.start(nn.unbox(started(task.init)), batches)
   assert set(params["encoder"]) == {"linear_kernel", "linear_bias"}
   loss, metrics = jax.jit(task.loss)(params, task.frozen(), batches[0], jax.random.split(jax.random.key(1), 4), 0)
   assert np.isfinite(loss) and "draft" in metrics and "flow" not in metrics
@@ -128,7 +129,7 @@ def test_a_net_joins_a_linear_encoder_without_changing_its_codes(tmp_path):
   second = module.get_config("smoke")
   second.init_from = str(tmp_path / "model")
   grown = make_task(second)
-  more = grown.start(jax.jit(lambda key: nn.unbox(grown.init(key)))(jax.random.key(2)), [])
+  more = grown.start(nn.unbox(started(grown.init, 2)), [])
   latents = jnp.asarray(rng.normal(size=(1, 5, 4, 4, CFG.encoder.channels)), jnp.float32)
   small = Encoder(dataclasses.replace(CFG.encoder, net=False)).apply({"params": params["encoder"]}, latents)
   large = jax.jit(Encoder(CFG.encoder).apply)({"params": more["encoder"]}, latents)
@@ -177,7 +178,7 @@ def test_losses_that_have_nothing_to_read_are_refused(changes, message):
 
 def test_a_linear_code_of_all_numbers_loses_nothing_and_fewer_lose_more():
   tok = Tokenizer(CFG)
-  params = jax.jit(tok.init)(jax.random.key(0))
+  params = started(tok.init)
   clips = np.random.default_rng(0).integers(0, 255, (40, 17, 16, 16, 3), np.uint8)
   patches = linear_limit._patches(tok, tok.encode_latents(params, clips))
   maps = linear_limit.step_maps(patches, patches.shape[-1])

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from evatok_files import GOLDEN, TINY, parameters, random_model, random_video
+from starts import started
 
 import vftok
 from vftok.families.evatok import vq
@@ -166,7 +167,7 @@ def test_fresh_parameters_carry_axes():
   boxed = jax.eval_shape(lambda key: tok.init(key, boxed=True), jax.random.key(0))
   is_box = lambda x: isinstance(x, nn.Partitioned)
   assert all(map(is_box, jax.tree.leaves(boxed, is_leaf=is_box)))
-  params = jax.jit(tok.init)(jax.random.key(0))
+  params = started(tok.init)
   assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, nn.unbox(boxed))
   spread = params["encoder"]["qformer"]["query_places"].std() * 16**0.5  # tables: normal, D^-1/2
   assert 0.85 < spread < 1.15 and not params["encoder"]["head"]["bias"].any()

@@ -76,6 +76,7 @@ def test_every_switch(changes, tmp_path, capsys):
   assert exported(tmp_path / "in", tmp_path / "out", capsys) == parts(tmp_path / "in")
 
 
+@pytest.mark.slow
 def test_other_layouts(tmp_path, capsys):
   tok, params = random_evatok(neck=6, norm_in=True)
   tok.save(params, tmp_path / "ours")
@@ -116,6 +117,7 @@ def test_every_switch_of_a_generator(changes, tmp_path, capsys):
   assert exported(tmp_path / "in", tmp_path / "out", capsys) == parts(tmp_path / "in")
 
 
+@pytest.mark.slow
 def test_what_has_no_such_layout(own_dir, tmp_path, capsys):
   assert commands.main(["export", str(own_dir), str(tmp_path / "out")]) == 0  # VideoFlexTok's, of a model in ours
   assert vftok.load(tmp_path / "out")[0] == vftok.load(own_dir)[0]

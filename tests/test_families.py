@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from query_models import random_model, small_config
+from starts import started
 
 import vftok
 from configs import c2v, common
@@ -185,6 +186,6 @@ def test_evaluations_know_one_budget_and_no_vae(model, tokens, tmp_path):
   task = loop.make_task(cfg)
   with load() as loader:
     made = generation.evaluate(
-      task.gen, task.gen.init(jax.random.key(0)), *model, loader, split="val", keeps=(4,), fvd=False, media=0
+      task.gen, started(task.gen.init), *model, loader, split="val", keeps=(4,), fvd=False, media=0
     )
   assert {row["name"] for row in made.rows} == {"real", "generated keep 4", "reconstructed keep 4"}

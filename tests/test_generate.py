@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from starts import started
 
 from vftok.generator import generate
 from vftok.generator.api import Generator
@@ -20,7 +21,7 @@ from vftok.runtime import target
 @pytest.fixture(scope="module")
 def model():
   gen = Generator(GeneratorConfig(ARConfig(vocab=30, steps=3, slots=7, depth=2, n_classes=4)))
-  return gen, jax.jit(gen.init)(jax.random.key(0))
+  return gen, started(gen.init)
 
 
 def made(model, stops) -> list[np.ndarray]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from starts import moved, started
 
 from vftok.generator import generate_adaptive
 from vftok.generator.api import Generator, _logits
@@ -43,8 +44,7 @@ def model(form, kind="time_first", depth=1):
     order=kind,
   )
   gen = Generator(GeneratorConfig(ar, guidance=((65536, 1.5),)))
-  params = jax.jit(gen.init)(jax.random.key(0))
-  return gen, jax.tree.map(lambda x: x + 0.2 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+  return gen, moved(started(gen.init))
 
 
 def labels(b):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from starts import started
 
 import vftok
 from configs import tokenizer as tokenizer_configs
@@ -93,14 +94,14 @@ def test_neighbours_find_copies():
 @pytest.mark.parametrize("form", ["length_first", "end_of_step"])
 def test_a_generator_that_says_lengths_is_scored_at_means_and_its_own(form, tmp_path):
   tok = vftok.Tokenizer(config_json.from_dict(TokenizerConfig, tokenizer_configs.get_config("smoke").model.to_dict()))
-  params = jax.jit(tok.init)(jax.random.key(0))
+  params = started(tok.init)
   levels = (1, 2, 4) if form == "length_first" else ()
   gen = Generator(GeneratorConfig(ARConfig(vocab=25, steps=5, slots=4, depth=1, lengths=form, levels=levels)))
   clips = np.random.default_rng(0).integers(0, 255, (8, 17, 16, 16, 3)).astype(np.uint8)
   batch = {"video": clips, "caption": np.array(["a"] * 8, object), "label": np.zeros(8, int), "_mask": np.ones(8, bool)}
   evaluation = generation.evaluate(
     gen,
-    jax.jit(gen.init)(jax.random.key(1)),
+    started(gen.init, 1),
     tok,
     params,
     [batch] * 2,
@@ -123,9 +124,9 @@ def test_a_generator_that_says_lengths_is_scored_at_means_and_its_own(form, tmp_
 @pytest.mark.slow
 def test_a_generator_is_scored_at_every_budget(tmp_path):
   tok = vftok.Tokenizer(config_json.from_dict(TokenizerConfig, tokenizer_configs.get_config("smoke").model.to_dict()))
-  params = jax.jit(tok.init)(jax.random.key(0))
+  params = started(tok.init)
   gen = Generator(GeneratorConfig(ARConfig(vocab=25, steps=5, slots=4, depth=1, n_classes=3)))
-  gen_params = gen.init(jax.random.key(1))
+  gen_params = started(gen.init, 1)
   clips = np.random.default_rng(0).integers(0, 255, (4, 17, 16, 16, 3)).astype(np.uint8)
   mask = np.array([True, True, True, False])
   batches = [

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from starts import moved, started
 
 import vftok
 from configs import tokenizer as configs
@@ -16,7 +17,6 @@ from vftok.models.config import TokenizerConfig
 from vftok.models.config_json import from_dict, from_json, to_json
 from vftok.models.decoder import Decoder
 from vftok.models.encoder import Encoder
-from vftok.runtime import target
 
 
 def config(name: str) -> TokenizerConfig:
@@ -27,16 +27,9 @@ CFG = config("grid_smoke")
 TOK = vftok.Tokenizer(CFG)
 
 
-def moved(params):
-  """Away from where the heads are zero and nothing depends on anything."""
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  return tree.unflatten([x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
-
-
 @pytest.fixture(scope="module")
 def params():
-  return moved(target.once(TOK.init)(jax.random.key(0)))
+  return moved(started(TOK.init), seed=1)
 
 
 @pytest.fixture(scope="module")

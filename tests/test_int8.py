@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from vftok.cli import commands
 from vftok.convert.load import load_vae, save_vae
 from vftok.io import hub, weight_index
 from vftok.io.int8 import BLOCK, SCALES, SMALL, narrowed, widened
@@ -56,6 +57,18 @@ def test_a_shipped_vae_loads(vae, tmp_path):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=0.006 * float(np.abs(b).max()) + 1e-6), small, params)
   sizes = [(path / hub.WEIGHTS).stat().st_size for path in (tmp_path / "small", source)]
   assert sizes[0] < 0.4 * sizes[1]
+
+
+def test_info_describes_a_vae_by_itself(vae, capsys):
+  cfg, params, directory = vae
+  assert commands.main(["info", str(directory), "--json"]) == 0
+  facts = json.loads(capsys.readouterr().out)
+  assert facts["strides"] == dict(time=4, height=4, width=4) and facts["channels"] == cfg.z_channels
+  clip = jax.ShapeDtypeStruct((1, 17, 64, 64, 3), np.float32)
+  mean, _ = jax.eval_shape(lambda p, v: VAE(cfg).apply({"params": p}, v, method="encode"), params, clip)
+  assert facts["latents"]["17x64x64"] == list(mean.shape[1:])
+  assert facts["parameters"]["total"] == sum(x.size for x in jax.tree.leaves(params)) > 0
+  assert facts["parameters"]["total"] == facts["parameters"]["encoder"] + facts["parameters"]["decoder"]
 
 
 def test_scales_that_do_not_fit_are_refused(vae, tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import random
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from vftok.io.video_writer import write_video
+from vftok.runtime.process import VARIABLES
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
@@ -80,3 +82,48 @@ def test_the_same_bytes(name, videos, tmp_path):
   assert last.wait(300) == 0, last.stderr.read().decode()[-2000:]
   assert files(tmp_path / "cut") == files(tmp_path / "whole")
   assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "whole"]
+
+
+SHARED = TOKENIZE.replace(
+  "cfg = c2v",
+  dedent("""
+    from vftok.runtime.process import begin
+    begin([], distributed=True)
+    import jax
+
+    def fails(error):
+      def raising(*args):
+        raise error
+      return raising
+
+    if jax.process_index() == int(sys.argv[3]):
+      name = "_encode" if sys.argv[4] == "in its chunk" else "_text_encoder"
+      setattr(tokenize_dataset, name, fails(ValueError("the disk of this host is full: make room.")))
+    cfg = c2v"""),
+)
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("where", ["in its chunk", "before the first"])
+def test_a_host_that_fails_ends_the_others(failing, where, videos, tmp_path):
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+  words = [sys.executable, "-c", SHARED, str(videos), str(tmp_path / "set"), str(failing), where]
+  jobs = [
+    subprocess.Popen(
+      words,
+      cwd=ROOT,
+      env=environment | dict(zip(VARIABLES, (address, "2", str(i)), strict=True)),
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for i in range(2)
+  ]
+  said = [job.communicate(timeout=120)[1] for job in jobs]
+  assert [job.returncode for job in jobs] == [1, 1], said
+  assert "error: the disk of this host is full: make room.\n" in said[failing]
+  heard = f"error: process {failing} of 2 ended, so this one does: error: the disk of this host is full: make room.\n"
+  assert heard in said[1 - failing] and "Traceback" not in "".join(said)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from starts import started
 
 from vftok.generator.api import Generator
 from vftok.models import lengths, order
@@ -73,7 +74,7 @@ def test_configs_round_trip_and_old_files_load(form, tmp_path):
   gen = Generator(GeneratorConfig(config(form, width=64), length_odds=odds))
   data = json.loads(json.dumps(to_json(gen.cfg)))
   assert from_json(GeneratorConfig, data) == gen.cfg
-  params = gen.init(jax.random.key(0))
+  params = started(gen.init)
   gen.save(params, tmp_path / "model")
   again, loaded = Generator.load(tmp_path / "model")
   assert again == gen

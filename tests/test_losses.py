@@ -73,9 +73,11 @@ def test_a_missing_field_is_one_sentence():
 
 
 def test_a_label_is_what_the_experiment_says():
-  label = Label.of(router.get_config("mini"))
+  cfg = router.get_config("mini")
+  cfg.label.splits = ConfigDict(dict(train=dict(zebras=dict(kind="clips"), apes=dict(kind="sim")), val={}))
+  label = Label.of(cfg)
   assert label.levels == (1, 2, 4, 8, 16) and label.clips == {"train": 512, "val": 64}
-  assert list(label.sources()["train"]) == ["clips", "sim"]  # in this order, up to the number of clips
+  assert list(label.splits["train"]) == ["zebras", "apes"]  # in this order, up to the number of clips
   label.check_levels(16)
   with pytest.raises(ValueError, match="rise from 1 to the tokenizer's 8"):
     label.check_levels(8)

@@ -92,7 +92,7 @@ def test_a_bert_of_another_kind_is_one_sentence(bert_dir):
     ({"hidden_act": "relu"}, "hidden_act 'relu', expected 'gelu'"),
     ({"position_embedding_type": "relative_key"}, "expected 'absolute'"),
     ({"num_attention_heads": 5}, "hidden_size 12, which 5 heads do not divide"),
-    ({"num_hidden_layers": 4}, "lacks encoder.layer.3.* and 13 more, expected the tensors of a BERT"),
+    ({"num_hidden_layers": 4}, "lacks encoder.layer.3.* and 14 more, expected the tensors of a BERT"),
   ):
     (bert_dir / "config.json").write_text(json.dumps(config | entries))
     with pytest.raises(ValueError, match=words):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,21 @@ def test_there_are_three_without_outputs():
       assert cell["cell_type"] != "code" or not (cell["outputs"] or cell["execution_count"])
       if cell["cell_type"] == "code":
         compile("".join(cell["source"]), str(path), "exec")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_first_cell_finds_the_clone_and_says_where_it_runs(path, tmp_path, monkeypatch, capsys):
+  cell = next(cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code")
+  first = compile("".join(cell["source"]), str(path), "exec")
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(FileNotFoundError, match="no clone of vftok here: set REPOSITORY"):
+    exec(first, {})
+  (tmp_path / "configs").symlink_to(ROOT / "configs")
+  (tmp_path / "below" / "that").mkdir(parents=True)
+  monkeypatch.chdir(tmp_path / "below" / "that")
+  exec(first, {})
+  assert Path.cwd() == tmp_path
+  assert re.search(r"1 x cpu, backend cpu\n.*CPU", capsys.readouterr().out, re.DOTALL)
 
 
 @pytest.mark.slow

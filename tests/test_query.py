@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from query_models import DATA, golden, random_model, random_video, small_config, write_golden
 from safetensors.numpy import load_file
+from starts import started
 
 import vftok
 from vftok.families.query import config as configs
@@ -21,7 +22,6 @@ from vftok.families.query.params import abstract_params
 from vftok.families.query.positions import fixed_tables
 from vftok.families.query.tokenizer import AdapTok
 from vftok.models.layers import unit
-from vftok.runtime import target
 from vftok.tokens import VideoTokens
 from vftok.tools import parity
 
@@ -410,7 +410,7 @@ def test_fresh_parameters(tmp_path):
   scorer = {"scorer_hidden_size": 16, "scorer_num_heads": 2, "scorer_depth": 1, "scorer_step": 2}
   config = small_config(True, **scorer, vq_stochastic_temperature=-1.0)
   tok, _ = random_model(config, scorer=True, prior=PriorConfig(1, 64, 64, 8, 1))
-  boxed = target.once(functools.partial(tok.init, boxed=True))(KEY)
+  boxed = started(functools.partial(tok.init, boxed=True))
   assert all(hasattr(x, "names") for x in jax.tree.leaves(boxed, is_leaf=lambda x: hasattr(x, "names")))
   params = nn.unbox(boxed)
   assert not np.any(params["decoder"]["head"]["kernel"]) and np.std(params["encoder"]["queries"]) < 0.04

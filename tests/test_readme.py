@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from starts import started
 
 import vftok
 from vftok.generator import conditions
@@ -42,7 +43,7 @@ def generator(**own):
   """A tiny one in the folder "dir", and what the README's names stand for beside it."""
   ar = ARConfig(vocab=25, steps=T, depth=1, **own)
   gen = Generator(GeneratorConfig(ar, text="minilm" if ar.ctx_dim else ""))
-  params = jax.jit(gen.init)(jax.random.key(0))
+  params = started(gen.init)
   gen.save(params, "dir")
   ids, first = np.zeros((2, 10), int), VideoTokens.full(np.zeros((2, 2, ar.slots), int))
   forced = np.where(np.arange(ar.slots) < 1, 3, -1)[None, None].repeat(T, 1)

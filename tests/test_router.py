@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from router_files import clip, config
+from starts import started
 
 from configs import tokenizer as tokenizer_experiment
 from vftok import Auto, Router, Tokenizer
@@ -101,7 +102,7 @@ def test_a_router_of_sampled_losses(measure, trained, tmp_path):
 def test_curves_fall_and_are_causal_in_time():
   cfg = RouterConfig(dim=64, depth=2, latents=(5, 4, 4, 3), levels=(1, 2, 4, 8))
   latents = jax.random.normal(jax.random.key(1), (2, 5, 4, 4, 3))
-  params = nn.unbox(RouterNet(cfg).init(jax.random.key(0), latents)["params"])
+  params = nn.unbox(started(lambda key: RouterNet(cfg).init(key, latents))["params"])
   whole = Router(cfg).predict(params, latents)
   assert whole.shape == (2, 5, 4) and (np.diff(whole, axis=-1) < 0).all() and not whole[..., -1].any()
   np.testing.assert_allclose(Router(cfg).predict(params, latents[:, :3]), whole[:, :3], rtol=1e-5)
@@ -224,7 +225,7 @@ def test_a_decoder_is_tuned_to_a_routers_counts(random_model, trained, tmp_path)
   assert tuned.fingerprint(new) == tok.fingerprint(params), "stored tokens stay valid"
   cfg.loss.router = str(tmp_path / "other")
   other = Router(dataclasses.replace(router.cfg, levels=(1, 2)))
-  other.save(nn.unbox(other.init(jax.random.key(0))), cfg.loss.router)
+  other.save(nn.unbox(started(other.init)), cfg.loss.router)
   with pytest.raises(ValueError, match=r"loss.router has head 'curves', levels \(1, 2\)"):
     loop.run(cfg, tmp_path / "more")
 
@@ -233,7 +234,7 @@ def test_a_run_starts_from_what_all_clips_have_in_common(trained, tmp_path):
   """Before the first step that is all a router of curves says; one of another measure keeps what is a clip's own."""
   cfg = trained[0].copy_and_resolve_references()
   task = RouterTask(cfg)
-  params = task.start(nn.unbox(task.init(jax.random.key(0))), ())
+  params = task.start(nn.unbox(started(task.init)), ())
   source = make_source("curves", "train", dict(directory=cfg.data.sources.curves.directory))
   batch = {key: np.stack([source[i][key] for i in range(8)]) for key in STORED}
   level, loss, _ = task._measured(batch, np)
@@ -243,10 +244,10 @@ def test_a_run_starts_from_what_all_clips_have_in_common(trained, tmp_path):
   np.testing.assert_allclose(np.diff(found, axis=1)[falling], np.diff(table, axis=1)[falling], rtol=1e-3)
   cfg.init_from, cfg.loss.measure = str(trained[1] / "model"), "lpips"
   other = RouterTask(cfg)
-  started = other.start(nn.unbox(other.init(jax.random.key(0))), ())
+  begun = other.start(nn.unbox(started(other.init)), ())
   loaded = Router.load(cfg.init_from)[1]
-  np.testing.assert_array_equal(started["head"]["kernel"], loaded["head"]["kernel"])
-  np.testing.assert_array_equal(started["common"], other.common)
+  np.testing.assert_array_equal(begun["head"]["kernel"], loaded["head"]["kernel"])
+  np.testing.assert_array_equal(begun["common"], other.common)
 
 
 def test_noise_on_latents_is_an_examples_own(trained):
@@ -255,7 +256,7 @@ def test_noise_on_latents_is_an_examples_own(trained):
   for noise in (0.0, 1.0):
     cfg.loss.noise = noise
     task = RouterTask(cfg)
-    params = jax.tree.map(lambda x: x + 0.1, nn.unbox(task.init(jax.random.key(0))))
+    params = jax.tree.map(lambda x: x + 0.1, nn.unbox(started(task.init)))
     source = make_source("curves", "train", dict(directory=cfg.data.sources.curves.directory))
     batch = {key: np.stack([source[i][key] for i in range(4)]) for key in (*STORED, "latents")}
     for seed in (0, 1):

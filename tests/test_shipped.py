@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from starts import started
 
 import vftok
 from vftok.convert.load import load_vae, save_vae
@@ -81,7 +82,7 @@ def test_ship_halves_and_load_widens(tokenizer, tmp_path):
 
 def test_ship_takes_generators_as_they_are(tmp_path, capsys):
   gen = vftok.Generator(GeneratorConfig(ARConfig(vocab=7, steps=1, slots=2, depth=1), tokenizer="some"))
-  params = gen.init(jax.random.key(0))
+  params = started(gen.init)
   gen.save(params, tmp_path / "model")
   assert ship.main([str(tmp_path / "model"), str(tmp_path / "out")]) == 0
   assert "for tokens of some" in capsys.readouterr().out

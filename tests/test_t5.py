@@ -253,9 +253,9 @@ BIAS = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
 BAD = {
   "missing": (without(Q), f"lacks {Q}, expected the tensors of a T5 encoder"),
   "no embeddings": (without("shared.weight"), "lacks encoder.embed_tokens.weight"),
-  "no bias": (without(BIAS.format(0)), "lacks .*relative_attention_bias"),
+  "no bias": (without(BIAS.format(0)), "lacks .*lative_attention_bias"),
   "unknown": (with_("encoder.block.0.extra", 3), "has the unknown encoder.block.0.extra"),
-  "bias of another T5": (with_(BIAS.format(1), 8, HEADS), "has the unknown .*relative_attention_bias"),
+  "bias of another T5": (with_(BIAS.format(1), 8, HEADS), "has the unknown .*lative_attention_bias"),
   "layer too many": (with_(f"encoder.block.{DEPTH}.layer.0.layer_norm.weight", DIM), "has the unknown"),
   "both MLPs": (with_(f"{WI}.wi.weight", HIDDEN, DIM), "has the unknown .*wi.weight"),
   "turned": (with_(Q, DIM, HEADS * HEAD), rf"{Q} with shape \(12, 10\), expected \(10, 12\)"),

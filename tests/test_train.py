@@ -20,7 +20,10 @@ from vftok.train.state import init_state, logical_axes, merge, split
 from vftok.train.writer import keep_until, read_metrics
 
 ROOT = Path(__file__).parents[1]
-CASES = ("pixels", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tokenizer", "grid", "vae")))
+CASES = (
+  "pixels",
+  *(pytest.param(name, marks=pytest.mark.slow) for name in ("tokenizer", "grid", "vae", "larp", "adaptok", "evatok")),
+)
 
 
 def config(name: str, **changes):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import router, t2v, tokenizer, vae
+from configs import adaptok, evatok, larp, router, t2v, tokenizer, vae
 from vftok.budget.curves import MEASURES
 from vftok.data.curves import write_curves
 from vftok.data.dataset_writer import whole_directory
@@ -39,6 +39,7 @@ META = dict(shape=[5, 4], codebook_size=32, tokenizer="", fingerprint="", label_
 META |= dict(text_path="", text_shape=[6, 384])
 META |= dict(router=dict(name="r", levels=[1, 2, 4], steps=5, loss_mean=1.0, loss_std=0.5))
 SHIFT = 0.05
+ALL_TASKS = "tokenizer grid vae larp adaptok evatok ar ar_adaptive router"
 
 
 def make(cfg):
@@ -71,7 +72,12 @@ def measured():
 def config(task):
   size = {"ar_adaptive": "smoke_adaptive", "grid": "grid_smoke"}.get(task, "smoke")
   modules = {"tokenizer": tokenizer, "grid": tokenizer, "vae": vae, "ar": t2v, "ar_adaptive": t2v, "router": router}
+  modules |= {"larp": larp, "adaptok": adaptok, "evatok": evatok}
   cfg = modules[task].get_config(size)
+  if task in ("larp", "adaptok"):
+    cfg.model.encoder_num_heads = cfg.model.decoder_num_heads = 2
+  if task == "evatok":
+    cfg.loss.adversarial_from = 0
   if task == "router":
     cfg.data.sources.curves.directory, cfg.model.dim = str(measured()[0]), 128
   if task in ("tokenizer", "grid"):
@@ -93,7 +99,7 @@ def make_batch(task):
     return batch | {"text_mask": rng.random((8, 6)) < 0.7}
   if task == "router":
     return batch | measured()[1]
-  frames = 9 if task == "vae" else 17
+  frames = {"vae": 9, "larp": 16, "adaptok": 16, "evatok": 4}.get(task, 17)
   return batch | {"video": rng.integers(0, 255, (8, frames, 16, 16, 3), np.uint8)}
 
 
@@ -114,7 +120,7 @@ def alone(name):
   """(loss, new parameters, gradients, parameters before they were shifted) by one device, without a mesh."""
   cfg, batch = config(name), make_batch(name)
   task, tx = make(cfg)
-  state, _ = init_state(task.init, tx, sharding.make_mesh({"data": -1}), seed=0, ema=True)
+  state, _ = init_state(task.init, tx, sharding.make_mesh({"data": -1}), seed=0, ema=True, freeze=cfg.freeze)
   start = jax.device_get(state.params)
   state = jax.device_put(jax.device_get(state).replace(params=shifted(start)), jax.devices()[0])
   step = jax.jit(lambda s, f, b: loop.train_step(s, f, b, task=task, tx=tx, cfg=cfg))
@@ -123,7 +129,9 @@ def alone(name):
 
 
 @pytest.mark.parametrize("name", os.environ.get("VFTOK_MESHES", " ".join(MESHES)).split())
-@pytest.mark.parametrize("of", os.environ.get("VFTOK_TASKS", "tokenizer grid vae ar ar_adaptive router").split())
+@pytest.mark.parametrize(
+  "of", os.environ.get("VFTOK_TASKS", "tokenizer grid vae larp adaptok evatok ar ar_adaptive router").split()
+)
 def test_step_equals_one_device(of, name):
   (loss, params, grads, start), batch = alone(of), make_batch(of)
   assert np.mean(np.concatenate([np.ravel(g) for g in jax.tree.leaves(grads)]) != 0) > 0.9, "nothing is compared"
@@ -131,7 +139,7 @@ def test_step_equals_one_device(of, name):
   task, tx = make(cfg)
   mesh = sharding.make_mesh(MESHES[name])
   with jax.set_mesh(mesh):
-    state, places = init_state(task.init, tx, mesh, seed=0, ema=True)
+    state, places = init_state(task.init, tx, mesh, seed=0, ema=True, freeze=cfg.freeze)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), start)
     state = state.replace(params=jax.device_put(shifted(state.params), places.params))
     frozen = task.frozen()

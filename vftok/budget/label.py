@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -16,7 +15,7 @@ class Label:
   tokenizer: str
   splits: dict  # {split: sources}
   clips: dict  # {split: how many; 0: all}
-  sampled: dict  # {split: how many of them are decoded under the assignments of their own}
+  sampled: dict = dataclasses.field(default_factory=dict)  # {split: how many of them get their own}
   levels: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
   times: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
   random: int = 16  # assignments beside those that curves are made of: rewards are standardised over them
@@ -33,11 +32,7 @@ class Label:
     """Of an experiment's config. Raises ValueError where it has no such part, or an unknown, missing or wrong field."""
     if "label" not in cfg:
       raise ValueError("this config has no `label` part: pass one for routers, such as configs/router.py:mini.")
-    return build(cls, cfg.label.to_dict(), "config.label")
-
-  def sources(self) -> dict[str, Any]:
-    """{split: sources} as JSON has them."""
-    return json.loads(json.dumps(self.splits))
+    return build(cls, json.loads(cfg.label.to_json()), "config.label")  # in its own order, which is that of clips
 
   def check_levels(self, most: int) -> None:
     """Raises ValueError unless levels rise from 1 to `most`, the tokenizer's registers."""

@@ -50,10 +50,13 @@ class Reward:
     """What a router's preferences are weighed by: the constants of its training set, lengths in tokens of one chunk."""
     return dataclasses.replace(cls.fitted([0.0, 1.0], levels, steps), loss_mean=loss_mean, loss_std=loss_std)
 
-  def __call__(self, loss, keep_NxT, weight: float) -> np.ndarray:
-    """R, float64 [N], of assignments with these losses [N] under w_q = `weight`, 0..2."""
+  def __call__(self, loss, keep_NxT, weight: float, xp=np) -> np.ndarray:
+    """R, float64 [..., N], of assignments with these losses under w_q = `weight`, 0..2. In a program (xp: jax.numpy)
+    float32.
+    """
     check_weight(weight)
-    quality = (self.loss_mean - np.asarray(loss, np.float64)) / self.loss_std
+    loss = np.asarray(loss, np.float64) if xp is np else loss
+    quality = (self.loss_mean - loss) / self.loss_std
     cost = (lengths(keep_NxT, self.length, self.bits) - self.length_mean) / self.length_std
     return weight * quality - (2 - weight) * cost
 

@@ -32,7 +32,7 @@ def parser(runs: Sequence[Callable]) -> argparse.ArgumentParser:
     return sub
 
   model = ("model", "folder, .safetensors file or Hub id")
-  sub = command("info", "what a model or a .vft file is", ("what", "model or .vft file"))
+  sub = command("info", "what a model, a VAE or a .vft file is", ("what", "model, VAE or .vft file"))
   sub.add_argument("--json", action="store_true", help="print JSON")
 
   video = ("video", "video or picture to read")

@@ -74,6 +74,11 @@ def info(args):
       "overlap_frames": vft.overlap_frames,
       "model": vft.fingerprint,
     }
+  elif (vae := _vae_file(args.what)) is not None:
+    from vftok.convert.load import load_vae
+    from vftok.tokenizer.identity import describe_vae
+
+    facts = describe_vae(*load_vae(vae))
   else:
     tok, params = load_tokenizer(args.what)
     facts = tok.describe(params)
@@ -84,6 +89,18 @@ def info(args):
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
       print(f"{name:<{width}}  {value}")
+
+
+def _vae_file(what):
+  """The open file of a VAE by itself, None for every other kind; what is wrong with those is said by who loads them."""
+  from vftok.io import hub
+  from vftok.models.config_json import FORMAT_VAE
+
+  try:
+    checkpoint = hub.open_checkpoint(what)
+  except (ValueError, OSError):
+    return None
+  return checkpoint if checkpoint.config.get("format") == FORMAT_VAE else None
 
 
 def encode(args):

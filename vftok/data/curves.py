@@ -7,7 +7,6 @@ or baseline can be worked out from them later.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,15 +37,11 @@ def write_curves(directory: Path, splits: Mapping[str, Callable[[], Iterable[Map
     splits: {name: function that gives its examples}: "latents" float16 [T, h, w, C], "losses" float32 [N, T, times],
       "caption", "label", "name", and "drawn" int32 [M, T], assignments of its own, with "sampled" float32
       [M, T, measures] (`MEASURES`), nan beside the flow loss where the clip was not sampled.
-    meta: has "latents_shape", "losses_shape", "drawn_shape", and "levels", "steps", "random", "seed" of
-      `curves.assignments`.
+    meta: with "every", "latents" are uint8 frames and "losses" [A, 1, 2] LPIPS and squared error of all assignments,
+      and there is no more. Has "latents_shape", "losses_shape", "drawn_shape", and "levels", "steps", "random",
+      "seed" of `curves.assignments`.
   """
-  work = directory / ".shards"
-  work.mkdir()
-  for split, examples in splits.items():
-    shards.write_shard(work / split, features(meta), examples())
-  finish_curves(directory, {split: [work / split] for split in splits}, meta)
-  shutil.rmtree(work)
+  shards.write_set(directory, splits, features(meta), lambda parts: finish_curves(directory, parts, meta))
 
 
 def finish_curves(directory: Path, parts: Mapping[str, Sequence[Path]], meta) -> dict[str, int]:
@@ -56,6 +51,9 @@ def finish_curves(directory: Path, parts: Mapping[str, Sequence[Path]], meta) ->
 
 def _arrays(meta) -> tuple[tuple[str, tuple[int, ...], str], ...]:
   drawn = tuple(meta["drawn_shape"])
+  if meta.get("every"):  # all assignments were decoded; clips are stored as they are
+    kinds = (("latents", "uint8"), ("losses", "float32"))
+    return tuple((name, tuple(meta[f"{name}_shape"]), kind) for name, kind in kinds)
   return (
     ("latents", tuple(meta["latents_shape"]), "float16"),
     ("losses", tuple(meta["losses_shape"]), "float32"),

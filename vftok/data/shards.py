@@ -10,7 +10,7 @@ import concurrent.futures
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,16 @@ def shard_facts(path: Path) -> dict[str, int] | None:
     return facts if path.stat().st_size == facts["bytes"] else None
   except (OSError, ValueError, KeyError, TypeError):
     return None
+
+
+def write_set(directory: Path, splits: Mapping[str, Callable[[], Iterable]], features, finish: Callable) -> None:
+  """Writes a set into `directory` with a shard a split; `finish` makes the set of {split: [shard]}."""
+  work = directory / ".shards"
+  work.mkdir()
+  for split, examples in splits.items():
+    write_shard(work / split, features, examples())
+  finish({split: [work / split] for split in splits})
+  shutil.rmtree(work)
 
 
 def _facts_file(path: Path) -> Path:

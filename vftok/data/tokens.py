@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,12 +78,9 @@ def write_tokens(
       frames before its own, "condition": how many "frames" and the "counts" of their time steps, part of T.
     label_names: of labels 0, 1, ...; none where labels are numbers only.
   """
-  work = directory / ".shards"
-  work.mkdir()
-  for split, examples in splits.items():
-    shards.write_shard(work / split, features(meta), map(stored, examples()))
-  finish_tokens(directory, {split: [work / split] for split in splits}, meta, label_names)
-  shutil.rmtree(work)
+  finish = lambda parts: finish_tokens(directory, parts, meta, label_names)
+  as_stored = {split: lambda examples=examples: map(stored, examples()) for split, examples in splits.items()}
+  shards.write_set(directory, as_stored, features(meta), finish)
 
 
 def finish_tokens(directory: Path, parts: Mapping[str, Sequence[Path]], meta, label_names=()) -> dict[str, int]:

@@ -65,7 +65,6 @@ CAMERAS = {
 }
 SPLITS = ("train", "val", "test", "novel")
 ROUND = ("ball", "cylinder", "cone")  # nobody sees them spin
-BESIDE = ("still", "bounce", "spin")  # what a second or third object does
 NAMES = {
   "object": tuple(OBJECTS),
   "colour": tuple(COLOURS),

@@ -4,7 +4,8 @@ Protocol, the same for every row of a table:
   each held-out clip gives its condition (caption or class) once; videos are rounded to 8 bits. Tokens are made once, at
     the largest budget and under its guidance; smaller budgets are prefixes of them. With `anew`
     each budget has its own, under its own guidance. A model that says lengths makes them anew for each budget, which
-    is the mean it aims at, and once as it likes; `tokens` says what it made.
+    is the mean it aims at, and once as it likes; `tokens` says what it made. Where ids depend on how many there are,
+    only as it likes. A model that goes on from given frames gets those of the clip, and is scored on the frames after.
   gFVD (lower is better): `frechet` between generated clips and real ones on I3D logits, all frames. `gfvd_vae` has the
     VAE's reconstructions of the same real clips as reference (SemanTok's protocol); the two are not comparable.
   CLIP: `CLIPScore`, with the caption, of the user's own weights.
@@ -29,6 +30,7 @@ from vftok.evals.alignment import Agreement
 from vftok.evals.reconstruction import text_of
 from vftok.evals.scores import video_logits
 from vftok.frozen.metrics import weights
+from vftok.generator.given import given_tokens
 from vftok.io.video_writer import to_uint8
 from vftok.show.progress import progress
 
@@ -95,6 +97,8 @@ def evaluate(
   adaptive = gen.cfg.ar.lengths != "none"
   names = [f"{kind} keep {k}" for k in keeps for kind in ("generated", "reconstructed")]
   names += [OWN] if adaptive else []
+  names += [] if keeps else ["reconstructed"]
+  shown_as, given = f"generated keep {max(keeps)}" if keeps else OWN, gen.cfg.condition_frames
   totals: dict[str, list] = {name: [] for name in names}
   statistics = {name: frechet.Statistics() for name in ((REAL,) if tok.one_pass else (REAL, VAE)) + tuple(names)}
   agreement = {name: Agreement(classifier) for name in statistics} if classifier is not None else {}
@@ -102,13 +106,14 @@ def evaluate(
   clip_scores: dict[str, list] = {name: [] for name in statistics}
   kept, clips, shape, wishes = [], 0, None, None
   key = jax.random.key(seed)
-  with progress(f"evaluating {split}", total and total * len(keeps), "clips", first="compiling") as done:
+  with progress(f"evaluating {split}", total and total * max(len(keeps), 1), "clips", first="compiling") as done:
     for number, batch in enumerate(batches):
       video, mask = np.asarray(batch["video"]), np.asarray(batch["_mask"], bool)
       shape, clips = video.shape[1:], clips + int(mask.sum())
       made_key, paint_key = jax.random.split(jax.random.fold_in(key, number))
       cond, own = _condition(gen, batch), tok.encode(params, video)
       options = dict(guidance=guidance, temperature=temperature) | ({} if cond else {"batch": len(video)})
+      options |= dict(given=given_tokens(tok, params, video[:, :given], gen.cfg.condition)) if given else {}
       if adaptive:
         wishes = wishes or _wishes(gen, gen_params, made_key, cond, keeps, options)
         made = {name: gen.generate(gen_params, made_key, cond, **wish, **options) for name, wish in wishes.items()}
@@ -117,14 +122,14 @@ def evaluate(
       else:
         whole = gen.generate(gen_params, made_key, cond, keep=max(keeps), **options)
         made = {f"generated keep {k}": whole.truncate(k) for k in keeps}
-      made |= {f"reconstructed keep {k}": own.truncate(k) for k in keeps}
+      made |= {f"reconstructed keep {k}": own.truncate(k) for k in keeps} if keeps else {"reconstructed": own}
       videos = {REAL: video} | _vae_alone(tok, params, video)
       for name in names:
         tokens = made[name].widen(tok.registers)
         videos[name] = to_uint8(tok.decode(params, tokens, paint_key, **decode))
         totals[name].append(np.asarray(tokens.total())[mask])
-        done(int(mask.sum()) if name.startswith("generated keep") else 0)
-      for name, frames in videos.items():
+        done(int(mask.sum()) if name == shown_as or name.startswith("generated keep") else 0)
+      for name, frames in ((name, frames[:, given:]) for name, frames in videos.items()):
         if inception is not None:
           statistics[name].update(video_logits(inception, frames), mask)
         if agreement:
@@ -136,7 +141,7 @@ def evaluate(
       for i in np.flatnonzero(mask)[: media - len(kept)]:
         shown = {"caption": str(batch["caption"][i]), **{name: frames[i] for name, frames in videos.items()}}
         if neighbours is not None:
-          at = neighbours.nearest(videos[f"generated keep {max(keeps)}"][i : i + 1])[1][0]
+          at = neighbours.nearest(videos[shown_as][i : i + 1])[1][0]
           shown["nearest training clip"] = neighbours.clips[at]
         kept.append(shown)
   if not clips:

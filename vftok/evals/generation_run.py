@@ -68,7 +68,7 @@ def evaluate(cfg, gen, params, tok, tok_params, decode, out, asked: Protocol | N
       tok_params,
       clips,
       split=law.split,
-      keeps=tuple(law.keeps) if tok.nested else (tok.registers,),
+      keeps=_keeps(law, gen, tok),
       seed=law.seed,
       anew=law.anew,
       decode=decode,
@@ -89,11 +89,16 @@ def evaluate(cfg, gen, params, tok, tok_params, decode, out, asked: Protocol | N
   return {f"generation/{k}": v for k, v in evaluation.scalars().items()}
 
 
+def _keeps(law, gen, tok) -> tuple[int, ...]:
+  """Budgets to score a generator at; none where lengths are its own alone."""
+  return tuple(law.keeps) if tok.nested else () if gen.cfg.ar.levels else (tok.registers,)
+
+
 def _prompts(gen, params, tok, tok_params, law, decode) -> dict[str, np.ndarray]:
   """{prompt: uint8 [budgets, F, H, W, 3]}: one noise, one row per budget, other prompts; one program paints all."""
   if not law.prompts or not gen.cfg.ar.ctx_dim:
     return {}
-  keeps = tuple(law.keeps) if tok.nested else (tok.registers,)
+  keeps = _keeps(law, gen, tok) or (tok.registers,)
   out, key, rows = {}, jax.random.key(law.seed), len(keeps)
   for prompt in law.prompts:
     made = gen.generate(params, key, {"text": [prompt]}, guidance=law.guidance or None).widen(tok.registers)

@@ -174,22 +174,29 @@ def save_files(directory: str | os.PathLike, tensors: Mapping[str, np.ndarray], 
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def report_keys(path, missing: Iterable[str], unused: Iterable[str]) -> None:
-  """Raises one ValueError naming tensors that the config asks for and the file lacks, or the other way round."""
+def report_keys(path, missing: Iterable[str], unused: Iterable[str], net: str = "") -> None:
+  """Raises one ValueError naming tensors that the config asks for and the file lacks, or the other way round.
+
+  `net`: the kind of model whose tensors are expected, where that is not the config's to say.
+  """
   parts = []
-  for keys, what in ((sorted(missing), "lacks"), (sorted(unused), "has unused")):
+  for keys, what in ((sorted(missing), "lacks"), (sorted(unused), "has the unknown" if net else "has unused")):
     if keys:
       named = ", ".join(cut(key) for key in keys[:2]) + (f" and {len(keys) - 2} more" if len(keys) > 2 else "")
       parts.append(f"{what} {named}")
   if parts:
-    which = cut(path, 90)
-    raise ValueError(f"{which} does not fit its config: it {' and '.join(parts)}; check that both are of one model.")
+    which, found = cut(path, 90), " and ".join(parts)
+    if net:
+      raise ValueError(f"{which} {found}, expected the tensors of a {net}: take all files from one model.")
+    raise ValueError(f"{which} does not fit its config: it {found}; check that both are of one model.")
 
 
 def report_shape(path, key: str, found, expected) -> None:
   if tuple(found) != tuple(expected):
     shapes = [cut(tuple(shape)) for shape in (found, expected)]
-    raise ValueError(f"{cut(path, 150)} holds {cut(key)} with shape {shapes[0]}, expected {shapes[1]} by its config.")
+    raise ValueError(
+      f"{cut(path, 150)} holds {cut(key)} with shape {shapes[0]}, expected {shapes[1]}: take all files from one model."
+    )
 
 
 def _open(path: pathlib.Path):

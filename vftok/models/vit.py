@@ -31,7 +31,7 @@ class Group(NamedTuple):
 class BlocksConfig:
   """Attributes:
   hidden: of the MLP. qkv_bias: only the AR prior has them. causal: own and earlier positions are seen, else by groups.
-  dropout: of attention and of what each half adds, where a "dropout" key is given, and only of causal blocks.
+  dropout: of causal attention and of what each half adds, where a "dropout" key is given.
   remat: "none", or the name of a policy for what the backward pass keeps.
   """
 

@@ -16,6 +16,7 @@ TASKS = {
   "one_pass": "vftok.tasks.one_pass:OnePassTask",
   "ar": "vftok.tasks.ar:ARTask",
   "router": "vftok.tasks.router:RouterTask",
+  "assignment_router": "vftok.tasks.assignment_router:AssignmentRouterTask",
 }
 ADAPTIVE_AR = "vftok.tasks.ar_adaptive:AdaptiveARTask"  # task "ar" whose model says lengths itself
 

@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from vftok.frozen.features import videomae
 from vftok.io.video_writer import to_uint8
 from vftok.models.clip_critic import ClipCritic
 from vftok.models.config_json import from_dict
 from vftok.models.flops import vit_flops
+from vftok.models.semantic_critic import Heads
 from vftok.tasks import Metrics, mean
 from vftok.tasks.one_pass_loss import OnePassLoss
 from vftok.tasks.one_pass_objectives import OBJECTIVES, Judged, Shown, frame_lpips, weights
@@ -26,6 +28,7 @@ from vftok.tokenizer.programs import to_float
 LEARNERS = {  # config.family -> what makes its `vftok.tokenizer.learner.Learner`
   "larp": "vftok.families.query.learn:larp",
   "adaptok": "vftok.families.query.learn:adaptok",
+  "evatok": "vftok.families.evatok.learn:evatok",
 }
 CRITIC = "critic"  # its parameters {"net"} and, for LeCam, {"anchors"}; `optim.every` says how often it has its turn
 MOST_SHOWN = 4  # clips in a picture
@@ -41,28 +44,36 @@ class OnePassTask:
     module, name = LEARNERS[cfg.family].split(":")
     self.learner: Learner = getattr(importlib.import_module(module), name)(cfg.model.to_dict(), self.law)
     self.tok = self.learner.tok
+    if self.law.scorer and not hasattr(self.learner, "scores"):
+      raise ValueError(f"loss.scorer is {self.law.scorer}, expected 0: models of the family {cfg.family} have none.")
     wanted, found = (self.tok.chunk_frames, *self.tok.frame_size), (cfg.data.frames, cfg.data.size, cfg.data.size)
     if wanted != found:
       raise ValueError(f"data has frames and size {found}, expected the model's {wanted}: set data.frames, data.size.")
     self.weights = weights(self.law)
     self.critic = ClipCritic(self.law.critic) if self.law.adversarial else None
-    if self.critic:
+    self.watched: tuple[videomae.VideoMAE, Any] | None = None  # the frozen net through which the critic sees
+    if self.critic and self.law.critic_path:
+      self.critic, self.watched = Heads(), videomae.load(self.law.critic_path)
+    elif self.critic:
       self.law.critic.grid(*wanted)
     self.critic_every = cfg.optim.every.get(CRITIC, 1)
 
   def init(self, key: jax.Array) -> Any:
     first, second = jax.random.split(key)
     params = {"tokenizer": self.tok.init(first, boxed=True)}
+    if heads := self.learner.heads(jax.random.fold_in(key, 1)):
+      params["heads"] = heads
     if self.critic:
       clip = jnp.zeros((1, self.tok.chunk_frames, *self.tok.frame_size, 3))
-      params[CRITIC] = {"net": self.critic.init(second, clip)["params"]}
+      frozen = {"videomae": self.watched[1]} if self.watched else {}
+      params[CRITIC] = {"net": self.critic.init(second, self._seen(frozen, clip))["params"]}
     if self.law.lecam:
       anchor = lambda: nn.LogicallyPartitioned(jnp.zeros(()), ())
       params[CRITIC]["anchors"] = {"real": anchor(), "fake": anchor()}
     return params
 
   def frozen(self) -> Any:
-    own = self.learner.frozen()
+    own = {**self.learner.frozen(), **({"videomae": self.watched[1]} if self.watched else {})}
     if not (self.law.lpips or self.law.scorer):
       return own
     from vftok.frozen.metrics.weights import load_lpips
@@ -83,14 +94,15 @@ class OnePassTask:
 
   def loss(self, params, frozen, batch, keys_B, step) -> tuple[jax.Array, Metrics]:
     law, video, tokenizer = self.law, to_float(batch["video"]), params["tokenizer"]
+    learned = {**tokenizer, **({"heads": params["heads"]} if "heads" in params else {})}
     count_B, step_B, frame_B, own_B = jax.vmap(lambda key: jax.random.split(key, 4))(keys_B).T
     keep = self.learner.counts(frozen, video, count_B)
-    made = self.learner.step(tokenizer, frozen, video, keep, step_B, step / self.cfg.steps)
+    made = self.learner.step(learned, frozen, video, keep, step_B, step / self.cfg.steps)
     shown = Shown(law, video, made, keep, own_B)
     if "lpips" in frozen:
       shown = shown._replace(lpips=frame_lpips(frozen["lpips"], *self._some_frames(made.frames, video, frame_B)))
     if self.critic:
-      shown = shown._replace(judged=self._judge(params[CRITIC], made.frames, video, step))
+      shown = shown._replace(judged=self._judge(params[CRITIC], frozen, made.frames, video, step))
     if law.scorer:
       shown = shown._replace(scores=self.learner.scores(tokenizer, made, keep))
     terms = {name: weight * OBJECTIVES[name](shown) for name, weight in self.weights.items()}
@@ -105,10 +117,14 @@ class OnePassTask:
     pick = jax.vmap(lambda key: jax.random.choice(key, frames, (count,), replace=False))(keys_B)
     return tuple(jnp.take_along_axis(v, pick[:, :, None, None, None], 1) for v in (made, video))
 
-  def _judge(self, params, made, video, step) -> Judged:
+  def _seen(self, frozen, video):
+    """What the critic sees of clips in [-1, 1]: pixels in [0, 1], or a frozen net's features."""
+    return self.watched[0].apply(frozen["videomae"], video) if self.watched else (video + 1) / 2
+
+  def _judge(self, params, frozen, made, video, step) -> Judged:
     """One backward pass for both players: each sees the other through a stopped gradient."""
-    stop, unit = jax.lax.stop_gradient, lambda x: (x + 1) / 2
-    run = lambda net, clips: self.critic.apply({"params": net}, unit(clips))
+    stop = jax.lax.stop_gradient
+    run = lambda net, clips: self.critic.apply({"params": net}, self._seen(frozen, clips))
     passed = run(stop(params["net"]), made)
     turn = step % self.critic_every == 0
     both = lambda net: (run(net, video), run(net, stop(made)))
@@ -141,7 +157,11 @@ class OnePassTask:
 
   def flops(self) -> float:
     total, frames, (h, w) = 3 * self.learner.flops(), self.tok.chunk_frames, self.tok.frame_size
-    if self.critic:
+    if self.critic and self.watched:
+      net, each = self.watched[0].vit, self.watched[0]
+      length = frames // each.tubelet * (each.size // each.patch) ** 2
+      total += 5 * vit_flops(net.dim, net.depth, net.hidden, length)  # three looks, one of them with a gradient
+    elif self.critic:
       c = self.law.critic
       one = vit_flops(c.dim, c.depth, 4 * c.dim, np.prod(c.grid(frames, h, w)) + (not c.per_patch))
       total += 2 * one + 6 * one / self.critic_every  # of decoded clips without its weights' gradient; of both with it

@@ -9,7 +9,7 @@ from vftok.models.config_json import KINDS
 from vftok.runtime.words import brief
 
 FORMS = ("soft", "hinge")
-COUNTS = ("all", "normal", "grid")
+COUNTS = ("all", "normal", "grid", "assignments", "router")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,13 +18,17 @@ class OnePassLoss:
 
   Attributes:
     l1, l2: of pixels in [0, 1]. lpips: of frames at their own size. codebook, commit: of VQ, over kept tokens.
+    critic_path: of VideoMAE weights; heads over its features then judge in place of the `critic` of patches.
     prior: cross-entropy of the AR prior. scorer: squared error of AdapTok's scorer.
     adversarial: of what the critic makes of decoded clips; lecam: of keeping its numbers near those of the other kind.
     lpips_net: "vgg", "alex", or "" for none. lpips_frames: frames of each clip that it sees, 0: all.
     form: "hinge", or "soft": softplus with targets that are off by |n| times `soften`, at most `soften_most`, n normal.
     adversarial_from: step from which there are both players.
     sampled: whether ids are drawn, where the model knows how; else the likeliest.
-    counts: of kept tokens. "all"; "normal": drawn per step, cut to counts_least..K; "grid": those that a scorer knows.
+    entropy: of EVATok's VQ; rotate: whether its gradient is turned and stretched, or passes as it is.
+    align: of how far a decoder layer's features (`align_layer`, 1 is the first) are from V-JEPA 2's at `align_path`.
+    counts: of kept tokens. "all"; "normal": drawn per step, cut to counts_least..K; "grid": those that a scorer knows;
+      "assignments": each step one of those that the model knows; "router": by EVATok's router at the path `router`.
     mixed: share of its own guesses that the prior reads in the end; mixed_until: share of the run until then.
     scorer_mean, scorer_std: LPIPS is taken less the one and over the other.
   """
@@ -38,6 +42,8 @@ class OnePassLoss:
   adversarial: float = 0.0
   lecam: float = 0.0
   scorer: float = 0.0
+  entropy: float = 0.0
+  align: float = 0.0
 
   lpips_net: str = "vgg"
   lpips_frames: int = 0
@@ -55,9 +61,14 @@ class OnePassLoss:
   mixed_until: float = 0.3
   scorer_mean: float = 0.0
   scorer_std: float = 1.0
+  rotate: bool = True
+  align_path: str = ""
+  align_layer: int = 3
+  router: str = ""
+  critic_path: str = ""
 
 
-WEIGHTS = ("l1", "l2", "lpips", "codebook", "commit", "prior", "adversarial", "lecam", "scorer")
+WEIGHTS = ("l1", "l2", "lpips", "codebook", "commit", "prior", "adversarial", "lecam", "scorer", "entropy", "align")
 
 
 def check(law: OnePassLoss) -> None:
@@ -71,6 +82,9 @@ def check(law: OnePassLoss) -> None:
   _expect(law.form in FORMS, "form", law.form, " or ".join(FORMS))
   _expect(law.counts in COUNTS, "counts", law.counts, " or ".join(COUNTS))
   _expect(0 <= law.mixed <= 1, "mixed", law.mixed, "a share of 0..1")
+  for name, path in (("align", "align_path"), ("counts", "router")):
+    asked = law.align if name == "align" else law.counts == "router"
+    _expect(bool(asked) == bool(getattr(law, path)), path, getattr(law, path), f"a path where loss.{name} asks for it")
   for name in ("mixed_until", "counts_std", "scorer_std"):
     _expect(getattr(law, name) > 0, name, getattr(law, name), "a number above 0")
   _expect(any(getattr(law, name) for name in WEIGHTS), "l1", law.l1, "a weight above 0 of it or another term")

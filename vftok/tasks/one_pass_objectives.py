@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from vftok.frozen.metrics import vgg
+from vftok.models.heads import cosine_similarity
 from vftok.tasks.one_pass_loss import OnePassLoss
 from vftok.tokenizer.learner import Made
 
@@ -125,6 +126,17 @@ def scorer(shown: Shown) -> jax.Array:
   return jnp.square(shown.scores - (jax.lax.stop_gradient(lost_BxT) - law.scorer_mean) / law.scorer_std).mean(1)
 
 
+def entropy(shown: Shown) -> jax.Array:
+  """Of EVATok's VQ over the batch as a whole."""
+  return jnp.broadcast_to(shown.made.own["entropy"], len(shown.video))
+
+
+def align(shown: Shown) -> jax.Array:
+  """One minus the cosine of a decoder layer's features and a frozen net's (EVATok section 4.1)."""
+  found, wanted = (shown.made.own[name] for name in ("aligned", "features"))
+  return 1 - cosine_similarity(found, wanted).mean((1, 2, 3))
+
+
 OBJECTIVES: dict[str, Callable[[Shown], jax.Array]] = {
   "l1": l1,
   "l2": l2,
@@ -137,6 +149,8 @@ OBJECTIVES: dict[str, Callable[[Shown], jax.Array]] = {
   "lecam": lecam,
   "anchors": anchors,
   "scorer": scorer,
+  "entropy": entropy,
+  "align": align,
 }
 
 

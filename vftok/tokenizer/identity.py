@@ -12,8 +12,10 @@ import jax
 import numpy as np
 
 from vftok.models.config import TokenizerConfig
+from vftok.models.vae import VAEConfig
 from vftok.tokenizer.geometry import FlowGeometry
 
+SHOWN_SIDES = (64, 128, 256)  # of frames whose latents `describe_vae` gives
 SAMPLES = 64  # values of each tensor that enter the fingerprint
 
 
@@ -60,4 +62,22 @@ def describe(tok: FlowGeometry, params) -> dict[str, Any]:
     "learned_vectors": list(dec.replacements),
     "collapse": dec.collapsible,
     "fingerprint": fingerprint(tok.cfg, params),
+  }
+
+
+def describe_vae(cfg: VAEConfig, params) -> dict[str, Any]:
+  """Strides, channels, latents of some clips, parameter counts of a VAE by itself: plain JSON."""
+  parts = {name: sum(int(x.size) for x in jax.tree.leaves(tree)) for name, tree in params.items()}
+  time, height, width = cfg.patch
+  frames = 1 + 4 * time  # the first frame is a latent step of its own
+  fits = [side for side in SHOWN_SIDES if side % height == 0]
+  return {
+    "kind": "VAE",
+    "strides": {"time": time, "height": height, "width": width},
+    "channels": cfg.z_channels,
+    "latents": {f"{frames}x{side}x{side}": [5, side // height, side // width, cfg.z_channels] for side in fits},
+    "parameters": {**parts, "total": sum(parts.values())},
+    "dtype": str(jax.tree.leaves(params)[0].dtype),
+    "widths": list(cfg.widths),
+    "linear": cfg.linear,
   }

@@ -63,6 +63,9 @@ class Learner(Protocol):
   def frozen(self) -> Mapping[str, Any]:
     """Weights of other models that the step needs, by name, read from disk once."""
 
+  def heads(self, key: jax.Array) -> Any:
+    """Boxed parameters that only training needs and no tokenizer stores, `params["heads"]` of `step`; or None."""
+
   def counts(self, frozen, video_BxFxHxWx3, keys_B) -> jax.Array:
     """int32 [B, T]: tokens of each time step that are trained with."""
 

@@ -54,10 +54,10 @@ def planned_task(cfg: ConfigDict) -> Task:
     return PlannedTokenizerTask(cfg)
   if cfg.task != "ar":
     return make_task(cfg)
-  law = cfg.tokenize
-  meta = dict(shape=[(law.frames - 1) // 4 + 1, REGISTERS], codebook_size=CODEBOOK, tokenizer="", fingerprint="")
-  meta |= dict(label_names=[], text=law.text, text_path="")
-  meta["text_shape"] = [law.text_tokens, TEXT_DIM[law.text]] if law.text else None
+  asked = cfg.tokenize
+  meta = dict(shape=[(asked.frames - 1) // 4 + 1, REGISTERS], codebook_size=CODEBOOK, tokenizer="", fingerprint="")
+  meta |= dict(label_names=[], text=asked.text, text_path="")
+  meta["text_shape"] = [asked.text_tokens, TEXT_DIM[asked.text]] if asked.text else None
   return make_task(cfg, metas=[meta])
 
 
@@ -69,10 +69,13 @@ def planned_batch(cfg: ConfigDict, task: Task, mesh: Mesh) -> dict[str, jax.Shap
   if cfg.task != "ar":
     size = task.tok.frame_size if cfg.task == "tokenizer" else (cfg.data.size,) * 2
     return batch | {"video": array(np.uint8, cfg.data.frames, *size, 3)}
-  ar, law = task.gen.cfg.ar, cfg.tokenize
+  ar, asked = task.gen.cfg.ar, cfg.tokenize
   batch["ids"] = array(np.uint16, ar.steps, REGISTERS)
   if ar.ctx_dim:
-    batch |= {"text_emb": array(np.float16, law.text_tokens, ar.ctx_dim), "text_mask": array(np.bool_, law.text_tokens)}
+    batch |= {
+      "text_emb": array(np.float16, asked.text_tokens, ar.ctx_dim),
+      "text_mask": array(np.bool_, asked.text_tokens),
+    }
   return batch
 
 

@@ -6,7 +6,9 @@ same files.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,17 +17,37 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import flags
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vftok.data import shards
 from vftok.data.dataset_writer import keep_log, whole_directory, work_directory
+from vftok.data.folder import opened_once
 from vftok.data.sources import Source, source_of
 from vftok.io.sides import NoSuchSplit
-from vftok.runtime.process import together
+from vftok.runtime.lock import locked
+from vftok.runtime.meeting import listen, meet
+from vftok.runtime.process import local
 from vftok.show.progress import progress
+from vftok.train.experiment import define_config
 
 LARGE = 2**20  # numbers; weights of text encoders above this are cut over the devices of a host
+
+
+def define_flags(text: str) -> None:
+  """--config (`text` says which), --out, --workers, --distributed. Not at import: tests import such tools together."""
+  define_config(text)
+  flags.DEFINE_string("out", None, "Where the set goes; default: where the config looks for it.")
+  flags.DEFINE_integer("workers", 0, "Processes that decode videos; 0: two threads.", lower_bound=0)
+  flags.DEFINE_bool("distributed", False, "Join the other processes of a pod or SLURM job first.")
+
+
+@contextlib.contextmanager
+def writing(out: str | os.PathLike) -> Iterator[None]:
+  """Inside, no other job writes the set `out`, and sources are opened once. Raises ValueError where one does."""
+  with locked(local(out, "--out")) if not jax.process_index() else contextlib.nullcontext(), opened_once():
+    yield
 
 
 def make_set(
@@ -48,9 +70,9 @@ def make_set(
   work = out.with_name(f".{out.name}.shards")
   if not jax.process_index():
     work_directory(work, meta)
-  together(f"{name} begins")
+  meet(f"{name} begins")
   written = write(work)
-  together(f"{name} ends")
+  meet(f"{name} ends")
   if jax.process_count() > 1:
     time.sleep(1.0)  # network file systems show new names late
   if jax.process_index():
@@ -94,6 +116,7 @@ def write_chunks(
     def examples(part: range) -> Iterator[dict[str, Any]]:
       begun = None
       for number in part:
+        listen()
         following = work(next(stream), number)
         if begun is not None:
           yield from begun()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 
+from vftok.runtime.meeting import fail, is_shared
 from vftok.runtime.process import FAULTS, INTERRUPTED, ended_by_signals
 from vftok.runtime.words import sentence
 
@@ -26,12 +28,20 @@ def exit_code(name: str, run: Callable[[argparse.Namespace], None], args: argpar
 
 
 def or_exit(run: Callable[[], None]) -> None:
-  """Calls run(), for tools with flags of absl: ends the process with 1 after a sentence, or with 130 after Ctrl-C."""
+  """Calls run(), for tools with flags of absl: ends the process with 1 after a sentence, or with 130 after Ctrl-C.
+
+  The other processes of a job, which wait for this one, end too.
+  """
   try:
     with ended_by_signals():
       run()
   except FAULTS as error:
-    sys.exit(f"error: {sentence(error)}")
+    fail(f"error: {sentence(error)}")
+  except Exception as error:  # a mistake of ours, to be shown with where it was made
+    if not is_shared():
+      raise
+    traceback.print_exc()
+    fail(f"error: {type(error).__name__}: {sentence(error)}")
   except KeyboardInterrupt:
     print(INTERRUPTED, file=sys.stderr)
     sys.exit(130)

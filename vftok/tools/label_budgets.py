@@ -11,7 +11,6 @@ sampled agree.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,21 +23,28 @@ from ml_collections import ConfigDict
 from vftok.budget import curves
 from vftok.budget.label import Label
 from vftok.data.clip import ClipSpec
-from vftok.data.curves import NAME, VERSION, features, finish_curves
+from vftok.data.curves import NAME, VERSION, features, finish_curves, read_meta
 from vftok.data.curves import curves as read_curves
 from vftok.data.dataset_writer import is_made
-from vftok.data.folder import opened_once
 from vftok.data.loader import make_loader
 from vftok.frozen.metrics.weights import load_lpips
 from vftok.models.flow import gaussian
-from vftok.runtime.lock import locked
-from vftok.runtime.process import begin, local
+from vftok.runtime.process import begin
 from vftok.tokenizer import programs
 from vftok.tokenizer.api import Tokenizer
 from vftok.tokens import VideoTokens
-from vftok.tools.chunks import check_batch, copied, make_set, present_splits, shared, write_chunks
+from vftok.tools import label_assignments
+from vftok.tools.chunks import (
+  check_batch,
+  copied,
+  define_flags,
+  make_set,
+  present_splits,
+  shared,
+  write_chunks,
+  writing,
+)
 from vftok.tools.command import or_exit
-from vftok.train.experiment import define_config
 from vftok.train.experiment import run as run_main
 
 CHUNK = 64  # clips of a shard: minutes of work
@@ -52,7 +58,7 @@ def main(argv: list[str]) -> None:
     out = flags.FLAGS.out or directory_of(cfg)
     print(label(cfg, out, workers=flags.FLAGS.workers))
     if not jax.process_index():
-      print(agreement(out))
+      print(label_assignments.summary(out, meta) if (meta := read_meta(out)).get("every") else agreement(out))
 
   or_exit(run)
 
@@ -75,19 +81,20 @@ def label(cfg: ConfigDict, out: str | os.PathLike, *, workers: int = 0) -> str:
     ValueError, FileNotFoundError: sources or a tokenizer that cannot be had, or `out` holds something else.
   """
   asked = Label.of(cfg)
-  with locked(local(out, "--out")) if not jax.process_index() else contextlib.nullcontext(), opened_once():
+  with writing(out):
     return _label(asked, Path(out), workers)
 
 
 def _label(asked: Label, out: Path, workers: int) -> str:
   tok, params = Tokenizer.load(asked.tokenizer)
+  if tok.one_pass:
+    return _label_every(asked, out, tok, params, workers)
   asked.check_levels(tok.registers)
   check_batch(asked.batch_size, "label.batch_size")
   steps = tok.steps_for(asked.frames)
   if steps != tok.chunk_steps:
     raise ValueError(f"label.frames is {asked.frames}, expected {tok.chunk_frames}: one chunk of the tokenizer.")
   keep = curves.assignments(asked.levels, steps, asked.random, asked.seed)
-  splits = asked.sources()
   meta = {
     "set": NAME,
     "version": VERSION,
@@ -108,7 +115,7 @@ def _label(asked: Label, out: Path, workers: int) -> str:
     "size": asked.size,
     "fps": asked.fps,
     "clips": asked.clips,
-    "splits": {split: splits[split] for split in present_splits(splits, "config.label.splits")},
+    "splits": {split: asked.splits[split] for split in present_splits(asked.splits, "config.label.splits")},
   }
   if is_made(out, meta):
     return f"{out} is already there, made by this tokenizer from these sources."
@@ -129,7 +136,30 @@ def _label(asked: Label, out: Path, workers: int) -> str:
   return f"{out}: {clips} clips under {len(keep)} assignments each, {size / 1e6:.1f} MB"
 
 
-def _measure(asked: Label, split: str, sources: dict, work: Path, meta, measure: Measure, workers: int) -> list[Path]:
+def _label_every(asked: Label, out: Path, tok, params, workers: int) -> str:
+  """Every assignment, decoded. Raises ValueError for a model whose ids do not depend on counts."""
+  if tok.nested or len(tok.budgets) < 2:
+    raise ValueError("this tokenizer knows no counts before it encodes, so a router has nothing to choose.")
+  check_batch(asked.batch_size, "label.batch_size")
+  meta = label_assignments.recipe(asked, tok, params)
+  if is_made(out, meta):
+    return f"{out} is already there, made by this tokenizer from these sources."
+  measure = label_assignments.MeasureAll(tok, copied(params))
+  rows = lambda batch, names, first, sampled: measure(batch | {"video": shared(batch["video"])}, names)
+  made = make_set(
+    out,
+    meta,
+    "label_budgets",
+    lambda work: {s: _measure(asked, s, sources, work, meta, rows, workers) for s, sources in meta["splits"].items()},
+    lambda directory, parts: finish_curves(directory, parts, meta),
+  )
+  if made is None:
+    return "this host's part is done."
+  clips = ", ".join(f"{split} {n}" for split, n in made[0].items())
+  return f"{out}: {clips} clips under all {len(measure.keep)} assignments, {made[1] / 1e6:.1f} MB"
+
+
+def _measure(asked: Label, split: str, sources: dict, work: Path, meta, measure, workers: int) -> list[Path]:
   """Measures this host's chunks of a split that are not there yet. Returns all its shards."""
   wanted = asked.clips[split]
   with _loader(asked, split, sources, 0, work) as loader:
@@ -138,7 +168,7 @@ def _measure(asked: Label, split: str, sources: dict, work: Path, meta, measure:
     def measured(batch, number):
       first = number * asked.batch_size
       good = batch["_mask"] & (first + np.arange(asked.batch_size) < total)
-      rows = measure(batch, loader.names, first, asked.sampled[split])
+      rows = measure(batch, loader.names, first, asked.sampled.get(split, 0))
       return lambda: _examples(rows, good)
 
     path_of = lambda number: work / f"{split}-{number:06d}"
@@ -166,7 +196,7 @@ def _loader(asked: Label, split, sources, start, work: Path | None):
 def clips_of(asked: Label, split: str, count: int) -> np.ndarray:
   """uint8 [count, F, H, W, 3]: the first readable clips of a split, fewer where it has not so many."""
   found = []
-  with _loader(asked, split, asked.sources()[split], 0, None) as loader:
+  with _loader(asked, split, asked.splits[split], 0, None) as loader:
     for batch in loader:
       found += list(np.asarray(batch["video"])[batch["_mask"]])
       if len(found) >= count:
@@ -238,14 +268,6 @@ def agreement(directory: str | os.PathLike) -> str:
   )
 
 
-def define_flags() -> None:
-  """Not at import: tests and other tools import this module beside others that take --config."""
-  define_config("Experiment file with a `label` part: configs/router.py:mini.")
-  flags.DEFINE_string("out", None, "Where the set goes; default: where the config looks for it.")
-  flags.DEFINE_integer("workers", 0, "Processes that decode videos; 0: two threads.", lower_bound=0)
-  flags.DEFINE_bool("distributed", False, "Join the other processes of a pod or SLURM job first.")
-
-
 if __name__ == "__main__":
-  define_flags()
+  define_flags("Experiment file with a `label` part: configs/router.py:mini.")
   run_main(main)

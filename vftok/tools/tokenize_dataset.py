@@ -11,7 +11,6 @@ share each batch. --workers=16 decodes videos in so many processes.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -26,15 +25,22 @@ from vftok.data import bad_clips
 from vftok.data.clip import ClipSpec
 from vftok.data.configured import BAD_CLIPS
 from vftok.data.dataset_writer import is_made
-from vftok.data.folder import opened_once
 from vftok.data.loader import make_loader
 from vftok.data.sources import Source
 from vftok.data.tokens import NAME, VERSION, features, finish_tokens, stored
-from vftok.runtime.lock import locked
-from vftok.runtime.process import begin, local
-from vftok.tools.chunks import check_batch, copied, cut, make_set, present_splits, shared, write_chunks
+from vftok.runtime.process import begin
+from vftok.tools.chunks import (
+  check_batch,
+  copied,
+  cut,
+  define_flags,
+  make_set,
+  present_splits,
+  shared,
+  write_chunks,
+  writing,
+)
 from vftok.tools.command import or_exit
-from vftok.train.experiment import define_config
 from vftok.train.experiment import run as run_main
 
 CHUNK = 1024  # clips of a shard
@@ -62,41 +68,38 @@ def tokenize(cfg: ConfigDict, out: str | os.PathLike, *, workers: int = 0) -> st
   Raises:
     ValueError, FileNotFoundError: sources, tokenizer or text encoder that cannot be had; `out` holds something else.
   """
-  import jax
-
   if "tokenize" not in cfg:
     raise ValueError("this config has no `tokenize` part: pass one for generators, such as configs/t2v.py:mini.")
-  with locked(local(out, "--out")) if not jax.process_index() else contextlib.nullcontext(), opened_once():
+  with writing(out):
     return _tokenize(cfg, Path(out), workers)
 
 
 def _tokenize(cfg: ConfigDict, out: Path, workers: int) -> str:
-
   from vftok.tokenizer.api import Tokenizer
 
-  law = cfg.tokenize
-  tok, params = Tokenizer.load(law.tokenizer, dino=law.dino or None)
-  if tok.frame_size != (law.size, law.size):
-    raise ValueError(f"tokenize.size is {law.size}, expected {tok.frame_size[0]}: the tokenizer's frame size.")
-  steps = tok.steps_for(law.frames)
-  check_batch(law.batch_size, "tokenize.batch_size")
-  splits = json.loads(law.splits.to_json())
+  asked = cfg.tokenize
+  tok, params = Tokenizer.load(asked.tokenizer, dino=asked.dino or None)
+  if tok.frame_size != (asked.size, asked.size):
+    raise ValueError(f"tokenize.size is {asked.size}, expected {tok.frame_size[0]}: the tokenizer's frame size.")
+  steps = tok.steps_for(asked.frames)
+  check_batch(asked.batch_size, "tokenize.batch_size")
+  splits = json.loads(asked.splits.to_json())
   opened = present_splits(splits, "config.tokenize.splits")
   _check_label_names(opened)
-  encoder, router = _text_encoder(law), _router(law, tok.fingerprint(params))
-  counted = _counted(law, tok, router)
+  encoder, router = _text_encoder(asked), _router(asked, tok.fingerprint(params))
+  counted = _counted(asked, tok, router)
   meta = {
     "set": NAME,
     "version": VERSION,
-    "tokenizer": law.tokenizer,
+    "tokenizer": asked.tokenizer,
     "fingerprint": tok.fingerprint(params),
     "codebook_size": tok.codebook_size,
     "shape": [steps, tok.registers],
-    "frames": law.frames,
-    "fps": law.fps,
-    "size": law.size,
-    "text": law.text,
-    "text_path": law.text_path,
+    "frames": asked.frames,
+    "fps": asked.fps,
+    "size": asked.size,
+    "text": asked.text,
+    "text_path": asked.text_path,
     "text_shape": [encoder[0].max_tokens, encoder[0].dim] if encoder else None,
     "splits": {split: splits[split] for split in opened},
   }
@@ -108,13 +111,13 @@ def _tokenize(cfg: ConfigDict, out: Path, workers: int) -> str:
   elif router:
     of = router[0].cfg
     weighed_by = dict(steps=of.steps, loss_mean=of.loss_mean, loss_std=of.loss_std)
-    meta["router"] = dict(name=law.router, levels=list(of.levels), **weighed_by)
+    meta["router"] = dict(name=asked.router, levels=list(of.levels), **weighed_by)
   if is_made(out, meta):
     return f"{out} is already there, made by this tokenizer from these sources."
 
   def write(work: Path):
     how = (work, meta, tok, copied(params), encoder, counted or router, workers)
-    return {split: _encode_split(law, split, sources, *how) for split, sources in meta["splits"].items()}
+    return {split: _encode_split(asked, split, sources, *how) for split, sources in meta["splits"].items()}
 
   def finish(directory: Path, parts) -> dict[str, int]:
     classes = _classes(names for _, of_sources in parts.values() for names in of_sources)
@@ -144,24 +147,24 @@ def _check_label_names(opened: dict[str, dict[str, Source]]) -> None:
         )
 
 
-def _text_encoder(law):
-  if not law.text:
+def _text_encoder(asked):
+  if not asked.text:
     return None
   from vftok.frozen import text
 
   # T5-class encoders are large and were trained in bfloat16.
-  dtype = law.get("text_dtype") or ("bfloat16" if law.text == "t5" else "float32")
-  encoder, params = text.load(law.text, law.text_path or None, max_tokens=law.text_tokens, dtype=dtype)
+  dtype = asked.get("text_dtype") or ("bfloat16" if asked.text == "t5" else "float32")
+  encoder, params = text.load(asked.text, asked.text_path or None, max_tokens=asked.text_tokens, dtype=dtype)
   return encoder, cut(params)
 
 
-def _router(law, fingerprint: str):
-  """(router, params) that `law.router` names: a directory, "auto" for the one that comes with vftok, "" for none."""
-  if not law.get("router"):
+def _router(asked, fingerprint: str):
+  """(router, params) that `asked.router` names: a directory, "auto" for the one that comes with vftok, "" for none."""
+  if not asked.get("router"):
     return None
   from vftok.budget.router import find
 
-  return find(None if law.router == "auto" else law.router, fingerprint)
+  return find(None if asked.router == "auto" else asked.router, fingerprint)
 
 
 class Counted(NamedTuple):
@@ -178,15 +181,15 @@ class Counted(NamedTuple):
   meta: dict[str, Any]
 
 
-def _counted(law, tok, router) -> Counted | None:
+def _counted(asked, tok, router) -> Counted | None:
   """None for a model whose ids do not depend on counts. Raises ValueError where config and model do not fit."""
-  condition = law.get("condition") or {"frames": 0, "counts": ()}
-  frames, first, keep = condition["frames"], tuple(condition["counts"]), law.get("keep", 0)
+  condition = asked.get("condition") or {"frames": 0, "counts": ()}
+  frames, first, keep = condition["frames"], tuple(condition["counts"]), asked.get("keep", 0)
   if tok.nested or len(tok.budgets) < 2:
     if keep or frames:
       raise ValueError("tokenize.keep and condition are of models whose ids depend on counts: leave them out.")
     return None
-  if bool(frames) != bool(first) or (first and len(first) >= tok.steps_for(law.frames)):
+  if bool(frames) != bool(first) or (first and len(first) >= tok.steps_for(asked.frames)):
     raise ValueError(
       f"tokenize.condition is {dict(condition)}, expected frames and fewer counts than a clip has steps."
     )
@@ -200,17 +203,17 @@ def _counted(law, tok, router) -> Counted | None:
   if not router:
     return Counted(keep or None, frames, first, meta)
   weight = router[0].cfg.preference
-  meta["counts_by"] = {"router": law.router, "preference": weight}
+  meta["counts_by"] = {"router": asked.router, "preference": weight}
   return Counted(Auto(preference=weight, router=router, first=first), frames, first, meta)
 
 
 def _encode_split(
-  law, split: str, sources: dict, work: Path, meta, tok, params, encoder, router, workers: int
+  asked, split: str, sources: dict, work: Path, meta, tok, params, encoder, router, workers: int
 ) -> tuple[list[Path], list[tuple[str, ...]]]:
   """Encodes this host's chunks of a split that are not there yet: (its shards, label names of each source)."""
-  spec = ClipSpec(frames=law.frames, size=(law.size, law.size), fps=law.fps or None)
+  spec = ClipSpec(frames=asked.frames, size=(asked.size, asked.size), fps=asked.fps or None)
   whole = dict(train=False, process_index=0, process_count=1, bad_clips=work / BAD_CLIPS)
-  with make_loader(sources, spec, law.batch_size, split=split, **whole) as loader:
+  with make_loader(sources, spec, asked.batch_size, split=split, **whole) as loader:
 
     def encoded(batch, _):
       arrays = _encode(batch, loader.names, tok, params, encoder, router)
@@ -220,7 +223,7 @@ def _encode_split(
     paths = write_chunks(
       loader,
       len(loader),
-      max(1, CHUNK // law.batch_size),
+      max(1, CHUNK // asked.batch_size),
       path_of,
       features(meta),
       encoded,
@@ -287,14 +290,6 @@ def _examples(arrays: dict[str, Any], good: np.ndarray) -> Iterator[dict[str, An
     yield example | {"caption": str(example["caption"]), "label": int(example["label"])}
 
 
-def define_flags() -> None:
-  """Not at import: tests and other tools import this module beside others that take --config."""
-  define_config("Experiment file with a `tokenize` part: configs/t2v.py:mini.")
-  flags.DEFINE_string("out", None, "Where the set goes; default: where the config looks for it.")
-  flags.DEFINE_integer("workers", 0, "Processes that decode videos; 0: two threads.", lower_bound=0)
-  flags.DEFINE_bool("distributed", False, "Join the other processes of a pod or SLURM job first.")
-
-
 if __name__ == "__main__":
-  define_flags()
+  define_flags("Experiment file with a `tokenize` part: configs/t2v.py:mini.")
   run_main(main)

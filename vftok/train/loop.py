@@ -8,9 +8,7 @@ import functools
 import gc
 import json
 import math
-import signal
 import sys
-import threading
 import time
 import zlib
 from collections.abc import Callable
@@ -40,6 +38,7 @@ from vftok.train.meter import Meter
 from vftok.train.resume import check_source, starting_point
 from vftok.train.state import TrainState, init_state, logical_axes
 from vftok.train.step import train_step
+from vftok.train.stop import stop_signals
 from vftok.train.writer import Writer, curves
 
 
@@ -139,15 +138,16 @@ class Run:
     gc.collect()
     gc.freeze()  # what is alive now stays: collections between steps stay short
     sys.setswitchinterval(5e-4)  # a thread that prepares batches may not hold a step up by its 5 ms
-    with _stop_signals() as stopping:
+    with stop_signals() as stopping:
       for host in self.loader if step < cfg.steps else ():
         shown = None if not cfg.media_every or step % cfg.media_every else host
         slower = self._slower()
-        with self._profiled(step), jax.transfer_guard("disallow"):  # a batch goes to the devices, nothing unseen
+        with self._profiled(step):
           arrays = step_arrays(host, self.mesh)
           if slower is not None:
             arrays[optim.SLOWER] = jax.device_put(slower, sharding.replicated(self.mesh))
-          state, metrics = self.step(state, frozen, arrays)
+          with jax.transfer_guard("disallow"):  # what a step takes is on its devices by now
+            state, metrics = self.step(state, frozen, arrays)
           if step + 1 == cfg.profile[1]:
             jax.block_until_ready(metrics)  # or the trace ends before its last step
         step, self.examples = step + 1, self.examples + cfg.batch_size
@@ -275,34 +275,3 @@ def _check(cfg, mesh) -> None:
     raise ValueError("optim.schedule is 'clock', expected one in steps where a job has many processes: clocks differ.")
   if cfg.steps < 1:
     raise ValueError(f"steps is {cfg.steps}, expected 1 or more.")
-
-
-class _Stop(threading.Event):
-  """Set by SIGTERM, SIGHUP or a first Ctrl-C (`interrupted`): the loop saves and leaves. A second Ctrl-C ends it."""
-
-  interrupted = False
-
-  def by_signal(self, number, _) -> None:
-    if number == signal.SIGINT:
-      self.interrupted = True
-      signal.signal(signal.SIGINT, signal.default_int_handler)
-      print("stopping after this step; once more ends at once, without saving", flush=True)
-    self.set()
-
-
-@contextlib.contextmanager
-def _stop_signals():
-  stop = _Stop()
-  # With other processes a signal is JAX's to spread (`Checkpoints.stop_requested`): one that leaves alone hangs them.
-  if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
-    yield stop
-    return
-  numbers = [signal.SIGTERM, signal.SIGINT]
-  if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
-    numbers.append(signal.SIGHUP)
-  before = {number: signal.signal(number, stop.by_signal) for number in numbers}
-  try:
-    yield stop
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)

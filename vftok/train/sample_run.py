@@ -81,16 +81,16 @@ def _condition(line: str, where: str) -> dict[str, Any]:
   return given
 
 
-def make(gen, params, conditions, law, tok, tok_params) -> list[np.ndarray]:
+def make(gen, params, conditions, asked, tok, tok_params) -> list[np.ndarray]:
   """A film uint8 [F, H, W, 3] per condition: one column per budget, all from the same noise."""
   # {label of a column: what is asked for}; a model that says lengths takes budgets as means.
   adaptive = gen.cfg.ar.lengths != "none"
   name, label = ("mean_length", "mean k") if adaptive else ("keep", "k")
-  budgets = {f"{label} = {k}": {name: k} for k in tuple(law.keeps) or (() if adaptive else (gen.cfg.ar.slots,))}
+  budgets = {f"{label} = {k}": {name: k} for k in tuple(asked.keeps) or (() if adaptive else (gen.cfg.ar.slots,))}
   budgets = budgets or {"own lengths": {}}
   films = []
   with progress("sampling", len(conditions), "videos", first=COMPILING) as advance:
-    for rows in _batches(conditions, law.batch_size):
+    for rows in _batches(conditions, asked.batch_size):
       kind = next(iter(rows[0]))
       columns = []
       for budget in budgets.values():
@@ -99,13 +99,13 @@ def make(gen, params, conditions, law, tok, tok_params) -> list[np.ndarray]:
           params,
           tok,
           tok_params,
-          jax.random.key(law.seed),
+          jax.random.key(asked.seed),
           {kind: [row[kind] for row in rows]},
-          frames=law.frames or None,
+          frames=asked.frames or None,
           **budget,
-          guidance=law.guidance or None,
-          temperature=law.temperature,
-          decode=dict(steps=law.steps) if law.steps else None,
+          guidance=asked.guidance or None,
+          temperature=asked.temperature,
+          decode=dict(steps=asked.steps) if asked.steps else None,
         )
         columns.append(np.concatenate([piece.video for piece in pieces], axis=1))
       films += [labelled_grid(list(row), list(budgets)) for row in zip(*columns, strict=True)]

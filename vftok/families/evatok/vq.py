@@ -50,18 +50,25 @@ def losses(z_BxTxKxc, codebook_Vxc, kept_BxTxK) -> dict[str, jax.Array]:
       weight (0.02) is not in it.
   """
   z, table = unit(z_BxTxKxc), unit(codebook_Vxc)
-  cosine_BxTxKxV = z @ table.T
-  codes = table[jnp.argmax(cosine_BxTxKxV, axis=-1)]
+  codes = table[jnp.argmax(z @ table.T, axis=-1)]
   weight_BxTxK = kept_BxTxK / jnp.maximum(kept_BxTxK.sum(), 1)
   mean = lambda x_BxTxK: jnp.sum(jnp.where(kept_BxTxK, x_BxTxK, 0.0) * weight_BxTxK)
   stop = jax.lax.stop_gradient
   square = lambda a, b: mean(jnp.square(a - b).mean(-1))
+  return {
+    "codebook": square(stop(z), codes),
+    "commit": COMMIT * square(z, stop(codes)),
+    "entropy": entropy(z, table, kept_BxTxK),
+  }
+
+
+def entropy(z_BxTxKxc, table_Vxc, kept_BxTxK) -> jax.Array:
+  """The entropy term of `losses`, of features and codes that are normalised already."""
+  cosine_BxTxKxV = z_BxTxKxc @ table_Vxc.T
+  weight_BxTxK = kept_BxTxK / jnp.maximum(kept_BxTxK.sum(), 1)
+  mean = lambda x_BxTxK: jnp.sum(jnp.where(kept_BxTxK, x_BxTxK, 0.0) * weight_BxTxK)
   log_p = jax.nn.log_softmax((2 * cosine_BxTxKxV - 2) / TEMPERATURE, axis=-1)
   p = jnp.exp(log_p)
   each = mean(-jnp.sum(p * log_p, axis=-1))
   mean_V = jnp.einsum("BTKV,BTK->V", jnp.where(kept_BxTxK[..., None], p, 0.0), weight_BxTxK)
-  return {
-    "codebook": square(stop(z), codes),
-    "commit": COMMIT * square(z, stop(codes)),
-    "entropy": each + jnp.sum(mean_V * jnp.log(mean_V + LOG_EPS)),
-  }
+  return each + jnp.sum(mean_V * jnp.log(mean_V + LOG_EPS))

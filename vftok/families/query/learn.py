@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from vftok.families.query import vq
 from vftok.families.query.config import QueryConfig
-from vftok.families.query.nets import CodesIn, Decoder, Encoder, Prior, decoder_groups, encoder_groups
+from vftok.families.query.nets import CodesIn, Decoder, Encoder, Prior, Scorer, decoder_groups, encoder_groups
 from vftok.families.query.tokenizer import LARP, AdapTok, QueryTokenizer
 from vftok.models.config_json import from_dict
 from vftok.models.flops import vit_flops
@@ -26,9 +26,11 @@ def larp(model: dict[str, Any], law) -> QueryLearner:
   """Raises ValueError for a config of AdapTok, or for counts that change, which LARP's tokens cannot have."""
   cfg = from_dict(QueryConfig, model)
   if cfg.nested or law.counts != "all":
+    found = f"model.nested {cfg.nested} and loss.counts {law.counts!r}"
     raise ValueError(
-      f"family is 'larp' with nested {cfg.nested} and loss.counts {law.counts!r}, expected no and 'all'."
+      f"family is 'larp' and the config has {found}, expected False and 'all': no token can be left out."
     )
+  _check(cfg, law)
   return QueryLearner(LARP(cfg), law)
 
 
@@ -39,7 +41,21 @@ def adaptok(model: dict[str, Any], law) -> QueryLearner:
     raise ValueError("family is 'adaptok' and model.nested is False, expected True: its tokens have an order.")
   if law.counts == "normal" and not 1 <= law.counts_least <= cfg.group_tokens:
     raise ValueError(f"loss.counts_least is {law.counts_least}, expected 1..{cfg.group_tokens}, the tokens of a block.")
-  return QueryLearner(AdapTok(cfg), law)
+  if law.counts == "grid" and not cfg.scorer:
+    raise ValueError("loss.counts is 'grid' and the model has no scorer, expected 'all' or 'normal': or add a scorer.")
+  _check(cfg, law)
+  return AdapTokLearner(AdapTok(cfg), law)
+
+
+def _check(cfg: QueryConfig, law) -> None:
+  if law.prior and cfg.prior is None:
+    raise ValueError(
+      f"loss.prior is {law.prior} and the model has no prior, expected 0: or give model.prior its sizes."
+    )
+  if law.scorer and (not cfg.scorer or law.counts != "grid" or law.lpips_frames):
+    raise ValueError(
+      "loss.scorer asks for model.scorer, loss.counts = 'grid' and lpips_frames = 0: set them, or it to 0."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +72,16 @@ class QueryLearner:
   def frozen(self) -> dict[str, Any]:
     return {}
 
+  def heads(self, key: jax.Array) -> None:
+    return None
+
   def counts(self, frozen, video_BxFxHxWx3, keys_B) -> jax.Array:
     law, shape = self.law, (self.tok.chunk_steps,)
     if law.counts == "all":
       return jnp.full((len(keys_B), *shape), self.tok.registers)
+    if law.counts == "grid":
+      known = jnp.array(self.tok.score_counts)
+      return known[jax.vmap(lambda key: jax.random.randint(key, shape, 0, len(known)))(keys_B)]
     least, most = law.counts_least, self.tok.registers
     low, high = ((bound - law.counts_mean) / law.counts_std for bound in (least, most))
     draw = lambda key: law.counts_mean + law.counts_std * jax.random.truncated_normal(key, low, high, shape)
@@ -80,9 +102,12 @@ class QueryLearner:
     frames = Decoder(cfg).apply({"params": params["decoder"]}, passed, fixed, keep_BxT)
     predicted = None
     if self.law.prior:
-      share = self.law.mixed * jnp.minimum(done / self.law.mixed_until, 1.0)
-      predicted = predict(cfg, params, passed, ids, kept, prior_B, share)
+      predicted = predict(cfg, params, passed, ids, kept, prior_B, self.guesses(done))
     return Made(2 * frames - 1, u, codes, ids, kept, predicted, {"features": features})
+
+  def guesses(self, done) -> jax.Array:
+    """The share of its own guesses that the prior reads when the share `done` of the run is over."""
+    return self.law.mixed * jnp.minimum(done / self.law.mixed_until, 1.0)
 
   def _ids(self, quantizer, z_BxTxKxC, keys_B) -> jax.Array:
     cfg, table = self.tok.cfg.vq, quantizer["table"]
@@ -101,10 +126,32 @@ class QueryLearner:
       total += vit_flops(d, depth, 4 * d, length, pairs)
     tokens, table = cfg.bottleneck_token_num, 2 * cfg.vq.bottleneck_dim * cfg.vq.codebook_size
     total += tokens * table
+    if self.law.scorer:
+      d = cfg.scorer_hidden_size
+      total += cfg.groups * vit_flops(d, cfg.scorer_depth, 4 * d, tokens)
     if self.law.prior:
       p = cfg.prior
       total += 2 * (vit_flops(p.dim, p.depth, p.hidden, tokens, tokens * tokens // 2) + tokens * table)
     return total
+
+
+class AdapTokLearner(QueryLearner):
+  """With the scorer's part (AdapTok section 2)."""
+
+  def scores(self, params, made: Made, keep_BxT) -> jax.Array:
+    """float32 [B, T]: what the scorer says each block loses by its count, with no gradient for the tokenizer.
+
+    It sees each block as a choice does: all of its tokens and of later ones, the chosen ones of earlier blocks.
+    """
+    cfg, (b, t) = self.tok.cfg, keep_BxT.shape
+    flat = lambda x: x.reshape(b, cfg.bottleneck_token_num, -1)
+    projected = Decoder(cfg).apply({"params": params["decoder"]}, flat(made.codes), method=Decoder.project)
+    earlier = jnp.arange(t) < jnp.arange(t)[:, None]
+    keep = jnp.where(earlier, keep_BxT[:, None], cfg.group_tokens).reshape(b * t, t)
+    seen = (jnp.repeat(jax.lax.stop_gradient(x), t, axis=0) for x in (made.own["features"], projected))
+    said = Scorer(cfg).apply({"params": params["scorer"]}, *seen, keep).reshape(b, t, t, -1)
+    own_BxTxm = jnp.diagonal(said, axis1=1, axis2=2).swapaxes(1, 2)
+    return jnp.take_along_axis(own_BxTxm, keep_BxT[..., None] // cfg.scorer_step - 1, axis=2)[..., 0]
 
 
 def predict(cfg: QueryConfig, params, codes_BxTxKxC, ids_BxTxK, kept_BxTxK, keys_B, share) -> Predicted:

@@ -25,7 +25,7 @@ from vftok.frozen.features.frames import FeatureNet
 from vftok.frozen.features.vit import ViTConfig
 from vftok.frozen.features.vjepa2 import VJEPA2, VJEPA2Module
 from vftok.io import hub
-from vftok.io.layout import LINEAR, LINEAR_2IN, VECTOR, Rule
+from vftok.io.layout import LINEAR, LINEAR_2IN, VECTOR, Rule, converted
 
 MAX_DEPTH = 1_024
 HEADS = {1280: 16}  # V-JEPA 2 ViT-H has heads of 80; all others have heads of 64
@@ -120,19 +120,7 @@ def load(kind: str, path: str | os.PathLike, heads: int | None = None, **options
   table = rules(net, names)
   _report(kind, file.path, table.keys() - shapes.keys(), shapes.keys() - table.keys())
   leaves = abstract_params(net)
-  flat = {leaf: np.empty(spec.shape, np.float32) for leaf, spec in leaves.items()}
-  for key, rule in table.items():
-    expected = rule.to_theirs(np.broadcast_to(np.int8(0), leaves[rule.path].shape)[rule.index]).shape
-    if tuple(shapes[key]) != expected:
-      raise ValueError(
-        f"{file.path} holds {keys[key]} with shape {tuple(shapes[key])}, expected {expected} in this {kind} net: "
-        "fetch it again."
-      )
-  for name, value in file.tensors(keys[key] for key in table):
-    rule = table[_plain(kind, name)]
-    part = flat[rule.path][rule.index]
-    flat[rule.path][rule.index] = rule.to_ours(value.astype(np.float32), part.shape)
-  return net, traverse.unflatten_dict({leaf: jax.device_put(value) for leaf, value in flat.items()})
+  return net, converted(table, {key: (file, keys[key]) for key in table}, leaves, dict.fromkeys(leaves, np.float32))
 
 
 def save(net: FeatureNet, params, directory: str | os.PathLike) -> None:
@@ -243,9 +231,4 @@ def _plain(kind: str, key: str) -> str:
 
 
 def _report(kind, path, missing, unknown) -> None:
-  parts = []
-  for found, what in ((sorted(missing), "lacks"), (sorted(unknown), "has the unknown")):
-    if found:
-      parts.append(f"{what} {', '.join(found[:3])}" + (f" and {len(found) - 3} more" if len(found) > 3 else ""))
-  if parts:
-    raise ValueError(f"{path} {' and '.join(parts)}, expected the tensors of a {kind} net like {SOURCES[kind]}.")
+  hub.report_keys(path, missing, unknown, f"{kind} net like {SOURCES[kind]}")

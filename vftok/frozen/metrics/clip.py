@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vftok.frozen.text import tokenizer, weights
-from vftok.frozen.text.layers import Attention
+from vftok.frozen.text.layers import Attention, layer_norm
 from vftok.io.layout import Rule
 from vftok.models.layers import Linear, partitioned, patchify, repeated, trunc_normal
 
@@ -76,7 +76,7 @@ class CLIPModule(nn.Module):
     x = x + self._table("text_positions", cfg.positions, cfg.text.dim)[:s]
     earlier = jnp.where(jnp.tril(jnp.ones((s, s), bool)), 0.0, -1e9)[None]
     x = repeated(Layer, cfg.text.depth)(cfg.text, name="text")(x, jnp.ones_like(mask_BxS), earlier)[0]
-    x = _norm(cfg.text, "text_norm")(x)
+    x = layer_norm(cfg.text.eps, "text_norm")(x)
     last = jnp.take_along_axis(x, (mask_BxS.sum(1) - 1)[:, None, None], axis=1)[:, 0]  # the end of the text
     return Linear(cfg.projection, ("embed", None), use_bias=False, name="text_out")(last)
 
@@ -88,9 +88,9 @@ class CLIPModule(nn.Module):
     init = partitioned(trunc_normal, "embed")
     first = jnp.broadcast_to(self.param("class_token", init, (cfg.vision.dim,)), (n, 1, cfg.vision.dim))
     x = jnp.concatenate([first, x], axis=1) + self._table("image_positions", 1 + h * w, cfg.vision.dim)
-    x = _norm(cfg.vision, "image_norm_in")(x)
+    x = layer_norm(cfg.vision.eps, "image_norm_in")(x)
     x = repeated(Layer, cfg.vision.depth)(cfg.vision, name="vision")(x, jnp.ones(x.shape[:2], bool), None)[0]
-    x = _norm(cfg.vision, "image_norm")(x[:, 0])
+    x = layer_norm(cfg.vision.eps, "image_norm")(x[:, 0])
     return Linear(cfg.projection, ("embed", None), use_bias=False, name="image_out")(x)
 
   def _table(self, name: str, rows: int, dim: int):
@@ -106,14 +106,9 @@ class Layer(nn.Module):
   def __call__(self, x_BxSxD, mask_BxS, bias_1xSxS):
     cfg, e = self.tower, self.tower.dim // self.tower.heads
     attention = Attention(cfg.heads, e, e**-0.5, True, "float32", name="attention")
-    x = x_BxSxD + attention(_norm(cfg, "norm1")(x_BxSxD), mask_BxS, bias_1xSxS)
-    y = ACTIVATIONS[cfg.act](Linear(cfg.hidden, ("embed", "mlp"), name="up")(_norm(cfg, "norm2")(x)))
+    x = x_BxSxD + attention(layer_norm(cfg.eps, "norm1")(x_BxSxD), mask_BxS, bias_1xSxS)
+    y = ACTIVATIONS[cfg.act](Linear(cfg.hidden, ("embed", "mlp"), name="up")(layer_norm(cfg.eps, "norm2")(x)))
     return x + Linear(cfg.dim, ("mlp", "embed"), name="down")(y), None
-
-
-def _norm(tower: Tower, name: str) -> nn.Module:
-  ones, zeros = (partitioned(i, "embed") for i in (nn.initializers.ones, nn.initializers.zeros))
-  return nn.LayerNorm(tower.eps, scale_init=ones, bias_init=zeros, use_fast_variance=False, name=name)
 
 
 class CLIPScore:

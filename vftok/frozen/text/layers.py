@@ -1,11 +1,12 @@
-"""The attention that BERT and T5 share."""
+"""What text encoders (BERT, T5, CLIP) share."""
 
 from __future__ import annotations
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
-from vftok.models.layers import Linear
+from vftok.models.layers import Linear, partitioned
 
 
 class Attention(nn.Module):
@@ -33,3 +34,9 @@ class Attention(nn.Module):
     return Linear(d, ("heads", "embed"), self.use_bias, dtype=self.dtype, name="out")(
       out.reshape(b, s, self.heads * self.head_dim)
     )
+
+
+def layer_norm(eps: float, name: str) -> nn.Module:
+  """LayerNorm with scale and bias, in float32."""
+  ones, zeros = (partitioned(init, "embed") for init in (nn.initializers.ones, nn.initializers.zeros))
+  return nn.LayerNorm(eps, jnp.float32, scale_init=ones, bias_init=zeros, use_fast_variance=False, name=name)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from vftok.frozen.text import tokenizer, weights
 from vftok.frozen.text.encoder import TextEncoder
-from vftok.frozen.text.layers import Attention
+from vftok.frozen.text.layers import Attention, layer_norm
 from vftok.io import hub
 from vftok.io.packaged import fetch_all
 from vftok.models.layers import Linear, partitioned, repeated, trunc_normal
@@ -63,7 +63,7 @@ class Bert(nn.Module):
     embed = lambda name, rows: nn.Embed(rows, cfg.dim, embedding_init=init, name=name)
     x = embed("tokens", cfg.vocab)(ids_BxS).astype(jnp.float32)
     x = x + embed("positions", cfg.positions)(jnp.arange(ids_BxS.shape[1])) + embed("types", cfg.types)(jnp.int32(0))
-    x = layer_norm(cfg, "norm")(x)
+    x = layer_norm(cfg.eps, "norm")(x)
     return repeated(BertLayer, cfg.depth)(cfg, name="layers")(x, mask_BxS)[0]
 
 
@@ -76,15 +76,10 @@ class BertLayer(nn.Module):
   def __call__(self, x_BxSxD, mask_BxS):
     cfg, e = self.cfg, self.cfg.dim // self.cfg.heads
     y = Attention(cfg.heads, e, e**-0.5, True, cfg.dtype, name="attention")(x_BxSxD, mask_BxS)
-    x = layer_norm(cfg, "norm1")(x_BxSxD + y.astype(jnp.float32))
+    x = layer_norm(cfg.eps, "norm1")(x_BxSxD + y.astype(jnp.float32))
     y = jax.nn.gelu(Linear(cfg.hidden, ("embed", "mlp"), dtype=cfg.dtype, name="up")(x), approximate=False)
     y = Linear(cfg.dim, ("mlp", "embed"), dtype=cfg.dtype, name="down")(y)
-    return layer_norm(cfg, "norm2")(x + y.astype(jnp.float32)), None
-
-
-def layer_norm(cfg: BertConfig, name: str) -> nn.Module:
-  ones, zeros = (partitioned(i, "embed") for i in (nn.initializers.ones, nn.initializers.zeros))
-  return nn.LayerNorm(cfg.eps, jnp.float32, scale_init=ones, bias_init=zeros, use_fast_variance=False, name=name)
+    return layer_norm(cfg.eps, "norm2")(x + y.astype(jnp.float32)), None
 
 
 def load(path=None, *, max_tokens: int = 32, dtype: str = "float32") -> tuple[TextEncoder, dict[str, Any]]:

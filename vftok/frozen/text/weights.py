@@ -45,7 +45,7 @@ def read(
     ValueError: tensors missing, neither needed nor `unused`, or misshapen.
   """
   known = {key for key in files if not re.fullmatch(unused, key)} | (files.keys() & table.keys())
-  _report(where, what, table.keys() - known, known - table.keys())
+  hub.report_keys(where, table.keys() - known, known - table.keys(), what)
   leaves = abstract_params(net)
   dtypes = {path: jnp.dtype(dtype if path[-1] in ("kernel", "embedding") else "float32") for path in leaves}
   return converted(table, {key: (files[key], key) for key in table}, leaves, dtypes)
@@ -86,12 +86,3 @@ def epsilon(where, config: Mapping[str, Any], key: str, default: float) -> float
 def check_vocabulary(where, size: int, rows: int) -> None:
   if size > rows:
     raise ValueError(f"{where} has a tokenizer of {size} tokens and embeddings of {rows}: take both from one model.")
-
-
-def _report(where, what, missing, unknown) -> None:
-  parts = []
-  for found, verb in ((sorted(missing), "lacks"), (sorted(unknown), "has the unknown")):
-    if found:
-      parts.append(f"{verb} {', '.join(found[:3])}" + (f" and {len(found) - 3} more" if len(found) > 3 else ""))
-  if parts:
-    raise ValueError(f"{where} {' and '.join(parts)}, expected the tensors of a {what} by its config.")
