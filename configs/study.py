@@ -89,9 +89,6 @@ def tokenizer(arm: str, name: str):
   return cfg
 
 
-POCKET_EVATOK: dict = {}
-
-
 def _own(arm: str, name: str):
   flow = arm == "nested" or arm.startswith("grid")
   module = importlib.import_module("configs.tokenizer" if flow else f"configs.{arm}")
@@ -103,6 +100,9 @@ def _own(arm: str, name: str):
   cfg = module.get_config("mini" if arm == "nested" else f"grid_mini{end}")
   cfg.model.encoder.update(dict(linear=False, net=True))
   cfg.model.decoder.draft, cfg.freeze, cfg.init_from = None, (), ""
+  cfg.model.decoder.stack.adaln = 1  # as grids have it
+  if arm == "grid_16":  # what its large patches cost in weights, it lacks in depth
+    cfg.model.encoder.stack.depth, cfg.model.decoder.stack.depth = 2, 4
   cfg.loss.update(dict(draft=0.0, fit_batches=0, prefix_latents=0.5, prefix_width=192, given_probs=(1.0,)))
   return cfg
 
@@ -110,17 +110,19 @@ def _own(arm: str, name: str):
 def _pocket_one_pass(arm: str, module):
   """As many parameters as nested-pocket has with its VAE, to 5 %, and about as many bits a clip."""
   cfg = module.get_config("mini64")
+  cfg.loss.critic.dtype = "float32"
+  cfg.loss.lpips_frames = 2
   if arm == "evatok":
-    cfg.model.update(POCKET_EVATOK)
+    cfg.model.update(dict(frame_size=(32, 32), counts=(1, 2, 4, 8, 16)))
+    for part, depth in (("encoder", 4), ("decoder", 6)):
+      cfg.model[part].update(dict(dim=192, depth=depth, heads=3, dtype="float32"))
     return cfg
   tokens = {"larp": 80, "adaptok": 64}[arm]
   cfg.model.update(dict(input_size=32, dtype="float32", bottleneck_token_num=tokens))
   cfg.model.group_tokens = tokens if arm == "larp" else tokens // 4
   cfg.model.prior.length = tokens
   for part in ("encoder", "decoder"):
-    cfg.model.update({f"{part}_hidden_size": 256, f"{part}_num_heads": 4, f"{part}_depth": 4})
-  cfg.loss.update(dict(lpips_frames=2))
-  cfg.loss.critic.dtype = "float32"
+    cfg.model.update({f"{part}_hidden_size": 248, f"{part}_num_heads": 4, f"{part}_depth": 4})
   if arm == "adaptok":
     cfg.loss.update(dict(counts_mean=8.0, counts_std=4.0))
   return cfg

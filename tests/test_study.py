@@ -1,10 +1,11 @@
 """The study of families: what its verdicts say of numbers that are known, and one run of it at the smallest size."""
 
-import os
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import vftok
 from configs import study as experiments
 from vftok.models.config import TokenizerConfig
 from vftok.models.config_json import from_dict
+from vftok.tasks import make_task
 from vftok.tools.study.families import claims
 from vftok.tools.study.families.claims import HELD, NOT_HELD, OPEN, interval, judged
 from vftok.tools.study.families.scored import Scored
@@ -21,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def rows(qualities, lpips=True):
-  row = lambda keep, q: dict(keep=keep, bits=10.0 * keep, lpips=-q if lpips else None, psnr=q)
+  row = lambda keep, q: dict(keep=keep, bits=10.0 * (keep or 0), lpips=-q if lpips else None, psnr=q)
   return [row(None, 0.0), *(row(2**i, q) for i, q in enumerate(qualities))]
 
 
@@ -99,6 +101,20 @@ def test_arms_share_what_they_must(size):
   assert len(sources) == 1
 
 
+def test_arms_are_as_large():
+  """Without what only training has: heads, critic, prior."""
+  found = {}
+  for arm in experiments.ARMS:
+    task = make_task(experiments.get_config(f"{arm}-pocket"))
+    shapes = nn.unbox(jax.eval_shape(task.init, jax.random.key(0)))
+    shapes = shapes.get("tokenizer", shapes)
+    parts = {name: shapes[name] for name in ("encoder", "decoder", "quantizer") if name in shapes}
+    parts |= {} if task.tok.one_pass else {"vae": task.frozen()["vae"]}
+    found[arm] = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(parts))
+  mean = (min(found.values()) + max(found.values())) / 2
+  assert all(abs(count / mean - 1) < 0.05 for count in found.values()), found
+
+
 def test_bad_options_are_one_sentence(tmp_path, capsys):
   from vftok.tools.study.families.__main__ import main
 
@@ -110,7 +126,19 @@ def test_bad_options_are_one_sentence(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_study_runs_stops_and_goes_on(tmp_path):
-  command = [sys.executable, "-m", "vftok.tools.study.families", "--out", "study", "--size", "smoke", "--seeds", "0,1"]
-  env = {**os.environ, "PYTHONPATH": str(ROOT)}
-  first = subprocess.run([*command, "--minutes", "0.2"], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
-  assert "goes on from here" in first.stdout
+  command = [sys.executable, "-m", "vftok.tools.study.families", "--size", "smoke", "--seeds", "0,1"]
+  command += ["--arms", "nested,larp", "--out"]
+  run = lambda *words: subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True, check=True)
+  out = tmp_path / "study"
+  stopped = run(str(out), "--minutes", "0.1")
+  assert "goes on from here" in stopped.stdout
+  data = json.loads((out / "study.json").read_text()) if (out / "study.json").is_file() else {"tokenizers": {}}
+  assert sum(map(len, data["tokenizers"].values())) < 4
+  run(str(out))
+  data = json.loads((out / "study.json").read_text())
+  assert {arm: sorted(of) for arm, of in data["tokenizers"].items()} == {"nested": ["0", "1"], "larp": ["0", "1"]}
+  assert all(set(sizes) == {"1", "2"} for of in data["generators"].values() for sizes in of.values())
+  assert len(data["claims"]) > 6 and "<table>" in (out / "study.html").read_text()
+  before = {path: path.stat().st_mtime_ns for path in out.glob("*/*/*.json")}
+  run(str(out))
+  assert before == {path: path.stat().st_mtime_ns for path in out.glob("*/*/*.json")}
