@@ -40,7 +40,7 @@ def parts(tmp_path_factory):
   return tok, params, root
 
 
-@pytest.fixture(scope="module", params=["clips", "given frames"])
+@pytest.fixture(scope="module", params=["given frames", pytest.param("clips", marks=pytest.mark.slow)])
 def made(request, parts):
   """(config, directory of tokens) by `tokenize_dataset`, with and without the tokens of given frames."""
   tok, _, root = parts
