@@ -40,7 +40,7 @@ def parts(tmp_path_factory):
   return tok, params, root
 
 
-@pytest.fixture(scope="module", params=["clips", "given frames"])
+@pytest.fixture(scope="module", params=["given frames", pytest.param("clips", marks=pytest.mark.slow)])
 def made(request, parts):
   """(config, directory of tokens) by `tokenize_dataset`, with and without the tokens of given frames."""
   tok, _, root = parts
@@ -89,6 +89,7 @@ def test_given_frames_are_encoded_by_themselves(parts):
     given_tokens(tok, params, video[:, :1], (5,))
 
 
+@pytest.mark.slow
 def test_training_predicts_a_clips_lengths_and_tokens(made):
   cfg, out = made
   task, batch, given = make_task(cfg), batch_of(out), len(cfg.tokenize.condition.counts)

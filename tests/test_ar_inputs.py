@@ -62,6 +62,7 @@ def test_a_cached_step_stands_where_training_had_it(model):
     assert np.array_equal(logits.argmax(-1), ids_1xL)
 
 
+@pytest.mark.slow
 def test_positions_begin_anew_with_every_sequence_of_a_row(model):
   gen, params = model
   segment = jnp.array([[0] * 4 + [1] * 3 + [-1]])

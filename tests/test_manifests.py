@@ -4,12 +4,14 @@ import json
 import pickle
 import warnings
 
+import jax
 import pytest
-from ml_collections import ConfigDict
 from video_files import every, tree
 
 from vftok.data.folder import video_folder
+from vftok.runtime import meeting
 from vftok.tools import tokenize_dataset
+from vftok.tools.chunks import present_splits
 
 SETS = (("train", "a"), ("val", "b"))
 
@@ -148,6 +150,20 @@ def test_named_columns_are_there(tmp_path, ending):
     video_folder("all", path=written(tmp_path / f"b.{ending}", [dict(path="a.mp4", label="dog", n=3)]))
 
 
+def test_one_process_of_a_job_warns(tmp_path, monkeypatch):
+  file = tmp_path / "list.csv"
+  file.write_text("path,caption\na.mp4,\n")
+  monkeypatch.setattr(meeting, "is_shared", lambda: True)
+  for process in (0, 1):
+    monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+    with warnings.catch_warnings(record=True) as said:
+      warnings.simplefilter("always")
+      assert len(video_folder("all", path=file)) == 1
+    assert [str(w.message).endswith("1 of 1 captions are empty, the first one in line 2.") for w in said] == [True] * (
+      1 - process
+    )
+
+
 def test_one_label_map_for_all_splits_and_sets(tmp_path):
   rows = [("a.mp4", "wave", "train"), ("b.mp4", "archery", "val"), ("c.mp4", "archery", "train")]
   path = written(tmp_path / "a.csv", [dict(zip(("path", "label", "split"), row, strict=True)) for row in rows])
@@ -173,14 +189,11 @@ def test_one_label_map_for_all_splits_and_sets(tmp_path):
 
 def test_a_number_means_one_label_in_all_splits_of_a_token_set(tmp_path):
   tree(tmp_path, ["a/cat/1.mp4", "a/dog/1.mp4", "b/dog/1.mp4"])
-  law = lambda **options: ConfigDict(
-    dict(
-      splits={s: dict(films=dict(kind="video_folder", path=str(tmp_path / d), split="all", **options)) for s, d in SETS}
-    )
-  )
+  entry = lambda directory, options: dict(kind="video_folder", path=str(tmp_path / directory), split="all", **options)
+  opened = lambda **options: present_splits({s: dict(films=entry(d, options)) for s, d in SETS}, "splits")
   with pytest.raises(ValueError, match=r"the source films has 1 label names in val and 2 in train, .* pass labels="):
-    tokenize_dataset._check_label_names(law())
-  tokenize_dataset._check_label_names(law(labels=("cat", "dog")))
+    tokenize_dataset._check_label_names(opened())
+  tokenize_dataset._check_label_names(opened(labels=("cat", "dog")))
 
 
 def test_columns_that_are_not_ours(tmp_path):

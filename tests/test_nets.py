@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vftok.evals import scores
 from vftok.frozen.metrics import i3d, vgg, weights
 
 
@@ -84,6 +85,15 @@ def test_i3d_takes_nine_frames_of_any_size_and_pools_as_written_out():
   for windows, strides in (((3, 3, 3), (1, 1, 1)), ((3, 3, 3), (2, 2, 2)), ((2, 2, 2), (2, 2, 2))):
     expected = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, *windows, 1), (1, *strides, 1), "SAME")
     np.testing.assert_array_equal(i3d.max_pool(x, windows, strides), expected)
+
+
+def test_a_cpu_holds_one_enlarged_clip_at_a_time():
+  """A batch of 16 clips of 17 frames would be 1.6 GB in the first layers."""
+  shapes = jax.eval_shape(lambda: i3d.I3D().init(jax.random.key(0), jnp.zeros((1, 9, 224, 224, 3)))["params"])
+  clips = jax.ShapeDtypeStruct((4, 9, 32, 32, 3), jnp.uint8)
+  text = scores.video_logits.lower(shapes, clips).as_text()
+  assert "tensor<1x9x224x224x3xf32>" in text and "tensor<4x9x224x224x3xf32>" not in text
+  assert jax.eval_shape(scores.video_logits, shapes, clips).shape == (4, 400)
 
 
 def test_i3d_on_an_accelerator_computes_the_same(monkeypatch):

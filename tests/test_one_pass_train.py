@@ -55,6 +55,7 @@ def adam(state):
   return found
 
 
+@pytest.mark.slow
 def test_every_leaf_learns(steps):
   _, states = steps
   still = [jax.tree_util.keystr(p) for p, x in jax.tree_util.tree_leaves_with_path(adam(states[-1]).mu) if not x.any()]
@@ -63,6 +64,7 @@ def test_every_leaf_learns(steps):
   assert set(states[0].fixed["tokenizer"]) == {"fixed"}
 
 
+@pytest.mark.slow
 def test_the_critic_keeps_still_between_its_turns(steps):
   _, states = steps
   moved = lambda a, b: [bool((x != y).any()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
@@ -73,6 +75,7 @@ def test_the_critic_keeps_still_between_its_turns(steps):
       assert any(changed) if turn else not any(changed)
 
 
+@pytest.mark.slow
 def test_running_means_of_lecam(steps):
   """One step of 1 / 1000 towards the mean of what the critic said."""
   task, states = steps

@@ -101,6 +101,7 @@ def test_published_size():
   assert videomae.positions(1568, 768).shape == (1568, 768)
 
 
+@pytest.mark.slow
 def test_heads_judge_every_token():
   taps = [jnp.asarray(x) for x in np.random.default_rng(0).standard_normal((2, 4, 12, 6)).astype(np.float32)]
   params = nn.unbox(Heads().init(jax.random.key(0), taps))["params"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 from vftok.data.manifest import Manifest, listed
 from vftok.io import still
 from vftok.io.sides import SPLITS, Sides
+from vftok.runtime.meeting import warn
 from vftok.runtime.words import brief
 
 ENDINGS = frozenset(".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogg .ogv .ts .webm .wmv".split())
@@ -162,7 +162,7 @@ class FolderSource:
     files = sorted(_walk(root, links, left_out, endings))
     if left_out:
       what = f"{len(left_out)} links in {root} lead out of it and are not followed, {left_out[0]} for one"
-      warnings.warn(f"{what}: pass links=True where they are yours.", stacklevel=5)
+      warn(f"{what}: pass links=True where they are yours.", stacklevel=5)
     if not files:
       what = "pictures" if endings == PICTURES else "video files"
       raise ValueError(f"{root} holds no {what} ({', '.join(sorted(endings))}): check the path.")

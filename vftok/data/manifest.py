@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-import warnings
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from vftok.data.lines import Lines, table_rows
 from vftok.io.sides import SPLITS, Sides, name_hash
+from vftok.runtime.meeting import warn
 from vftok.runtime.words import brief
 
 COLUMNS = ("path", "caption", "label", "start", "end", "split")
@@ -91,9 +91,9 @@ class Manifest:
     others = [name for name in texts if name not in self._columns.values()]
     if self._columns["caption"] in there and missing:
       where = f"the first one in line {missing[1]}"
-      warnings.warn(f"{self.path}: {missing[0]} of {rows} captions are empty, {where}.", stacklevel=5)
+      warn(f"{self.path}: {missing[0]} of {rows} captions are empty, {where}.", stacklevel=5)
     elif self._columns["caption"] not in there and others:
-      warnings.warn(
+      warn(
         f"{self.path} has no column {self._columns['caption']!r} in line 1, so all captions are empty; it has "
         f"{listed(others, 8)}: pass columns={{'caption': NAME}} to use one.",
         stacklevel=5,

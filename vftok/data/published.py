@@ -12,7 +12,6 @@ import csv
 import math
 import os
 import re
-import warnings
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 from vftok.data.folder import kept, video_files
 from vftok.data.lines import Lines, table_rows
 from vftok.io.sides import Sides
+from vftok.runtime.meeting import warn
 from vftok.runtime.words import brief
 
 _CLOCK = re.compile(r"(\d{1,4}):([0-5]?\d):([0-5]?\d(?:\.\d{1,9})?)")
@@ -150,7 +150,7 @@ class _Clips:
     if not len(self.place):
       raise ValueError(f"{self.root} has none of the listed videos ({self.lost} are missing): check the folder.")
     if self.lost:
-      warnings.warn(f"{self.lost} of the listed videos are not in {self.root} and are left out.", stacklevel=6)
+      warn(f"{self.lost} of the listed videos are not in {self.root} and are left out.", stacklevel=6)
     spans = np.stack([np.array(self.starts, np.float32), np.array(self.ends, np.float32)], 1)
     arrays = np.array(self.place, np.int32), spans, np.array(self.labels, np.int32)
     return ListedClips(self.root, self.files, *arrays, names, sides, captions)

@@ -13,6 +13,7 @@ from vftok.evals import frechet
 from vftok.evals.pixels import frame_scores
 from vftok.frozen.metrics.i3d import i3d_logits
 from vftok.frozen.metrics.vgg import distances
+from vftok.models.conv import on_cpu
 
 METRICS = ("psnr", "ssim", "lpips", "cosine", "rfvd")
 _MAX_PSNR = 100.0  # dB: a still clip equals its first frame, and the mean over clips must stay finite
@@ -62,8 +63,11 @@ class Scores:
 
 @jax.jit
 def video_logits(params, video_BxFxHxWx3):
-  """I3D's logits [B, 400] of uint8 videos."""
-  return i3d_logits(params, video_BxFxHxWx3.astype(jnp.float32) / 127.5 - 1)
+  """I3D's logits [B, 400] of uint8 videos; on a CPU clip by clip, whose first layers alone are 0.4 GB."""
+  logits = lambda video_BxFxHxWx3: i3d_logits(params, video_BxFxHxWx3.astype(jnp.float32) / 127.5 - 1)
+  if not on_cpu():
+    return logits(video_BxFxHxWx3)
+  return jax.lax.map(lambda clip: logits(clip[None])[0], video_BxFxHxWx3)
 
 
 @jax.jit

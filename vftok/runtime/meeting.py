@@ -10,6 +10,7 @@ import collections
 import contextlib
 import sys
 import time
+import warnings
 from typing import Any
 
 from vftok.runtime.process import JOIN_SECONDS, leave
@@ -51,6 +52,16 @@ def is_shared() -> bool:
   """Whether this is one of several processes of a job."""
   jax = sys.modules.get("jax")
   return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def warn(sentence: str, stacklevel: int = 1) -> None:
+  """`warnings.warn`, by the first process of a job: all of them read the same lists and folders."""
+  if is_shared():
+    import jax
+
+    if jax.process_index():
+      return
+  warnings.warn(sentence, stacklevel=stacklevel + 1)
 
 
 def fail(sentence: str) -> None:
