@@ -15,11 +15,12 @@ from configs import ar, common
 from vftok.families.evatok.config import EvatokConfig, QFormerConfig, router_config
 from vftok.io.packaged import cache_dir
 from vftok.models.clip_critic import CriticConfig
+from vftok.tasks.losses import ARLoss, Dropout
 from vftok.tasks.one_pass_loss import OnePassLoss
 
 LEVELS = (32, 64, 128, 256, 512)
 GENERATORS = {"b": (12, 768, 2048), "l": (24, 1024, 2816), "l_plus": (30, 1280, 3584)}  # layers, width, of the MLP
-DROPOUT = dict(token=0.1, residual=0.1, ffn=0.1)
+DROPOUT = Dropout(token=0.1, residual=0.1, ffn=0.1)
 UCF_CLIPS, K600_CLIPS = 9_537, 392_622  # of the training lists
 
 
@@ -208,9 +209,8 @@ def final_videomae():
 def _generator(of: str, name: str, title: str, clips: int, epochs: int, warmup: int, **own):
   """Constant rate and the last fifth down to 0; 3e-4 is unknown."""
   depth, width, hidden = GENERATORS[of]
-  epoch, dropout = clips // 128, dict(dropout=DROPOUT)
+  epoch = clips // 128
   sizes = dict(width=width, hidden_dim=hidden, positions="sequence", dtype="bfloat16", **own)
-  law = {**ar.LOSS, "show_scale": 1.75 if of != "b" else 2.5, **dropout, **ar.ADAPTIVE}
   splits = [dict(videos=dict(kind="video_folder", path="videos", split=split)) for split in ("train", "val")]
   return common.base(
     task="ar",
@@ -218,7 +218,7 @@ def _generator(of: str, name: str, title: str, clips: int, epochs: int, warmup: 
     steps=epochs * epoch,
     batch_size=128,
     model=ar.model(depth, text=False, lengths="length_first", remat="dots_with_no_batch_dims_saveable", **sizes),
-    loss=law,
+    loss=ARLoss(show_scale=1.75 if of != "b" else 2.5, dropout=DROPOUT),
     data=dict(sources=ar.tokens(name), frames=16, size=128, fps=0.0, workers=8),
     eval=dict(sets=dict(val=ar.tokens(name, split="val")), generation={**ar.GENERATION, "clips": 2048, "keeps": ()}),
     optim=dict(
@@ -251,7 +251,8 @@ def k600(of: str):
 
 def smoke_c2v():
   cfg = ar.smoke(text=False, directory="tokens_evatok_smoke", lengths="length_first")
-  cfg.model.ar.positions, cfg.loss.dropout, cfg.loss.given_probs = "sequence", DROPOUT, (1.0,)
+  cfg.model.ar.positions, cfg.loss.given_probs = "sequence", (1.0,)
+  cfg.loss.dropout.update(dataclasses.asdict(DROPOUT))
   cfg.optim.update(schedule="wsd", final=0.0)
   cfg.tokenize.frames = 4
   return cfg

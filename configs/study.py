@@ -11,6 +11,7 @@ import dataclasses
 import importlib
 
 from configs import ar, common
+from vftok.tasks.losses import ARLoss
 
 ARMS = ("nested", "grid", "grid_4", "grid_16", "larp", "adaptok", "evatok")
 # Frames of a clip: a causal VAE reads 1 + 4m of them, the others whole patches. Scored are the first FRAMES of all.
@@ -93,7 +94,10 @@ def _own(arm: str, name: str):
   flow = arm == "nested" or arm.startswith("grid")
   module = importlib.import_module("configs.tokenizer" if flow else f"configs.{arm}")
   if not flow:
-    return module.get_config(name) if name != "pocket" else _pocket_one_pass(arm, module)
+    cfg = module.get_config(name) if name != "pocket" else _pocket_one_pass(arm, module)
+    if arm == "evatok":
+      cfg.model.frames = FRAMES
+    return cfg
   end = arm.removeprefix("grid")
   if name != "pocket":
     return module.get_config(name if arm == "nested" else f"grid_{name}{end}")
@@ -130,15 +134,15 @@ def _pocket_one_pass(arm: str, module):
 
 def generator(arm: str, name: str, depth: int):
   """The arm's tokens, all of them, after a class; width is 48 a block."""
-  size = SIZES[name]
+  size, lengths = SIZES[name], "length_first" if arm == "evatok" else "none"
   sources = lambda split: ar.tokens(f"study/{arm}-{name}", split=split)
   cfg = common.base(
     task="ar",
     title=f"{arm} {name} d{depth}",
     steps=size.ar_steps,
     batch_size=size.ar_batch,
-    model=ar.model(depth, text=False, width=48 * depth, n_classes=8, head_dim=48),
-    loss=ar.LOSS,
+    model=ar.model(depth, text=False, width=48 * depth, n_classes=8, head_dim=48, lengths=lengths),
+    loss=ARLoss(),
     data=dict(sources=ar.tokens(f"study/{arm}-{name}"), workers=0, size=size.pixels, frames=frames(arm)),
     eval=dict(
       sets=dict(val=sources("val"), test=sources("test")),

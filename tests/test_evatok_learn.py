@@ -31,7 +31,7 @@ def paths(tmp_path_factory):
   """(V-JEPA 2 file of a tiny net, directory of a random router)."""
   root = tmp_path_factory.mktemp("evatok_learn")
   cfg = evatok.get_config("smoke")
-  tok = learn.evatok(cfg.model.to_dict(), make_task(cfg).law).tok
+  tok = learn.evatok(cfg.model.to_dict(), make_task(cfg).loss_cfg).tok
   router = Router(dataclasses.replace(router_config(tok.cfg), dim=32, depth=1, head_dim=16))
   shapes = nn.unbox(jax.eval_shape(router.init, jax.random.key(0)))
   rng = np.random.default_rng(0)
@@ -99,7 +99,7 @@ def test_all_terms_reach_all_parts(paths, monkeypatch):
   a, b = np.asarray(made.own["aligned"]), np.asarray(made.own["features"])
   cosine = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
   large = made._replace(own={"aligned": 1e4 * a, "features": b})  # an eps in it is of a fresh head's small numbers
-  error = align(Shown(task.law, VIDEO, large, keep, keys))
+  error = align(Shown(task.loss_cfg, VIDEO, large, keep, keys))
   np.testing.assert_allclose(error, 1 - cosine.mean((1, 2, 3)), atol=2e-3)
   np.testing.assert_allclose(unit(made.z), made.z, atol=1e-5)
 
@@ -119,7 +119,7 @@ def test_counts_are_drawn_or_routed(paths):
   assert np.array_equal(routed, router.keep(router.predict(weights, video), Auto(preference=1.2)))
 
 
-def test_laws_that_cannot_be_are_refused(paths):
+def test_values_that_cannot_be_are_refused(paths):
   for size, change, names in [
     ("smoke", {"counts": "normal"}, "loss.counts is 'normal'"),
     ("smoke", {"counts": "router"}, "loss.router is ''"),

@@ -1,4 +1,4 @@
-"""Every term of one-pass training against its formula in NumPy, and the law's own sentences."""
+"""Every term of one-pass training against its formula in NumPy, and the sentences of its config."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vftok.models.config_json import from_dict
+from vftok.models.config_json import build
 from vftok.tasks.one_pass_loss import OnePassLoss
 from vftok.tasks.one_pass_objectives import OBJECTIVES, Judged, Shown, soft_targets, weights
 from vftok.tokenizer.learner import Made, Predicted
@@ -21,14 +21,14 @@ def numbers(*shape):
   return RNG.standard_normal(shape).astype(np.float32)
 
 
-def shown(**law):
+def shown(**cfg):
   made = Made(numbers(2, 4, 2, 2, 3), numbers(2, 2, 3, 4), numbers(2, 2, 3, 4), RNG.integers(0, 7, (2, 2, 3)), KEPT)
   ids, counts = RNG.integers(0, 7, (2, 5)), np.arange(5) < np.array([[3], [5]])
   made = made._replace(predicted=Predicted((numbers(2, 5, 7), numbers(2, 5, 7)), ids, counts))
   anchors = {"real": jnp.float32(0.3), "fake": jnp.float32(-0.2)}
   judged = Judged(*(numbers(2, 6) for _ in range(3)), turn=1.0, on=1.0, anchors=anchors)
   keep, lost, scores = KEPT.sum(2), np.abs(numbers(2, 4)), numbers(2, 2)
-  return Shown(OnePassLoss(**law), numbers(2, 4, 2, 2, 3), made, keep, KEYS, lost, judged, scores)
+  return Shown(OnePassLoss(**cfg), numbers(2, 4, 2, 2, 3), made, keep, KEYS, lost, judged, scores)
 
 
 def term(name, of):
@@ -49,7 +49,7 @@ def cross_entropy(logits, ids):
 
 
 def soft(of, half):
-  target = {k: np.asarray(v) for k, v in soft_targets(of.law, of.keys_B).items()}
+  target = {k: np.asarray(v) for k, v in soft_targets(of.loss_cfg, of.keys_B).items()}
   real, fake = 1 - target["real"], target["fake"]
   error = lambda x, t: t * softplus(-x) + (1 - t) * softplus(x)
   return half * (error(of.judged.real, real) + error(of.judged.fake, fake)).mean(1)
@@ -77,7 +77,11 @@ FORMULAS = {
 }
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_term_has_a_formula():
+  assert set(OBJECTIVES) == {*FORMULAS, "entropy", "align"}  # those two: tests/test_evatok_learn.py
+
+
+@pytest.mark.parametrize("name", FORMULAS)
 def test_terms_are_their_formulas(name):
   of = shown(scorer_mean=0.1, scorer_std=0.5)
   np.testing.assert_allclose(term(name, of), FORMULAS[name](of), rtol=2e-6, atol=1e-7)
@@ -152,7 +156,7 @@ def test_weights_name_what_there_is():
     (dict(critic=dict(dim=30)), "critic.dim is 30, expected a multiple of its 8 heads"),
   ],
 )
-def test_bad_laws_are_one_sentence(values, words):
+def test_bad_values_are_one_sentence(values, words):
   with pytest.raises(ValueError, match=words) as error:
-    from_dict(OnePassLoss, dataclasses.asdict(OnePassLoss()) | values, "loss")
+    build(OnePassLoss, dataclasses.asdict(OnePassLoss()) | values, "loss")
   assert len(str(error.value)) < 400 and "\n" not in str(error.value)

@@ -10,7 +10,6 @@ import pytest
 
 from configs import adaptok, larp
 from vftok.families.query import learn
-from vftok.models.config_json import from_dict
 from vftok.models.vit import attend_dropped
 from vftok.tasks import make_task, one_pass
 from vftok.tasks.one_pass_loss import OnePassLoss
@@ -21,7 +20,7 @@ from vftok.train.state import TrainState, logical_axes, split
 CONFIGS = {"larp": larp, "adaptok": adaptok}
 
 
-def law(**own):
+def loss_of(**own):
   return OnePassLoss(**(dict(lpips=0.0, lpips_net="") | own))
 
 
@@ -30,7 +29,7 @@ def clips(n=4, seed=0):
 
 
 def adaptok_learner(**own):
-  return learn.adaptok(adaptok.smoke().model.to_dict(), law(counts="normal", counts_least=1, **own))
+  return learn.adaptok(adaptok.smoke().model.to_dict(), loss_of(counts="normal", counts_least=1, **own))
 
 
 @pytest.fixture(scope="module")
@@ -131,26 +130,26 @@ def test_the_second_round_reads_guesses(prior_inputs):
 
 
 def test_share_of_guesses_rises_and_stays():
-  learner = learn.larp(larp.smoke().model.to_dict(), law(prior=0.1))
+  learner = learn.larp(larp.smoke().model.to_dict(), loss_of(prior=0.1))
   assert [float(learner.guesses(done)) for done in (0.0, 0.15, 0.3, 0.9)] == pytest.approx([0.0, 0.25, 0.5, 0.5])
 
 
 def test_counts_are_normal_and_cut():
-  learner = learn.adaptok(adaptok.get_config("k600").model.to_dict(), law(counts="normal"))
+  learner = learn.adaptok(adaptok.get_config("k600").model.to_dict(), loss_of(counts="normal"))
   keep = np.asarray(learner.counts({}, None, jax.random.split(jax.random.key(0), 2000)))
   assert keep.shape == (2000, 4) and keep.min() >= 32 and keep.max() <= 512
-  assert keep.mean() == pytest.approx(260, abs=4) and keep.std() == pytest.approx(110, abs=5)  # of the cut law
+  assert keep.mean() == pytest.approx(260, abs=4) and keep.std() == pytest.approx(110, abs=5)  # of the cut normal
   assert abs(np.corrcoef(keep.T)[0, 1]) < 0.06
 
 
 def test_ids_are_drawn_with_a_key_of_each_clip():
-  learner = learn.larp(larp.smoke().model.to_dict(), law())
+  learner = learn.larp(larp.smoke().model.to_dict(), loss_of())
   quantizer = jax.jit(learner.tok.init)(jax.random.key(0))["quantizer"]
   z = jnp.broadcast_to(jax.random.normal(jax.random.key(1), (1, 64, 4)) * 0.02, (3, 1, 64, 4))
   keys = jax.random.split(jax.random.key(2), 3)[jnp.array([0, 1, 0])]
   ids = np.asarray(learner._ids(quantizer, z, keys))
   assert (ids[0] == ids[2]).all() and (ids[0] != ids[1]).any()
-  sure = dataclasses.replace(learner, law=law(sampled=False))
+  sure = dataclasses.replace(learner, loss_cfg=loss_of(sampled=False))
   assert (np.asarray(sure._ids(quantizer, z, keys)) == np.asarray(sure._ids(quantizer, z[:1], keys[:1]))).all()
 
 
@@ -239,7 +238,7 @@ def test_fresh_models_are_saved_as_released_and_load(family, tmp_path):
 def test_scores_are_what_a_choice_reads():
   """Each block's entry for its own count, seen with the chosen counts of earlier blocks and all of the rest."""
   cfg = adaptok.get_config("smoke_scorer")
-  learner = learn.adaptok(cfg.model.to_dict(), from_dict(OnePassLoss, cfg.loss.to_dict(), "loss"))
+  learner = learn.adaptok(cfg.model.to_dict(), OnePassLoss.of(cfg))
   params, video = jax.jit(learner.tok.init)(jax.random.key(0)), clips(2)
   keep = np.array([[2, 4, 2, 4], [4, 2, 2, 2]])
   assert set(np.unique(learner.counts({}, None, jax.random.split(jax.random.key(0), 50)))) == {2, 4}

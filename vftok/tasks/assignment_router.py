@@ -35,8 +35,8 @@ class AssignmentRouterTask:
   """Parameters are the router's own tree; nothing is frozen."""
 
   def __init__(self, cfg: ConfigDict):
-    self.cfg, self.law = cfg, cfg.loss
-    check_weight(self.law.preference)
+    self.cfg, self.loss_cfg = cfg, cfg.loss
+    check_weight(self.loss_cfg.preference)
     sources = list(cfg.data.sources.to_dict().values())
     metas = [read_meta(source["directory"]) for source in sources]
     meta = metas[0]
@@ -49,7 +49,7 @@ class AssignmentRouterTask:
     loss_NxA = self._stored(sources)
     self.reward = Reward.fitted(loss_NxA, meta["levels"], meta["steps"])
     known = dict(latents=meta["latents_shape"], levels=meta["levels"], measure="lpips", head="classes")
-    known |= dict(loss_mean=self.reward.loss_mean, loss_std=self.reward.loss_std, preference=self.law.preference)
+    known |= dict(loss_mean=self.reward.loss_mean, loss_std=self.reward.loss_std, preference=self.loss_cfg.preference)
     # It is asked before a clip is encoded, so it serves every tokenizer of these counts: the final one is no proxy.
     known |= dict(tokenizer=meta["tokenizer"], fingerprint="", codebook_size=meta["codebook_size"])
     self.router = Router(from_dict(RouterConfig, {**cfg.model.to_dict(), **known}))
@@ -80,18 +80,18 @@ class AssignmentRouterTask:
 
   def rewards(self, losses_BxAx1xn) -> jax.Array:
     """float32 [B, A] of every assignment, by LPIPS."""
-    return self.reward(losses_BxAx1xn[:, :, 0, 0], self.keep_AxT, self.law.preference, xp=jnp)
+    return self.reward(losses_BxAx1xn[:, :, 0, 0], self.keep_AxT, self.loss_cfg.preference, xp=jnp)
 
   def loss(self, params, frozen, batch, keys_B, step) -> tuple[jax.Array, Metrics]:
     """Cross-entropy with the best assignment, or with softmax(reward / loss.soft) where that is not 0."""
     video = to_float(batch["latents"])
-    if self.law.flip:
+    if self.loss_cfg.flip:
       turned_B = jax.vmap(jax.random.bernoulli)(keys_B)
       video = jnp.where(turned_B[:, None, None, None, None], video[:, :, :, ::-1], video)
     logits_BxA = net(self.router.cfg).apply({"params": params}, video)
     reward_BxA = self.rewards(batch["losses"])
     best_B = reward_BxA.argmax(1)
-    soft = self.law.soft
+    soft = self.loss_cfg.soft
     target = jax.nn.softmax(reward_BxA / soft, -1) if soft else jax.nn.one_hot(best_B, len(self.keep_AxT))
     error_B = -(target * jax.nn.log_softmax(logits_BxA, -1)).sum(1)
     got_B = jnp.take_along_axis(reward_BxA, logits_BxA.argmax(1)[:, None], 1)[:, 0]
@@ -121,7 +121,7 @@ class AssignmentRouterTask:
     values = {name: float(value) for name, value in self._values(reward_NxA, logits_NxA).items()}
     Path(out).mkdir(parents=True, exist_ok=True)
     with whole_file(Path(out) / "router.json") as path:
-      path.write_text(json.dumps({"split": split, "preference": self.law.preference, **values}, indent=2) + "\n")
+      path.write_text(json.dumps({"split": split, "preference": self.loss_cfg.preference, **values}, indent=2) + "\n")
     return values
 
   def _values(self, reward_NxA, logits_NxA) -> dict[str, float]:

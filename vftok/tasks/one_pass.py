@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 from vftok.frozen.features import videomae
 from vftok.io.video_writer import to_uint8
 from vftok.models.clip_critic import ClipCritic
-from vftok.models.config_json import from_dict
 from vftok.models.flops import vit_flops
 from vftok.models.semantic_critic import Heads
 from vftok.tasks import Metrics, mean
@@ -38,24 +37,26 @@ class OnePassTask:
   """Parameters {"tokenizer"} and, with an adversarial term, {"critic"}; frozen {"lpips"} and what the learner needs."""
 
   def __init__(self, cfg: ConfigDict):
-    self.cfg, self.law = cfg, from_dict(OnePassLoss, cfg.loss.to_dict(), "loss")
+    self.cfg, self.loss_cfg = cfg, OnePassLoss.of(cfg)
     if cfg.family not in LEARNERS:
       raise ValueError(f"config.family is {cfg.family!r}, expected one of {', '.join(LEARNERS)}.")
     module, name = LEARNERS[cfg.family].split(":")
-    self.learner: Learner = getattr(importlib.import_module(module), name)(cfg.model.to_dict(), self.law)
+    self.learner: Learner = getattr(importlib.import_module(module), name)(cfg.model.to_dict(), self.loss_cfg)
     self.tok = self.learner.tok
-    if self.law.scorer and not hasattr(self.learner, "scores"):
-      raise ValueError(f"loss.scorer is {self.law.scorer}, expected 0: models of the family {cfg.family} have none.")
+    if self.loss_cfg.scorer and not hasattr(self.learner, "scores"):
+      raise ValueError(
+        f"loss.scorer is {self.loss_cfg.scorer}, expected 0: models of the family {cfg.family} have none."
+      )
     wanted, found = (self.tok.chunk_frames, *self.tok.frame_size), (cfg.data.frames, cfg.data.size, cfg.data.size)
     if wanted != found:
       raise ValueError(f"data has frames and size {found}, expected the model's {wanted}: set data.frames, data.size.")
-    self.weights = weights(self.law)
-    self.critic = ClipCritic(self.law.critic) if self.law.adversarial else None
+    self.weights = weights(self.loss_cfg)
+    self.critic = ClipCritic(self.loss_cfg.critic) if self.loss_cfg.adversarial else None
     self.watched: tuple[videomae.VideoMAE, Any] | None = None  # the frozen net through which the critic sees
-    if self.critic and self.law.critic_path:
-      self.critic, self.watched = Heads(), videomae.load(self.law.critic_path)
+    if self.critic and self.loss_cfg.critic_path:
+      self.critic, self.watched = Heads(), videomae.load(self.loss_cfg.critic_path)
     elif self.critic:
-      self.law.critic.grid(*wanted)
+      self.loss_cfg.critic.grid(*wanted)
     self.critic_every = cfg.optim.every.get(CRITIC, 1)
 
   def init(self, key: jax.Array) -> Any:
@@ -67,18 +68,18 @@ class OnePassTask:
       clip = jnp.zeros((1, self.tok.chunk_frames, *self.tok.frame_size, 3))
       frozen = {"videomae": self.watched[1]} if self.watched else {}
       params[CRITIC] = {"net": self.critic.init(second, self._seen(frozen, clip))["params"]}
-    if self.law.lecam:
+    if self.loss_cfg.lecam:
       anchor = lambda: nn.LogicallyPartitioned(jnp.zeros(()), ())
       params[CRITIC]["anchors"] = {"real": anchor(), "fake": anchor()}
     return params
 
   def frozen(self) -> Any:
     own = {**self.learner.frozen(), **({"videomae": self.watched[1]} if self.watched else {})}
-    if not (self.law.lpips or self.law.scorer):
+    if not (self.loss_cfg.lpips or self.loss_cfg.scorer):
       return own
     from vftok.frozen.metrics.weights import load_lpips
 
-    return {**own, "lpips": load_lpips(self.law.lpips_net)}
+    return {**own, "lpips": load_lpips(self.loss_cfg.lpips_net)}
 
   def start(self, params, batches: Iterable[dict]) -> Any:
     if not self.cfg.init_from:
@@ -93,17 +94,17 @@ class OnePassTask:
     return {**params, "tokenizer": {**mine, **taken}}
 
   def loss(self, params, frozen, batch, keys_B, step) -> tuple[jax.Array, Metrics]:
-    law, video, tokenizer = self.law, to_float(batch["video"]), params["tokenizer"]
+    loss_cfg, video, tokenizer = self.loss_cfg, to_float(batch["video"]), params["tokenizer"]
     learned = {**tokenizer, **({"heads": params["heads"]} if "heads" in params else {})}
     count_B, step_B, frame_B, own_B = jax.vmap(lambda key: jax.random.split(key, 4))(keys_B).T
     keep = self.learner.counts(frozen, video, count_B)
     made = self.learner.step(learned, frozen, video, keep, step_B, step / self.cfg.steps)
-    shown = Shown(law, video, made, keep, own_B)
+    shown = Shown(loss_cfg, video, made, keep, own_B)
     if "lpips" in frozen:
       shown = shown._replace(lpips=frame_lpips(frozen["lpips"], *self._some_frames(made.frames, video, frame_B)))
     if self.critic:
       shown = shown._replace(judged=self._judge(params[CRITIC], frozen, made.frames, video, step))
-    if law.scorer:
+    if loss_cfg.scorer:
       shown = shown._replace(scores=self.learner.scores(tokenizer, made, keep))
     terms = {name: weight * OBJECTIVES[name](shown) for name, weight in self.weights.items()}
     chex.assert_shape(list(terms.values()), (len(video),))
@@ -111,7 +112,7 @@ class OnePassTask:
 
   def _some_frames(self, made, video, keys_B) -> tuple[jax.Array, jax.Array]:
     """The same `loss.lpips_frames` of both, drawn for each clip; or all of them."""
-    count, frames = self.law.lpips_frames, video.shape[1]
+    count, frames = self.loss_cfg.lpips_frames, video.shape[1]
     if not count or count >= frames:
       return made, video
     pick = jax.vmap(lambda key: jax.random.choice(key, frames, (count,), replace=False))(keys_B)
@@ -132,7 +133,7 @@ class OnePassTask:
     real, fake = both(params["net"]) if self.critic_every == 1 else jax.lax.cond(turn, both, none, params["net"])
     as_float = lambda x: jnp.asarray(x, jnp.float32)
     anchors = params.get("anchors", {})
-    return Judged(real, fake, passed, as_float(turn), as_float(step >= self.law.adversarial_from), anchors)
+    return Judged(real, fake, passed, as_float(turn), as_float(step >= self.loss_cfg.adversarial_from), anchors)
 
   def _metrics(self, shown: Shown, terms) -> Metrics:
     made, rows = shown.made, len(shown.video)
@@ -147,7 +148,7 @@ class OnePassTask:
     metrics["psnr"] = mean(-10 * jnp.log10(error_B + 1e-10))
     used_V = jnp.zeros(self.tok.codebook_size, bool).at[jnp.where(made.kept, made.ids, made.ids[:1, :1, :1])].set(True)
     metrics["codes/used"] = (used_V.sum().astype(jnp.float32), jnp.ones(()))
-    if self.law.counts != "all":
+    if self.loss_cfg.counts != "all":
       metrics["tokens"] = mean(shown.keep.sum(1).astype(jnp.float32))
     return metrics
 
@@ -162,7 +163,7 @@ class OnePassTask:
       length = frames // each.tubelet * (each.size // each.patch) ** 2
       total += 5 * vit_flops(net.dim, net.depth, net.hidden, length)  # three looks, one of them with a gradient
     elif self.critic:
-      c = self.law.critic
+      c = self.loss_cfg.critic
       one = vit_flops(c.dim, c.depth, 4 * c.dim, np.prod(c.grid(frames, h, w)) + (not c.per_patch))
       total += 2 * one + 6 * one / self.critic_every  # of decoded clips without its weights' gradient; of both with it
     return total

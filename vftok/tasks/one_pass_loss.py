@@ -1,19 +1,19 @@
-"""The law of one-pass training: `config.loss` of configs/larp.py, adaptok.py and evatok.py, and its checks."""
+"""What one-pass training minimises: `config.loss` of configs/larp.py, adaptok.py and evatok.py, and its checks."""
 
 from __future__ import annotations
 
 import dataclasses
 
 from vftok.models.clip_critic import CriticConfig
-from vftok.models.config_json import KINDS
 from vftok.runtime.words import brief
+from vftok.tasks.losses import Loss
 
 FORMS = ("soft", "hinge")
 COUNTS = ("all", "normal", "grid", "assignments", "router")
 
 
 @dataclasses.dataclass(frozen=True)
-class OnePassLoss:
+class OnePassLoss(Loss):
   """Weights of `vftok.tasks.one_pass_objectives.OBJECTIVES` by name, 0 leaves one out; then how they are made.
 
   Attributes:
@@ -67,32 +67,32 @@ class OnePassLoss:
   router: str = ""
   critic_path: str = ""
 
+  def __post_init__(self):
+    _check(self)
+
 
 WEIGHTS = ("l1", "l2", "lpips", "codebook", "commit", "prior", "adversarial", "lecam", "scorer", "entropy", "align")
 
 
-def check(law: OnePassLoss) -> None:
+def _check(cfg: OnePassLoss) -> None:
   """Raises ValueError naming the first value that no training can have."""
   for name in (*WEIGHTS, "soften", "soften_most", "adversarial_from", "lpips_frames"):
-    _expect(getattr(law, name) >= 0, name, getattr(law, name), "0 or more")
-  _expect(law.lpips_net in ("vgg", "alex", ""), "lpips_net", law.lpips_net, "'vgg', 'alex' or '' for none")
+    _expect(getattr(cfg, name) >= 0, name, getattr(cfg, name), "0 or more")
+  _expect(cfg.lpips_net in ("vgg", "alex", ""), "lpips_net", cfg.lpips_net, "'vgg', 'alex' or '' for none")
   for name in ("lpips", "scorer"):
-    _expect(law.lpips_net or not getattr(law, name), name, getattr(law, name), "0 where lpips_net is ''")
-  _expect(law.adversarial or not law.lecam, "lecam", law.lecam, "0 where adversarial is 0: there is no critic")
-  _expect(law.form in FORMS, "form", law.form, " or ".join(FORMS))
-  _expect(law.counts in COUNTS, "counts", law.counts, " or ".join(COUNTS))
-  _expect(0 <= law.mixed <= 1, "mixed", law.mixed, "a share of 0..1")
+    _expect(cfg.lpips_net or not getattr(cfg, name), name, getattr(cfg, name), "0 where lpips_net is ''")
+  _expect(cfg.adversarial or not cfg.lecam, "lecam", cfg.lecam, "0 where adversarial is 0: there is no critic")
+  _expect(cfg.form in FORMS, "form", cfg.form, " or ".join(FORMS))
+  _expect(cfg.counts in COUNTS, "counts", cfg.counts, " or ".join(COUNTS))
+  _expect(0 <= cfg.mixed <= 1, "mixed", cfg.mixed, "a share of 0..1")
   for name, path in (("align", "align_path"), ("counts", "router")):
-    asked = law.align if name == "align" else law.counts == "router"
-    _expect(bool(asked) == bool(getattr(law, path)), path, getattr(law, path), f"a path where loss.{name} asks for it")
+    asked = cfg.align if name == "align" else cfg.counts == "router"
+    _expect(bool(asked) == bool(getattr(cfg, path)), path, getattr(cfg, path), f"a path where loss.{name} asks for it")
   for name in ("mixed_until", "counts_std", "scorer_std"):
-    _expect(getattr(law, name) > 0, name, getattr(law, name), "a number above 0")
-  _expect(any(getattr(law, name) for name in WEIGHTS), "l1", law.l1, "a weight above 0 of it or another term")
+    _expect(getattr(cfg, name) > 0, name, getattr(cfg, name), "a number above 0")
+  _expect(any(getattr(cfg, name) for name in WEIGHTS), "l1", cfg.l1, "a weight above 0 of it or another term")
 
 
 def _expect(ok, name: str, value, what: str) -> None:
   if not ok:
     raise ValueError(f"loss.{name} is {brief(value)}, expected {what}.")
-
-
-KINDS[OnePassLoss] = ("one_pass_loss", check)  # it stands in experiments, and in no model's file

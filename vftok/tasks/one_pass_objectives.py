@@ -39,12 +39,12 @@ class Shown(NamedTuple):
   """What objectives are made of.
 
   Attributes:
-    law: of `config.loss`. video: float32 [B, F, H, W, 3] in [-1, 1]. made: of the learner. keep: int32 [B, T].
+    loss_cfg: of `config.loss`. video: float32 [B, F, H, W, 3] in [-1, 1]. made: of the learner. keep: int32 [B, T].
     lpips: float32 [B, F'], of frames, where it is asked for. judged: where there is a critic.
     scores: float32 [B, T], what a scorer says of `keep`, where it learns. keys_B: of clips, for what is drawn here.
   """
 
-  law: OnePassLoss
+  loss_cfg: OnePassLoss
   video: jax.Array
   made: Made
   keep: jax.Array
@@ -88,17 +88,17 @@ def prior(shown: Shown) -> jax.Array:
 def generator(shown: Shown) -> jax.Array:
   """Decoded clips should be taken for real."""
   judged = shown.judged
-  each = jax.nn.softplus(-judged.passed) if shown.law.form == "soft" else -judged.passed
+  each = jax.nn.softplus(-judged.passed) if shown.loss_cfg.form == "soft" else -judged.passed
   return judged.on * each.mean(1)
 
 
 def critic(shown: Shown) -> jax.Array:
   """The mean of both kinds' errors."""
   judged = shown.judged
-  if shown.law.form == "hinge":
+  if shown.loss_cfg.form == "hinge":
     each = jax.nn.relu(1 - judged.real) + jax.nn.relu(1 + judged.fake)
   else:
-    target = soft_targets(shown.law, shown.keys_B)
+    target = soft_targets(shown.loss_cfg, shown.keys_B)
     each = soft_error(judged.real, 1 - target["real"]) + soft_error(judged.fake, target["fake"])
   return judged.turn * judged.on * each.mean(1) / 2
 
@@ -121,9 +121,11 @@ def anchors(shown: Shown) -> jax.Array:
 
 def scorer(shown: Shown) -> jax.Array:
   """Of what each step loses by its count, as the scorer says before it is known (AdapTok section 2)."""
-  law, (b, t) = shown.law, shown.keep.shape
+  loss_cfg, (b, t) = shown.loss_cfg, shown.keep.shape
   lost_BxT = shown.lpips.reshape(b, t, -1).mean(2)
-  return jnp.square(shown.scores - (jax.lax.stop_gradient(lost_BxT) - law.scorer_mean) / law.scorer_std).mean(1)
+  return jnp.square(shown.scores - (jax.lax.stop_gradient(lost_BxT) - loss_cfg.scorer_mean) / loss_cfg.scorer_std).mean(
+    1
+  )
 
 
 def entropy(shown: Shown) -> jax.Array:
@@ -154,10 +156,14 @@ OBJECTIVES: dict[str, Callable[[Shown], jax.Array]] = {
 }
 
 
-def weights(law: OnePassLoss) -> dict[str, float]:
+def weights(loss_cfg: OnePassLoss) -> dict[str, float]:
   """Of the objectives that there are, in their order."""
-  played = {"generator": law.adversarial, "critic": float(law.adversarial > 0), "anchors": float(law.lecam > 0)}
-  all_of_them = {name: played[name] if name in played else getattr(law, name) for name in OBJECTIVES}
+  played = {
+    "generator": loss_cfg.adversarial,
+    "critic": float(loss_cfg.adversarial > 0),
+    "anchors": float(loss_cfg.lecam > 0),
+  }
+  all_of_them = {name: played[name] if name in played else getattr(loss_cfg, name) for name in OBJECTIVES}
   return {name: weight for name, weight in all_of_them.items() if weight}
 
 
@@ -167,10 +173,10 @@ def over_kept(value_BxN, kept_BxN) -> jax.Array:
   return sums(jnp.where(kept_BxN, value_BxN, 0.0)) / jnp.maximum(sums(kept_BxN).mean(), 1e-6)
 
 
-def soft_targets(law: OnePassLoss, keys_B) -> dict[str, jax.Array]:
+def soft_targets(loss_cfg: OnePassLoss, keys_B) -> dict[str, jax.Array]:
   """{"real", "fake"}: float32 [B, 1], how far targets are off 1 and 0: |n| times `soften`, at most `soften_most`."""
   n_Bx2 = jax.vmap(lambda key: jax.random.normal(key, (2,)))(keys_B)
-  off = jnp.minimum(law.soften * jnp.abs(n_Bx2), law.soften_most)
+  off = jnp.minimum(loss_cfg.soften * jnp.abs(n_Bx2), loss_cfg.soften_most)
   return {"real": off[:, :1], "fake": off[:, 1:]}
 
 

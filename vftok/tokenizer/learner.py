@@ -52,7 +52,7 @@ class Made(NamedTuple):
 
 
 class Learner(Protocol):
-  """A family in training, made of (`config.model` as a dict, the law `vftok.tasks.one_pass_loss.OnePassLoss`).
+  """A family in training, made of (`config.model` as a dict, its loss, a `vftok.tasks.one_pass_loss.OnePassLoss`).
 
   All functions are pure; all noise of a clip comes from its own key.
   """

@@ -37,14 +37,16 @@ from vftok.tokenizer.learner import Made
 COUNTS = ("all", "assignments", "router")
 
 
-def evatok(model: dict[str, Any], law) -> EvatokLearner:
-  """Raises ValueError for a law of counts that the model does not have, or a layer that its decoder has not."""
+def evatok(model: dict[str, Any], loss_cfg) -> EvatokLearner:
+  """Raises ValueError for counts that the model does not have, or a layer that its decoder has not."""
   cfg = from_dict(EvatokConfig, model)
-  if law.counts not in COUNTS:
-    raise ValueError(f"loss.counts is {law.counts!r}, expected one of {', '.join(COUNTS)} in the family 'evatok'.")
-  if law.align and not 1 <= law.align_layer <= cfg.decoder.depth:
-    raise ValueError(f"loss.align_layer is {law.align_layer}, expected 1..{cfg.decoder.depth}, a layer of the decoder.")
-  learner = EvatokLearner(EVATok(cfg), law)
+  if loss_cfg.counts not in COUNTS:
+    raise ValueError(f"loss.counts is {loss_cfg.counts!r}, expected one of {', '.join(COUNTS)} in the family 'evatok'.")
+  if loss_cfg.align and not 1 <= loss_cfg.align_layer <= cfg.decoder.depth:
+    raise ValueError(
+      f"loss.align_layer is {loss_cfg.align_layer}, expected 1..{cfg.decoder.depth}, a layer of the decoder."
+    )
+  learner = EvatokLearner(EVATok(cfg), loss_cfg)
   learner.frozen()  # read here and not while a program is traced; what is wrong with it is said at once
   return learner
 
@@ -73,7 +75,7 @@ class EvatokLearner:
   """See `vftok.tokenizer.learner.Learner`."""
 
   tok: EVATok
-  law: Any
+  loss_cfg: Any
 
   @property
   def dtype(self) -> str:
@@ -81,41 +83,41 @@ class EvatokLearner:
 
   def frozen(self) -> dict[str, Any]:
     found = {}
-    if self.law.align:
+    if self.loss_cfg.align:
       found["features"] = self._features()[1]
-    if self.law.counts == "router":
-      found["router"] = load_router(self.law.router, self.tok)[1]
+    if self.loss_cfg.counts == "router":
+      found["router"] = load_router(self.loss_cfg.router, self.tok)[1]
     return found
 
   def heads(self, key: jax.Array) -> Any:
     """{"align"} where it is asked for."""
-    if not self.law.align:
+    if not self.loss_cfg.align:
       return None
     places = jnp.zeros((1, 1, 1, 1, self.tok.cfg.decoder.dim))
     return {"align": self._head().init(key, places)["params"]}
 
   def counts(self, frozen, video_BxFxHxWx3, keys_B) -> jax.Array:
     cfg, shape = self.tok.cfg, (self.tok.chunk_steps,)
-    if self.law.counts == "all":
+    if self.loss_cfg.counts == "all":
       return jnp.full((len(keys_B), *shape), cfg.slots)
-    if self.law.counts == "router":
-      return routed(load_router(self.law.router, self.tok)[0], frozen["router"], video_BxFxHxWx3)
+    if self.loss_cfg.counts == "router":
+      return routed(load_router(self.loss_cfg.router, self.tok)[0], frozen["router"], video_BxFxHxWx3)
     return jax.vmap(lambda key: jax.random.choice(key, jnp.array(cfg.counts), shape))(keys_B)
 
   def step(self, params, frozen, video_BxFxHxWx3, keep_BxT, keys_B, done) -> Made:
-    cfg, law = self.tok.cfg, self.law
+    cfg, loss_cfg = self.tok.cfg, self.loss_cfg
     kept = kept_slots(keep_BxT, cfg.slots)
     z = unit(Encoder(cfg).apply({"params": params["encoder"]}, video_BxFxHxWx3 / 2, keep_BxT))
     with jax.default_matmul_precision("highest"):  # VQ is float32 whatever the transformers compute in
       table = unit(params["quantizer"]["codebook"])
       ids = jnp.argmax(jax.lax.stop_gradient(z @ table.T), axis=-1).astype(jnp.int32)
-      own = {"entropy": vq.entropy(z, table, kept)} if law.entropy else {}
+      own = {"entropy": vq.entropy(z, table, kept)} if loss_cfg.entropy else {}
     codes = jnp.take(table, ids, axis=0)
-    passed = vq.passed_on(z, jax.lax.stop_gradient(codes), rotate=law.rotate)
-    made = Decoder(cfg).apply({"params": params["decoder"]}, passed, keep_BxT, collect=bool(law.align))
-    frames, between = made if law.align else (made, None)
-    if law.align:
-      x = between["layers"][law.align_layer - 1]
+    passed = vq.passed_on(z, jax.lax.stop_gradient(codes), rotate=loss_cfg.rotate)
+    made = Decoder(cfg).apply({"params": params["decoder"]}, passed, keep_BxT, collect=bool(loss_cfg.align))
+    frames, between = made if loss_cfg.align else (made, None)
+    if loss_cfg.align:
+      x = between["layers"][loss_cfg.align_layer - 1]
       x = einops.rearrange(x, "b (t h w) d -> b t h w d", t=cfg.steps, h=cfg.grid[0])
       own |= {"aligned": self._head().apply({"params": params["heads"]["align"]}, x)}
       own |= {"features": self.wanted(frozen["features"], video_BxFxHxWx3)}
@@ -129,7 +131,7 @@ class EvatokLearner:
     return jax.lax.stop_gradient(target.apply(params, target._normalise(frames)))
 
   def _features(self) -> tuple[FeatureNet, Any]:
-    found = _vjepa2(self.law.align_path)
+    found = _vjepa2(self.loss_cfg.align_path)
     tubelet, frames = found[0].tubelet, self.tok.cfg.patch[0]
     if frames % tubelet:
       raise ValueError(f"model.patch has {frames} frames, expected a multiple of the {tubelet} that V-JEPA 2 joins.")

@@ -22,37 +22,39 @@ from vftok.models.layers import unit
 from vftok.tokenizer.learner import Made, Predicted
 
 
-def larp(model: dict[str, Any], law) -> QueryLearner:
+def larp(model: dict[str, Any], loss_cfg) -> QueryLearner:
   """Raises ValueError for a config of AdapTok, or for counts that change, which LARP's tokens cannot have."""
   cfg = from_dict(QueryConfig, model)
-  if cfg.nested or law.counts != "all":
-    found = f"model.nested {cfg.nested} and loss.counts {law.counts!r}"
+  if cfg.nested or loss_cfg.counts != "all":
+    found = f"model.nested {cfg.nested} and loss.counts {loss_cfg.counts!r}"
     raise ValueError(
       f"family is 'larp' and the config has {found}, expected False and 'all': no token can be left out."
     )
-  _check(cfg, law)
-  return QueryLearner(LARP(cfg), law)
+  _check(cfg, loss_cfg)
+  return QueryLearner(LARP(cfg), loss_cfg)
 
 
-def adaptok(model: dict[str, Any], law) -> QueryLearner:
-  """Raises ValueError for a config of LARP, or laws of counts that do not fit the model."""
+def adaptok(model: dict[str, Any], loss_cfg) -> QueryLearner:
+  """Raises ValueError for a config of LARP, or kinds of counts that do not fit the model."""
   cfg = from_dict(QueryConfig, model)
   if not cfg.nested:
     raise ValueError("family is 'adaptok' and model.nested is False, expected True: its tokens have an order.")
-  if law.counts == "normal" and not 1 <= law.counts_least <= cfg.group_tokens:
-    raise ValueError(f"loss.counts_least is {law.counts_least}, expected 1..{cfg.group_tokens}, the tokens of a block.")
-  if law.counts == "grid" and not cfg.scorer:
-    raise ValueError("loss.counts is 'grid' and the model has no scorer, expected 'all' or 'normal': or add a scorer.")
-  _check(cfg, law)
-  return AdapTokLearner(AdapTok(cfg), law)
-
-
-def _check(cfg: QueryConfig, law) -> None:
-  if law.prior and cfg.prior is None:
+  if loss_cfg.counts == "normal" and not 1 <= loss_cfg.counts_least <= cfg.group_tokens:
     raise ValueError(
-      f"loss.prior is {law.prior} and the model has no prior, expected 0: or give model.prior its sizes."
+      f"loss.counts_least is {loss_cfg.counts_least}, expected 1..{cfg.group_tokens}, the tokens of a block."
     )
-  if law.scorer and (not cfg.scorer or law.counts != "grid" or law.lpips_frames):
+  if loss_cfg.counts == "grid" and not cfg.scorer:
+    raise ValueError("loss.counts is 'grid' and the model has no scorer, expected 'all' or 'normal': or add a scorer.")
+  _check(cfg, loss_cfg)
+  return AdapTokLearner(AdapTok(cfg), loss_cfg)
+
+
+def _check(cfg: QueryConfig, loss_cfg) -> None:
+  if loss_cfg.prior and cfg.prior is None:
+    raise ValueError(
+      f"loss.prior is {loss_cfg.prior} and the model has no prior, expected 0: or give model.prior its sizes."
+    )
+  if loss_cfg.scorer and (not cfg.scorer or loss_cfg.counts != "grid" or loss_cfg.lpips_frames):
     raise ValueError(
       "loss.scorer asks for model.scorer, loss.counts = 'grid' and lpips_frames = 0: set them, or it to 0."
     )
@@ -63,7 +65,7 @@ class QueryLearner:
   """See `vftok.tokenizer.learner.Learner`."""
 
   tok: QueryTokenizer
-  law: Any
+  loss_cfg: Any
 
   @property
   def dtype(self) -> str:
@@ -76,15 +78,15 @@ class QueryLearner:
     return None
 
   def counts(self, frozen, video_BxFxHxWx3, keys_B) -> jax.Array:
-    law, shape = self.law, (self.tok.chunk_steps,)
-    if law.counts == "all":
+    loss_cfg, shape = self.loss_cfg, (self.tok.chunk_steps,)
+    if loss_cfg.counts == "all":
       return jnp.full((len(keys_B), *shape), self.tok.registers)
-    if law.counts == "grid":
+    if loss_cfg.counts == "grid":
       known = jnp.array(self.tok.score_counts)
       return known[jax.vmap(lambda key: jax.random.randint(key, shape, 0, len(known)))(keys_B)]
-    least, most = law.counts_least, self.tok.registers
-    low, high = ((bound - law.counts_mean) / law.counts_std for bound in (least, most))
-    draw = lambda key: law.counts_mean + law.counts_std * jax.random.truncated_normal(key, low, high, shape)
+    least, most = loss_cfg.counts_least, self.tok.registers
+    low, high = ((bound - loss_cfg.counts_mean) / loss_cfg.counts_std for bound in (least, most))
+    draw = lambda key: loss_cfg.counts_mean + loss_cfg.counts_std * jax.random.truncated_normal(key, low, high, shape)
     return jnp.clip(jnp.round(jax.vmap(draw)(keys_B)), least, most).astype(jnp.int32)
 
   def step(self, params, frozen, video_BxFxHxWx3, keep_BxT, keys_B, done) -> Made:
@@ -101,18 +103,18 @@ class QueryLearner:
     keep_BxT = keep_BxT if cfg.nested else None
     frames = Decoder(cfg).apply({"params": params["decoder"]}, passed, fixed, keep_BxT)
     predicted = None
-    if self.law.prior:
+    if self.loss_cfg.prior:
       predicted = predict(cfg, params, passed, ids, kept, prior_B, self.guesses(done))
     return Made(2 * frames - 1, u, codes, ids, kept, predicted, {"features": features})
 
   def guesses(self, done) -> jax.Array:
     """The share of its own guesses that the prior reads when the share `done` of the run is over."""
-    return self.law.mixed * jnp.minimum(done / self.law.mixed_until, 1.0)
+    return self.loss_cfg.mixed * jnp.minimum(done / self.loss_cfg.mixed_until, 1.0)
 
   def _ids(self, quantizer, z_BxTxKxC, keys_B) -> jax.Array:
     cfg, table = self.tok.cfg.vq, quantizer["table"]
     z = jax.lax.stop_gradient(z_BxTxKxC)
-    if not (self.law.sampled and cfg.stochastic):
+    if not (self.loss_cfg.sampled and cfg.stochastic):
       return vq.ids_of(cfg, table, z)
     return jax.vmap(lambda z, key: vq.ids_of(cfg, table, z, key, quantizer.get("inverse_temperature")))(z, keys_B)
 
@@ -126,10 +128,10 @@ class QueryLearner:
       total += vit_flops(d, depth, 4 * d, length, pairs)
     tokens, table = cfg.bottleneck_token_num, 2 * cfg.vq.bottleneck_dim * cfg.vq.codebook_size
     total += tokens * table
-    if self.law.scorer:
+    if self.loss_cfg.scorer:
       d = cfg.scorer_hidden_size
       total += cfg.groups * vit_flops(d, cfg.scorer_depth, 4 * d, tokens)
-    if self.law.prior:
+    if self.loss_cfg.prior:
       p = cfg.prior
       total += 2 * (vit_flops(p.dim, p.depth, p.hidden, tokens, tokens * tokens // 2) + tokens * table)
     return total
