@@ -89,8 +89,9 @@ def test_files_that_are_no_safetensors_are_one_sentence(weights, tmp_path):
     features.load("dinov2", tmp_path / "cut.safetensors")
   with pytest.raises(ValueError, match="is a pickle"):
     features.load("dinov2", tmp_path / "weights.pth")
+  (tmp_path / "empty").mkdir()
   with pytest.raises(FileNotFoundError, match=r"has no model\.safetensors"):
-    features.load("dinov2", tmp_path)
+    features.load("dinov2", tmp_path / "empty")
 
 
 def test_bad_arguments_are_one_sentence(weights):
