@@ -85,7 +85,8 @@ def smoke_final():
   return cfg
 
 
-def _router(cfg: EvatokConfig, directory: str, proxy_model: str, sources: tuple[dict, dict], *, fps: float, **own):
+def router_over(cfg: EvatokConfig, directory: str, proxy_model: str, sources: tuple[dict, dict], *, fps: float, **own):
+  """A router of a model's assignments; clips of `sources` (to learn and judge by) are labelled in `directory`."""
   curves = lambda split: dict(curves=dict(kind="curves", directory=directory, split=split))
   network = dataclasses.asdict(router_config(cfg))
   return common.base(
@@ -110,7 +111,7 @@ def _router(cfg: EvatokConfig, directory: str, proxy_model: str, sources: tuple[
 
 
 def smoke_router():
-  cfg = _router(
+  cfg = router_over(
     _tiny(),
     "curves_evatok_smoke",
     "",
@@ -174,7 +175,7 @@ def proxy():
 def router():
   """6 layers of 512 over 1,024 patches; 100,000 clips under 625 assignments each, 50k steps."""
   videos = lambda split: dict(videos=dict(kind="video_folder", path="videos", split=split))
-  cfg = _router(
+  cfg = router_over(
     EvatokConfig(),
     str(cache_dir() / "curves_evatok"),
     "runs/evatok_proxy/model",

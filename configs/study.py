@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 import importlib
 
-from configs import ar, common
+from configs import ar, common, evatok
+from vftok.families.evatok.config import EvatokConfig
+from vftok.models.config_json import from_dict
 from vftok.tasks.losses import ARLoss
 
 ARMS = ("nested", "grid", "grid_4", "grid_16", "larp", "adaptok", "evatok")
@@ -27,6 +29,8 @@ class Size:
     lr, warmup: of every tokenizer. clips: how many there are to train on; held_out: in each of the other sets.
     chosen_on, judged_on: clips of a set that the best guidance is chosen on, and that numbers are of.
     guidances: scales of a flow decoder that are tried; solver_steps: of it. classifier_steps: of what sees attributes.
+    labelled: clips that are decoded under every assignment of an arm whose ids depend on counts, to learn from and
+      to be judged by; router_steps: of what learns to choose.
     net: whether LPIPS and FVD are computed, which downloads their nets.
   """
 
@@ -45,14 +49,50 @@ class Size:
   guidances: tuple[float, ...]
   solver_steps: int
   classifier_steps: int = 1500
+  labelled: tuple[int, int] = (192, 64)
+  router_steps: int = 300
   net: bool = True
 
 
 SIZES = {
-  "smoke": Size(16, 2, 4, 2, 4, (1, 2), 1e-3, 1, 16, 24, 4, 8, (1.0, 2.0), 1, classifier_steps=2, net=False),
+  "smoke": Size(
+    16,
+    2,
+    4,
+    2,
+    4,
+    (1, 2),
+    1e-3,
+    1,
+    16,
+    24,
+    4,
+    8,
+    (1.0, 2.0),
+    1,
+    classifier_steps=2,
+    labelled=(8, 8),
+    router_steps=2,
+    net=False,
+  ),
   "pocket": Size(32, 3000, 16, 2000, 32, (2, 4, 6), 1e-3, 100, 100_000, 512, 64, 256, (1.0, 1.5, 2.0, 3.0), 12),
   "mini64": Size(
-    64, 40_000, 128, 20_000, 128, (4, 6, 8), 1e-3, 200, 1_000_000, 2048, 256, 2048, (1.0, 1.5, 2.0, 3.0), 12
+    64,
+    40_000,
+    128,
+    20_000,
+    128,
+    (4, 6, 8),
+    1e-3,
+    200,
+    1_000_000,
+    2048,
+    256,
+    2048,
+    (1.0, 1.5, 2.0, 3.0),
+    12,
+    labelled=(4096, 512),
+    router_steps=4000,
   ),
 }
 
@@ -117,7 +157,7 @@ def _pocket_one_pass(arm: str, module):
   cfg.loss.critic.dtype = "float32"
   cfg.loss.lpips_frames = 2
   if arm == "evatok":
-    cfg.model.update(dict(frame_size=(32, 32), counts=(1, 2, 4, 8, 16)))
+    cfg.model.update(dict(frame_size=(32, 32), counts=(2, 4, 8, 16)))
     for part, depth in (("encoder", 4), ("decoder", 6)):
       cfg.model[part].update(dict(dim=192, depth=depth, heads=3, dtype="float32"))
     return cfg
@@ -129,6 +169,30 @@ def _pocket_one_pass(arm: str, module):
     cfg.model.update({f"{part}_hidden_size": 248, f"{part}_num_heads": 4, f"{part}_depth": 4})
   if arm == "adaptok":
     cfg.loss.update(dict(counts_mean=8.0, counts_std=4.0))
+  return cfg
+
+
+def router(arm: str, name: str, model: str, directory: str):
+  """What chooses the arm's counts, over `directory`, where labels go; judged by scenes of "test"."""
+  size = SIZES[name]
+  own = from_dict(EvatokConfig, tokenizer(arm, name).model.to_dict())
+  sources = (scenes(arm, size), scenes(arm, size, "test"))
+  cfg = evatok.router_over(
+    own,
+    directory,
+    model,
+    sources,
+    fps=8.0,
+    title=f"{arm} {name}, router",
+    steps=size.router_steps,
+    batch_size=min(16, size.labelled[0]),
+    optim=dict(lr=1e-3, warmup=max(1, size.router_steps // 20)),
+    ema=0.0,
+    save_every=max(1, size.router_steps // 4),
+    log_every=max(1, size.router_steps // 20),
+  )
+  cfg.model.update(dim=128, depth=3, head_dim=32)
+  cfg.label.clips.update(dict(zip(("train", "val"), size.labelled, strict=True)))
   return cfg
 
 

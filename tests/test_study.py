@@ -17,6 +17,7 @@ from vftok.models.config_json import from_dict
 from vftok.tasks import make_task
 from vftok.tools.study.families import claims
 from vftok.tools.study.families.claims import HELD, NOT_HELD, OPEN, interval, judged
+from vftok.tools.study.families.saved import _share
 from vftok.tools.study.families.scored import Scored
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +69,15 @@ def test_sizes_are_compared_at_equal_gfvd():
   assert claims.times_smaller({"2": generator(1e6, 900), "4": generator(1e7, 500)}, grid) < 1
   assert claims.eighth({"2": generator(1e6, 90, few=70)}, grid) == 30
   assert claims.eighth({"2": generator(1e6, 90)}, grid) is None
+
+
+def test_saved_tokens_are_those_of_an_equal_uniform_count():
+  uniform = {2: 0.4, 4: 0.3, 8: 0.2}
+  assert _share(16.0, 0.3, uniform, 4) == pytest.approx(0)
+  assert _share(8.0, 0.3, uniform, 4) == pytest.approx(0.5)
+  assert _share(16.0, 0.25, uniform, 4) == pytest.approx(1 - 16 / (16 * 2**0.5))
+  assert _share(16.0, 0.1, uniform, 4) is None and _share(16.0, 0.5, uniform, 4) is None
+  assert _share(16.0, 0.3, {2: 0.3, 4: 0.4}, 4) is None
 
 
 def test_verdicts_need_no_result():

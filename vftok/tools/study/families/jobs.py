@@ -2,6 +2,7 @@
 
 OUT/ARM/SEED/tokenizer            workdir of the training, with `model`
 OUT/ARM/SEED/reconstruction.json  guidance chosen on "val", numbers of "test", probe, costs; reconstruction/: its report
+OUT/ARM/SEED/curves, router       of an arm whose ids depend on counts: what clips lose, and what learns to choose
 OUT/ARM/SEED/tokens               the training clips as its tokens
 OUT/ARM/SEED/dDEPTH               workdir of a generator, with `model`
 OUT/ARM/SEED/dDEPTH.json          nats a clip, gFVD, agreement with the class
@@ -27,6 +28,8 @@ from vftok.data.loader import first_clips
 from vftok.evals import probe_run, reconstruction, report
 from vftok.runtime.files import whole_file
 from vftok.tasks import make_task
+from vftok.tools.label_budgets import label
+from vftok.tools.study.families.saved import saved
 from vftok.tools.study.families.scored import Scored, cost
 from vftok.tools.tokenize_dataset import tokenize
 from vftok.train import evaluate, loop
@@ -109,7 +112,9 @@ class Study:
     with self._clips(cfg, sets["test"], 1) as batches:
       video = next(iter(batches))["video"][:1]
     train = self.config(arm)
+    chosen = {} if tok.nested or len(tok.budgets) < 2 else self._saved(arm, seed, model)
     return {
+      **chosen,
       "rows": made.rows,
       "codebook": made.codebook,
       "probe": table and table.to_json(),
@@ -123,6 +128,17 @@ class Study:
       "bits_a_clip": float(tok.chunk_steps * tok.registers * np.log2(tok.codebook_size)),
       **cost(scored, params, np.asarray(video), how),
     }
+
+  def _saved(self, arm: str, seed: int, model: Path) -> dict[str, Any]:
+    """What the arm's own router saves, see `saved.saved`; {} without a net, for labels are LPIPS."""
+    if not self.facts.net:
+      return {}
+    place = self.place(arm, seed)
+    cfg = self.experiments.router(arm, self.size, str(model.resolve()), str(place / "curves"))
+    cfg.seed = seed
+    print(label(cfg, place / "curves"))
+    self._time()
+    return saved(self._trained(cfg, place / "router"), place / "curves")
 
   def _guidances(self, cfg, tok, params, sources) -> dict[float, float]:
     """{scale: LPIPS on "val" at all tokens, or minus PSNR without a net}; {} where there is nothing to guide."""
