@@ -16,8 +16,7 @@ pytestmark = pytest.mark.slow
 STEPS = 60
 
 
-def command(workdir, *more, steps=STEPS):
-  config = "configs/tokenizer.py:smoke"
+def command(workdir, *more, steps=STEPS, config="configs/tokenizer.py:smoke"):
   keys = [f"--config.steps={steps}", "--config.save_every=4", *more]
   return [sys.executable, "-m", "vftok.main", f"--config={config}", f"--workdir={workdir}", *keys]
 
@@ -37,14 +36,21 @@ def cache(tmp_path_factory):
   return tmp_path_factory.mktemp("cache")
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_kill_9_leaves_no_trace(workers, cache, tmp_path):
+@pytest.mark.parametrize(
+  ("config", "workers"),
+  [
+    ("configs/tokenizer.py:smoke", 0),
+    ("configs/tokenizer.py:smoke", 2),
+    *((f"configs/{name}.py:smoke", 0) for name in ("larp", "adaptok", "evatok")),
+  ],
+)
+def test_kill_9_leaves_no_trace(config, workers, cache, tmp_path):
   more = (f"--config.data.workers={workers}",)
-  whole = run(command(tmp_path / "whole", *more), cache)
+  whole = run(command(tmp_path / "whole", *more, config=config), cache)
   assert whole.wait() == 0, whole.stderr.read().decode()[-3000:]
   chance, killed, writing = random.Random(workers), 0, 0
   while killed < 3:
-    process = run(command(tmp_path / "cut", *more), cache)
+    process = run(command(tmp_path / "cut", *more, config=config), cache)
     at = _steps_done(tmp_path / "cut") + chance.randint(4, 14)
     wants_writing = killed == 1
     while process.poll() is None and _steps_done(tmp_path / "cut") < at:
@@ -57,7 +63,7 @@ def test_kill_9_leaves_no_trace(workers, cache, tmp_path):
     process.wait()
     killed += 1
   assert writing
-  last = run(command(tmp_path / "cut", *more), cache)
+  last = run(command(tmp_path / "cut", *more, config=config), cache)
   assert last.wait() == 0, last.stderr.read().decode()[-3000:]
   assert trace(tmp_path / "cut") == trace(tmp_path / "whole")
   assert len(trace(tmp_path / "cut")) == STEPS
