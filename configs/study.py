@@ -136,7 +136,7 @@ def _own(arm: str, name: str):
   if not flow:
     cfg = module.get_config(name) if name != "pocket" else _pocket_one_pass(arm, module)
     if arm == "evatok":
-      cfg.model.frames = FRAMES
+      cfg.model.update(dict(frames=FRAMES, patch=(4, *cfg.model.patch[1:])))
     return cfg
   end = arm.removeprefix("grid")
   if name != "pocket":
