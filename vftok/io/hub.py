@@ -123,7 +123,7 @@ def _weights(path: pathlib.Path, hint: str):
   if weights.is_file():
     return weights, {}, *_read_header(weights)
   if index is None or not index.is_file():
-    others = sorted(p for p in path.glob("*") if p.suffix in torch_file.ENDINGS) if index else []
+    others = sorted(p for p in path.glob("*") if p.suffix in torch_file.ENDINGS and p.is_file()) if index else []
     if len(others) == 1:
       return others[0], {}, *_read_header(others[0])
     if others:

@@ -16,6 +16,7 @@ from typing import Any
 from vftok.runtime.words import brief, cut
 
 MAX_VALUES = 1 << 20  # stack and memo entries of one pickle
+MAX_OPCODES = 1 << 20  # a checkpoint of 10,000 tensors has 300,000
 DTYPES = {  # of storages and of tensors: torch's name -> NumPy's
   "Double": "float64",
   "Float": "float32",
@@ -72,7 +73,9 @@ def parse(data: bytes) -> Any:
   try:
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")  # of odd escapes
-      for opcode, argument, _ in pickletools.genops(data):
+      for number, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        if number > MAX_OPCODES:
+          raise ValueError(f"it has more than {MAX_OPCODES} opcodes")
         operation = OPERATIONS.get(opcode.name)
         if operation is None:
           raise ValueError(f"it has the opcode {opcode.name}, which neither plain data nor tensors need")
