@@ -26,7 +26,7 @@ UCF_CLIPS, K600_CLIPS = 9_537, 392_622  # of the training lists
 
 def get_config(size: str = "mini64"):
   name, _, of = size.partition("_")
-  if name in ("c2v", "k600"):
+  if name in ("c2v", "k600") and (of or "b") in GENERATORS:
     return {"c2v": c2v, "k600": k600}[name](of or "b")
   known = (smoke, smoke_final, smoke_router, smoke_c2v, smoke_k600, mini64, proxy, router, final, final_videomae)
   return {make.__name__: make for make in known}[size]()

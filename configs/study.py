@@ -98,8 +98,9 @@ SIZES = {
 
 
 def get_config(name: str = "nested-pocket"):
-  arm, size, depth = (*name.split("-"), "")[:3]
-  if arm not in ARMS or size not in SIZES:
+  arm, _, rest = name.partition("-")
+  size, _, depth = rest.partition("-")
+  if arm not in ARMS or size not in SIZES or (depth and not depth.isdecimal()):
     raise KeyError(name)
   return generator(arm, size, int(depth)) if depth else tokenizer(arm, size)
 

@@ -324,7 +324,10 @@ def test_a_missing_extra_is_one_sentence(monkeypatch, capsys):
   assert capsys.readouterr().err == "vftok: error: reading it needs more: pip install 'vftok[text]'.\n"
 
 
-@pytest.mark.parametrize("words", ["", "encode model7", "truncate a.vft b.vft --keep x", "decode a b c --solver rk4"])
+@pytest.mark.parametrize(
+  "words",
+  ["", "encode model7", "truncate a.vft b.vft --keep x", "decode a b c --solver rk4", f"decode a b c --seed {10**20}"],
+)
 def test_wrong_words_show_the_usage(words, capsys):
   with pytest.raises(SystemExit) as caught:
     commands.main(words.split())

@@ -45,6 +45,7 @@ WRONG = {
     {"preference": (1.4, 2.0)},
     r"preference is \(1.4, 2.0\), expected 0 < low",
   ),
+  "no number": ("tokenizer", {"usage": float("nan")}, "config.loss.usage is nan, expected a finite number"),
   "no measure": ("router", {"measure": "beauty"}, "loss.measure is 'beauty', expected one of flow, lpips, features"),
 }
 

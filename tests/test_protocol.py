@@ -127,6 +127,13 @@ REFUSED = [  # what is changed in the file, or in the config, and the sentence
   (lambda p: p["settings"].update({"eval.rfvd": 1}), {}, "the protocol has 'eval.rfvd' = 1"),
   (lambda p: p.update(kind="probe"), {}, "no kind of evaluation"),
   (lambda p: p.update(version=2), {}, "expected 'vftok-protocol' and 1"),
+  (lambda p: p["settings"].update({"eval.seeds": [float("nan")]}), {}, "the protocol has 'eval.seeds' = [nan]"),
+  (lambda p: p["settings"].update({"seed": 10**400}), {}, "the protocol has 'seed' = 1000"),
+  (lambda p: p["settings"].update({"eval.batch_size": 10**9}), {}, "a batch by the protocol has"),
+  (lambda p: p["settings"].update({"data.size": 20000}), {}, "a batch by the protocol has"),
+  (lambda p: p["results"].update({"x": 3}), {}, "results that are no finite numbers"),
+  (lambda p: p["results"].update({"x": {"rfvd": "x"}}), {}, "results that are no finite numbers"),
+  (lambda p: p["results"].update({"x": {"rfvd": 10**400}}), {}, "results that are no finite numbers"),
   (lambda p: p.update(results=None), {}, "has results = None"),
   (lambda p: p.clear(), {}, "has format None"),
 ]

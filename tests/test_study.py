@@ -111,6 +111,12 @@ def test_arms_share_what_they_must(size):
   assert len(sources) == 1
 
 
+@pytest.mark.parametrize("name", ["nested", "nested-pocket-x", "nested-pocket-2-3", "cosmos-pocket"])
+def test_unknown_names_are_key_errors_of_their_own(name):
+  with pytest.raises(KeyError, match=f"^'{name}'$"):  # what the command line tells in a sentence
+    experiments.get_config(name)
+
+
 def test_arms_are_as_large():
   """Without what only training has: heads, critic, prior."""
   found = {}
@@ -128,7 +134,7 @@ def test_arms_are_as_large():
 def test_bad_options_are_one_sentence(tmp_path, capsys):
   from vftok.tools.study.families.__main__ import main
 
-  for words in (["--size", "huge"], ["--arms", "cosmos"], ["--seeds", "a"]):
+  for words in (["--size", "huge"], ["--arms", "cosmos"], ["--seeds", "a"], ["--seeds=-1"], ["--minutes", "nan"]):
     assert main(["--out", str(tmp_path / "x"), *words]) == 2
     said = capsys.readouterr().err.strip()
     assert said.startswith("study.families: error: ") and len(said.splitlines()) == 1 and len(said) < 430

@@ -1,6 +1,7 @@
 """PyTorch files as data: arrays and plain values come out, everything else is one sentence, and nothing is run."""
 
 import json
+import os
 import pickle
 import time
 import zipfile
@@ -16,7 +17,7 @@ from torch_files import View, opcodes, write_torch
 
 import vftok
 from vftok.io import hub, torch_pickle
-from vftok.io.torch_file import MAX_PICKLE, TorchFile, contents
+from vftok.io.torch_file import MAX_PICKLE, TorchFile, contents, plain
 
 RNG = np.random.default_rng(0)
 
@@ -102,6 +103,8 @@ BAD_PICKLES = [
   (b"X\xff\xff\xff\x7f", "expected 2147483647 bytes"),
   (b"\xff", "opcode"),
   (b"(" * (torch_pickle.MAX_VALUES + 1), "more than"),
+  (b")" + b"\x85" * (torch_pickle.MAX_OPCODES + 1) + b".", "opcodes"),
+  (b"}\x8a\x08" + (2**61 - 1).to_bytes(8, "little") + b"Ns.", "neither text nor numbers"),
 ]  # fmt: skip
 
 
@@ -132,6 +135,7 @@ BAD_FILES = [
   (tensor_of(6, (2, 3), (1,)), "a stride too many"),
   (tensor_of(6, (0,), (1,), 7), "outside its storage of 6"),
   (overlapping(), "larger than its storages"),
+  ({str(i): View(np.zeros(9, np.float32), "0") for i in range(40)}, "share their numbers more often"),
   ({"a": 3}, "it has a where tensors by name"),
   ({"model": {"sd": {"a": 3}}}, "it has a where tensors by name"),
   ({}, "holds no tensors"),
@@ -146,6 +150,30 @@ def test_tensors_are_inside_what_the_file_holds(content, sentence, tmp_path):
   with pytest.raises(ValueError) as caught:
     TorchFile(write_torch(tmp_path / "a.pt", content))
   assert sentence in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_tied_weights_are_read_twice(tmp_path):
+  one = View(np.arange(6, dtype=np.float32), "0")
+  with TorchFile(write_torch(tmp_path / "a.pt", {"in": one, "out": one, "b": np.zeros(2, np.float32)})) as file:
+    np.testing.assert_array_equal(file.get_tensor("in"), file.get_tensor("out"))
+
+
+def test_a_number_of_a_config_has_64_bits():
+  assert plain({"a": -(2**62)}) == {"a": -(2**62)}
+  with pytest.raises(ValueError, match="beyond 64 bits"):
+    plain({"a": [2**2000]})  # Python would not even print it
+
+
+def test_only_regular_files_of_a_folder_are_weights(tmp_path):
+  os.mkfifo(tmp_path / "a.pt")  # whoever opens it waits
+  with pytest.raises(FileNotFoundError, match="has no model"):
+    hub.open_weights(tmp_path)
+
+
+def test_names_of_strangers_are_told_as_text(tmp_path):
+  with pytest.raises(ValueError) as caught:
+    TorchFile(write_torch(tmp_path / "a.pt", {"a\nb\x1bc": 3}))
+  assert "a\\nb\\x1bc" in str(caught.value)
 
 
 def test_bombs(tmp_path):

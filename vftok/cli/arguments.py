@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 
 from vftok import __version__
+from vftok.runtime.words import cut
+
+
+def _seed(text: str) -> int:
+  if not re.fullmatch(r"-?\d{1,18}", text):
+    raise argparse.ArgumentTypeError(f"{cut(text)!r} is no whole number of at most 18 digits")
+  return int(text)
 
 
 def _counts(text: str) -> list[int]:
@@ -145,4 +153,4 @@ def _sampling(sub):
   sub.add_argument("--guidance", choices=("apg", "cfg", "none"), help="default: the model's, apg for released ones")
   sub.add_argument("--scale", type=float, help="guidance scale (default: the model's; else 20 for apg, 3 for cfg)")
   sub.add_argument("--solver", choices=("euler", "heun", "ab2"), default="euler", help="default euler")
-  sub.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
+  sub.add_argument("--seed", type=_seed, default=0, help="of the noise (default 0)")

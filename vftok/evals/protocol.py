@@ -28,9 +28,10 @@ from vftok.evals.scores import METRICS
 from vftok.frozen.metrics import weights
 from vftok.io import hub
 from vftok.runtime.files import whole_file
-from vftok.runtime.words import brief, cut
+from vftok.runtime.words import brief, cut, is_number
 from vftok.tokenizer.identity import sampled
 
+MAX_BATCH = 1 << 30  # bytes of the pictures of a batch
 FORMAT, VERSION = "vftok-protocol", 1
 NAME = "protocol.json"
 PLACES = ("directory", "path", "manifest")  # options of sources that say where, and not what: pixels have a hash
@@ -172,6 +173,12 @@ class Protocol:
     whole = isinstance(indices, dict) and all(
       isinstance(of, list) and all(type(i) is int and i >= 0 for i in of) for of in indices.values()
     )
+    numbers = all(
+      isinstance(row, dict) and all(type(value) in (int, float) and is_number(value) for value in row.values())
+      for row in found["results"].values()
+    )
+    if not numbers:
+      raise ValueError(f"{cut(path, 150)} has results that are no finite numbers by row: make the protocol again.")
     if found["kind"] not in KEYS or not whole or not any(indices.values()):
       raise ValueError(f"{cut(path, 150)} names no clips, or no kind of evaluation: make the protocol again.")
     return cls(**{name: found[name] for name in fields})
@@ -200,11 +207,22 @@ class Protocol:
       for parent in parents:
         inner = inner[parent]
       inner[last] = tuple(value) if isinstance(value, list) else type(old)(value)
+    self._check_batch(cfg)
     self._check_sources(cfg)
     for name, net in self.nets.items():
       if not isinstance(net, Mapping) or net not in [_net(source.short) for source in weights.SOURCES.values()]:
         raise ValueError(f"the protocol's {name} is {brief(net)}, expected a net of vftok: its numbers are of another.")
     return cfg
+
+  def _check_batch(self, cfg: ConfigDict) -> None:
+    """A file may not ask for more memory than an evaluation of ours does."""
+    part = "data" if self.kind == "reconstruction" else "tokenize"
+    of = lambda name, rest: max(1, int(_get(cfg, f"{part}.{name}") or rest))
+    size = 3 * of("frames", 1) * of("size", 1) ** 2 * (cfg.eval.batch_size if part == "data" else 1)
+    if size > MAX_BATCH:
+      raise ValueError(
+        f"a batch by the protocol has {size:.2g} bytes, expected at most {MAX_BATCH:.2g}: use its config."
+      )
 
   def _check_sources(self, cfg: ConfigDict) -> None:
     sets = cfg.eval.sets if self.kind == "reconstruction" else cfg.get("tokenize", {}).get("splits", {})
@@ -289,11 +307,15 @@ def _get(cfg: ConfigDict, key: str) -> Any:
 def _like(old: Any, value: Any) -> bool:
   """Whether a value can take the place of a config's own."""
   if isinstance(old, tuple | list):
-    return isinstance(value, list) and all(type(x) in (int, float) for x in value)
+    return isinstance(value, list) and all(type(x) in (int, float) and _is_small(x) for x in value)
   if isinstance(old, bool) or isinstance(value, bool):
     return isinstance(old, bool) and isinstance(value, bool)
-  numbers = isinstance(old, int | float) and isinstance(value, int | float) and math.isfinite(value)
+  numbers = isinstance(old, int | float) and isinstance(value, int | float) and _is_small(value)
   return isinstance(value, str) if isinstance(old, str) else numbers and (value == int(value) or type(old) is float)
+
+
+def _is_small(value: float) -> bool:
+  return is_number(value) and abs(value) < 1 << 31
 
 
 def _what(sources: Any) -> dict[str, Any]:

@@ -158,6 +158,9 @@ def save_files(directory: str | os.PathLike, tensors: Mapping[str, np.ndarray], 
   target = pathlib.Path(directory)
   if target.exists() and not target.is_dir():
     raise ValueError(f"{target} is a file, expected a directory to save the model in: choose another name.")
+  for name in (WEIGHTS, CONFIG):
+    if (target / name).is_dir():
+      raise ValueError(f"{target / name} is a folder, expected a file or nothing: save in another directory.")
   target.parent.mkdir(parents=True, exist_ok=True)
   partial = part_of(target)
   try:

@@ -26,6 +26,7 @@ from vftok.runtime.words import cut
 
 MAX_PICKLE = 1 << 23  # bytes
 MAX_CONFIG = 1 << 16  # values
+MAX_SHARED = 3  # how often, on average, a byte may stand in tensors: tied weights are read twice
 MAX_NESTING = 64
 ENDINGS = (".pt", ".pth", ".ckpt", ".bin")
 WEIGHTS = ("ema", "model", "state_dict")  # where a checkpoint may have them, best first
@@ -126,7 +127,7 @@ class TorchFile(contextlib.AbstractContextManager):
 
   def _check_sizes(self, members: Mapping[str, zipfile.ZipInfo]) -> None:
     """Every tensor inside its storage, and all of them no larger than what the file holds."""
-    asked = 0
+    asked: dict[Tensor, int] = {}
     for tensor in set(self._tensors.values()):
       info = members.get(f"{self._root}data/{tensor.storage.key}")
       if info is None:
@@ -136,9 +137,12 @@ class TorchFile(contextlib.AbstractContextManager):
       last = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True))
       if info.file_size % width or size > held or tensor.offset > held or (size and last >= held):
         raise ValueError(f"a tensor of shape {cut(tensor.shape)} lies outside its storage of {held} numbers")
-      asked += size * width
-    if asked > sum(info.file_size for info in members.values()):
+      asked[tensor] = size * width
+    if sum(asked.values()) > sum(info.file_size for info in members.values()):
       raise ValueError("its tensors are larger than its storages")
+    stored = sum(info.file_size for name, info in members.items() if name.startswith(f"{self._root}data/"))
+    if sum(asked[tensor] for tensor in self._tensors.values()) > MAX_SHARED * stored:
+      raise ValueError("its tensors share their numbers more often than tied weights do")
 
 
 def dtype_of(name: str) -> np.dtype:
@@ -179,6 +183,8 @@ def plain(value: Any) -> Any:
       return {key: walk(inner, depth + 1) for key, inner in value.items()}
     if type(value) in (list, tuple):
       return [walk(inner, depth + 1) for inner in value]
+    if type(value) is int and abs(value) >= 1 << 63:
+      raise ValueError("its config holds a number beyond 64 bits")
     if value is not None and type(value) not in (str, int, float, bool):
       raise ValueError(f"its config holds a {type(value).__name__}")
     return value

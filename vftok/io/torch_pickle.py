@@ -17,6 +17,7 @@ from vftok.runtime.words import brief, cut
 
 MAX_VALUES = 1 << 20  # stack and memo entries of one pickle
 MAX_OPCODES = 1 << 20  # a checkpoint of 10,000 tensors has 300,000
+MAX_KEY = 1 << 31  # of whole numbers as keys: larger ones can be made to collide
 DTYPES = {  # of storages and of tensors: torch's name -> NumPy's
   "Double": "float64",
   "Float": "float32",
@@ -29,7 +30,6 @@ DTYPES = {  # of storages and of tensors: torch's name -> NumPy's
   "Byte": "uint8",
   "Bool": "bool",
 }
-PLAIN = (str, int, float, bool, bytes, type(None))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +171,7 @@ class _Machine:
     if type(self._top()) is not dict or len(values) % 2:
       raise ValueError("it is damaged")
     for key, value in zip(values[::2], values[1::2], strict=True):
-      if not isinstance(key, PLAIN):
+      if type(key) is not str and not (type(key) is int and abs(key) < MAX_KEY):
         raise ValueError("it has a dict whose keys are neither text nor numbers")
       self.stack[-1][key] = value
 

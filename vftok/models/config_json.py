@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from typing import Any
@@ -90,4 +91,6 @@ def build(kind: Any, value: Any, where: str) -> Any:
     return float(value)
   if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
     raise ValueError(f"{where} is {brief(value)}, expected {kind.__name__}.")
+  if isinstance(value, float) and not math.isfinite(value):
+    raise ValueError(f"{where} is {value}, expected a finite number.")
   return value

@@ -28,8 +28,13 @@ def brief(value: Any, most: int = 60) -> str:
 
 
 def cut(text: Any, most: int = 60) -> str:
-  """A text (or a path) in at most `most` characters: of a longer one the beginning and the end."""
+  """A text (or a path) in at most `most` characters: of a longer one the beginning and the end.
+
+  What cannot be printed (line ends, escapes of a terminal) stands as Python writes it.
+  """
   text = str(text)
+  if not text.isprintable():
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
   if len(text) <= most:
     return text
   end = (most - 3) // 2
@@ -39,7 +44,7 @@ def cut(text: Any, most: int = 60) -> str:
 def sentence(error: BaseException) -> str:
   """What to tell of an error in at most 399 characters: its own words, or some about the file the system speaks of."""
   if not isinstance(error, OSError) or error.errno is None:
-    return cut(error, SENTENCE)
+    return cut(" ".join(str(error).split()), SENTENCE)
   where = "a file" if error.filename is None else cut(os.fsdecode(error.filename), 200)
   what = {errno.ENOSPC: "make room there", errno.EDQUOT: "make room there"}.get(error.errno, "check the path")
   return cut(f"{where} cannot be used ({error.strerror}): {what}.", SENTENCE)

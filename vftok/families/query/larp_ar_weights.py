@@ -86,6 +86,9 @@ def _check(cfg: LarpARConfig) -> None:
   for key in (*NEEDED, "multiple_of", "cls_token_num", "norm_eps"):
     if not getattr(cfg, key):
       raise ValueError(f"the generator's config has {key} = 0, expected 1 or more.")
+  if cfg.ffn_dim_multiplier and not 1e-3 <= cfg.ffn_dim_multiplier <= 1e3:  # `hidden` is made of it
+    found = f"ffn_dim_multiplier = {cfg.ffn_dim_multiplier}"
+    raise ValueError(f"the generator's config has {found}, expected 0.001 to 1000.")
   for key, most in (("dim", MAX_SIZE), ("n_layer", MAX_DEPTH), ("length", MAX_TOKENS), ("hidden", 8 * MAX_SIZE)):
     if getattr(cfg, key) > most:
       raise ValueError(f"the generator's config has {key} = {getattr(cfg, key)}, expected at most {most}.")

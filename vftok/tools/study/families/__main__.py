@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+from vftok.runtime.process import local
 from vftok.runtime.words import brief
 from vftok.tools.command import exit_code
 from vftok.tools.study.families.jobs import OutOfTime, Study
@@ -49,6 +50,11 @@ def run(args: argparse.Namespace) -> None:
     seeds = [int(seed) for seed in args.seeds.split(",")]
   except ValueError:
     raise ValueError(f"--seeds is {brief(args.seeds)}, expected whole numbers with commas between.") from None
+  if min(seeds) < 0 or max(seeds) >= 1 << 31:
+    raise ValueError(f"--seeds is {brief(args.seeds)}, expected numbers of 0 to 2147483647.")
+  if not 0 <= args.minutes < float("inf"):
+    raise ValueError(f"--minutes is {args.minutes}, expected a number of minutes, 0 for no end.")
+  local(args.out, "--out")
   from vftok.runtime import memory
 
   memory.keep_memory()

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from vftok.budget.auto import Auto
 from vftok.budget.reward import Reward
 from vftok.budget.router import Router
 from vftok.budget.search import all_assignments
@@ -33,13 +32,10 @@ def saved(router_dir: Path, curves_dir: Path) -> dict[str, Any]:
   keep_AxT = np.asarray(all_assignments(meta["levels"], meta["steps"]))
   router, params = Router.load(router_dir)
   logits = np.asarray(router.predict(params, to_float(np.stack([clip["latents"] for clip in clips]))))
-  weight = router.cfg.preference
-  chosen_NxT = np.asarray(router.keep(logits, Auto(preference=weight)))
-  place = {tuple(keep): i for i, keep in enumerate(keep_AxT.tolist())}
   reward = Reward.fitted(lpips_NxA, meta["levels"], meta["steps"])
-  best_N = np.stack([reward(row, keep_AxT, weight) for row in lpips_NxA]).argmax(1)
-  uniform = {count: float(lpips_NxA[:, place[(count,) * meta["steps"]]].mean()) for count in meta["levels"]}
-  own_N = np.array([place[tuple(keep)] for keep in chosen_NxT.tolist()])
+  best_N = np.stack([reward(row, keep_AxT, router.cfg.preference) for row in lpips_NxA]).argmax(1)
+  uniform = {count: float(lpips_NxA[:, (keep_AxT == count).all(1)].mean()) for count in meta["levels"]}
+  own_N = logits.argmax(1)  # a class for each assignment
   tokens, lpips = _means(own_N, keep_AxT, lpips_NxA)
   of = lambda index_N: _share(*_means(index_N, keep_AxT, lpips_NxA), uniform, meta["steps"])
   facts = {"tokens": tokens, "lpips": lpips, "uniform": uniform, "clips": len(clips)}
