@@ -104,7 +104,7 @@ def test_rows_are_filled_in_order_and_the_rest_is_left_out():
   "form, kind",
   [
     ("length_first", "time_first"),
-    ("end_of_step", "depth_first"),
+    pytest.param("end_of_step", "depth_first", marks=pytest.mark.slow),
     pytest.param("length_first", "depth_first", marks=pytest.mark.slow),
     pytest.param("end_of_step", "time_first", marks=pytest.mark.slow),
   ],
@@ -314,6 +314,7 @@ def test_bad_configs_are_one_sentence(stored, changes, message):
     make_task(config(stored, **changes))
 
 
+@pytest.mark.slow
 def test_fewer_slots_take_fewer_levels(stored):
   task = make_task(config(stored, **{"model.ar.slots": 2}))
   assert task.gen.cfg.ar.levels == (1, 2) and task.counts(batch_of(stored), np.full(8, 1.8)).max() == 2

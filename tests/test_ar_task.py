@@ -258,6 +258,7 @@ def test_the_command_line_samples(whole_run, tmp_path, capsys, monkeypatch):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_video_without_end_is_whole_when_stopped(whole_run, tmp_path, capsys, monkeypatch):
   from vftok.cli import commands
   from vftok.cli import sample as sample_cli
@@ -282,6 +283,7 @@ def test_a_video_without_end_is_whole_when_stopped(whole_run, tmp_path, capsys, 
   assert "expected one budget" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_file_of_prompts_becomes_films_and_a_page(tokens, whole_run, tmp_path):
   (tmp_path / "prompts.jsonl").write_text('{"label": 1}\n\n{"label": 0}\n{"label": 2}\n{"label": 1}\n')
   options = {"sample.prompts": str(tmp_path / "prompts.jsonl"), "sample.keeps": (1, 4), "sample.steps": 1}

@@ -144,6 +144,7 @@ def test_vae_attention(on_cuda):
     assert bool(calls(net.apply, params, x)) == taken
 
 
+@pytest.mark.slow
 def test_train_step(on_cuda):
   """The whole step of the paper's model, small: encoder, decoder with remat, and no float32 attention."""
   cfg = configs.d12_d12()

@@ -51,6 +51,7 @@ def test_flow_losses_are_the_velocity_error_under_the_same_noise(random_model):
   np.testing.assert_allclose(losses[:, 2, :, 1], expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_sampled_losses_are_the_evaluations_own(random_model):
   """LPIPS of an assignment, as the tables have it; a step's share comes from its own frames."""
   _, tok, params = random_model

@@ -70,6 +70,7 @@ def test_the_velocity_around_a_draft_is_the_conditional_mean(t):
   np.testing.assert_allclose(draft_velocity(draft, variance, x, t), slope * x + offset, atol=0.02)
 
 
+@pytest.mark.slow
 def test_the_decoder_starts_at_its_draft_and_ignores_it_without_condition():
   cfg, codes, keep = CFG.decoder, codes_of(1), jnp.full((1, T), K)
   noisy, t = jnp.asarray(np.random.default_rng(2).normal(size=(1, T, 4, 4, cfg.channels)), jnp.float32), jnp.ones((1,))
@@ -176,6 +177,7 @@ def test_losses_that_have_nothing_to_read_are_refused(changes, message):
     make_task(cfg)
 
 
+@pytest.mark.slow
 def test_a_linear_code_of_all_numbers_loses_nothing_and_fewer_lose_more():
   tok = Tokenizer(CFG)
   params = started(tok.init)

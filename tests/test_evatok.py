@@ -184,6 +184,7 @@ def test_token_files_hold_what_is_kept(model):
     vft.truncate(2)
 
 
+@pytest.mark.slow
 def test_evaluations_encode_anew_for_every_count(golden_dir):
   tok, params = vftok.load(golden_dir)
   video = np.uint8(127 + 127 * random_video(tok))

@@ -174,6 +174,7 @@ def test_fresh_parameters_carry_axes():
   assert 0.01 < params["decoder"]["head"]["kernel"].std() < 0.02
 
 
+@pytest.mark.slow
 def test_gradients_reach_every_parameter(model):
   """What training needs of the parts: one pass, codes by the rotation trick, the quantiser's losses, pure in jit."""
   tok, params = model

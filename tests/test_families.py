@@ -171,6 +171,7 @@ def test_a_generator_is_trained_on_adaptoks_tokens(tmp_path):
     make(first_frames=np.zeros((1, 4, 16, 16, 3), np.uint8))
 
 
+@pytest.mark.slow
 def test_evaluations_know_one_budget_and_no_vae(model, tokens, tmp_path):
   spec = ClipSpec(frames=8, size=(16, 16))
   load = lambda: make_loader(common.shapes(4), spec, 2, train=False, process_index=0, process_count=1)

@@ -38,6 +38,7 @@ def made(model, stops) -> list[np.ndarray]:
   return out
 
 
+@pytest.mark.slow
 def test_several_tokens_a_turn_are_the_same_tokens(model, monkeypatch):
   """Pieces shorter and longer than a turn, and none at all."""
   stops = (3, 3, 20, 21)

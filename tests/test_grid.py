@@ -88,6 +88,7 @@ def test_no_code_reaches_the_null_velocity(params, tokens, latents):
   assert np.array_equal(given[:, :0], own[:, :0]) and not np.allclose(given[:, 0], own[:, 0])
 
 
+@pytest.mark.slow
 def test_video_comes_back_chunk_by_chunk(params, video):
   long = np.concatenate([video, video[:, 1:]], axis=1)
   tokens = TOK.encode(params, long)

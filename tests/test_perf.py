@@ -55,6 +55,7 @@ def test_generator_flops_agree_with_the_compiler_on_one_block():
   assert formula + 2 * length**2 * cfg.dim == pytest.approx(found, rel=0.03)
 
 
+@pytest.mark.slow
 def test_vae_flops_agree_with_the_compiler(monkeypatch):
   """Without the zeros of padding, which the compiler leaves out, and with what our upsampling saves."""
   monkeypatch.setattr(target, "COMPILE_FOR", "tpu")  # plain convolutions: the spread ones of the CPU count zeros

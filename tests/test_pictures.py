@@ -268,6 +268,7 @@ def run(model, tmp_path, monkeypatch, capsys):
   return run
 
 
+@pytest.mark.slow
 def test_a_picture_through_the_command_line(run, model, tmp_path, capsys):
   saved(tmp_path / "turned.jpg", exif=exif(6))
   assert "1 frames, 1 time steps, 16 tokens" in run("encode", "m", "turned.jpg", "a.vft")

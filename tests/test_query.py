@@ -406,6 +406,7 @@ def test_the_prior_reads_kept_tokens_first():
 # ---- training can start from here
 
 
+@pytest.mark.slow
 def test_fresh_parameters(tmp_path):
   scorer = {"scorer_hidden_size": 16, "scorer_num_heads": 2, "scorer_depth": 1, "scorer_step": 2}
   config = small_config(True, **scorer, vq_stochastic_temperature=-1.0)

@@ -77,6 +77,7 @@ def test_larp(run, refused):
   assert "made by model" in refused("decode adaptok larp.vft cut.mp4")
 
 
+@pytest.mark.slow
 def test_adaptok(run, refused):
   facts = json.loads(run("info adaptok --json"))
   assert (facts["family"], facts["tokens_per_step"], facts["nested"], facts["steps_per_chunk"]) == (

@@ -86,6 +86,7 @@ def test_batch_size_changes_nothing(small, clips, evaluation):
   same(evaluation, reconstruction.evaluate(tok, params, batches(clips, 3, [4, 2, 0, 3, 1], pad=False), **OPTIONS))
 
 
+@pytest.mark.slow
 def test_batch_size_of_a_vae_evaluation_changes_nothing(clips):
   blur = lambda video: (video / 127.5 - 1) * 0.8
   runs = [
@@ -170,6 +171,7 @@ def test_report_has_every_file_and_replaces_only_reports(tmp_path, evaluation):
     assert words in table and (words.startswith("|") or words in page)
 
 
+@pytest.mark.slow
 def test_a_failed_report_leaves_what_was_there(tmp_path, evaluation, monkeypatch):
   report.write_report(tmp_path / "report", [dataclasses.replace(evaluation, media=[])], title="first")
   monkeypatch.setattr(report, "_page", lambda *a: 1 / 0)

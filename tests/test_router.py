@@ -250,6 +250,7 @@ def test_a_run_starts_from_what_all_clips_have_in_common(trained, tmp_path):
   np.testing.assert_array_equal(begun["common"], other.common)
 
 
+@pytest.mark.slow
 def test_noise_on_latents_is_an_examples_own(trained):
   cfg = trained[0].copy_and_resolve_references()
   losses = {}

@@ -85,6 +85,7 @@ def test_verdicts_need_no_result():
   assert len(found) > 6 and {v.verdict for v in found} == {OPEN}
 
 
+@pytest.mark.slow
 def test_only_the_first_frames_are_scored():
   tok = vftok.Tokenizer(from_dict(TokenizerConfig, experiments.get_config("nested-smoke").model.to_dict()))
   params = jax.jit(tok.init)(jax.random.key(0))
@@ -117,6 +118,7 @@ def test_unknown_names_are_key_errors_of_their_own(name):
     experiments.get_config(name)
 
 
+@pytest.mark.slow
 def test_arms_are_as_large():
   """Without what only training has: heads, critic, prior."""
   found = {}

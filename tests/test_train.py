@@ -170,6 +170,7 @@ def test_bad_configs_give_one_sentence(changes, message, tmp_path, request):
     loop.run(cfg, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_resuming_another_model_is_refused(whole_run, tmp_path):
   cfg = config("vae")
   cfg.resume_from = str(whole_run("pixels"))

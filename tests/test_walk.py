@@ -116,6 +116,7 @@ def files(directory):
   return {p.relative_to(directory): p.read_bytes() for p in directory.rglob("*") if ".array_record" in p.name}
 
 
+@pytest.mark.slow
 def test_tokenize_lists_its_videos_once_and_goes_on_with_the_same_bytes(videos, listings, tokenizing, tmp_path):
   sources = dict(videos=dict(kind="video_folder", path=str(videos / "list.csv")))
   calls, encode = [], tokenize_dataset._encode

@@ -103,6 +103,7 @@ def test_the_object_has_its_colour(source, scenes, seen):
   assert total > 8 and right == total
 
 
+@pytest.mark.slow
 def test_the_object_moves_as_said(scenes, seen):
   """Where the camera stands still: the middle of the object's pixels, and how many there are."""
   rows, columns = np.mgrid[:48, :48]
