@@ -78,7 +78,12 @@ def test_a_loop_that_does_not_tell_its_rounds_is_an_error():
 
 @pytest.mark.parametrize(
   "config,size,millions",
-  [("t2v", "1.1b", 1377), ("c2v", "2.2b", 2591), ("t2v", "long", 3363), ("tokenizer", "d18_d28", 2537)],
+  [
+    ("t2v", "1.1b", 1377),
+    ("c2v", "2.2b", 2591),
+    ("t2v", "long", 3363),
+    pytest.param("tokenizer", "d18_d28", 2537, marks=pytest.mark.slow),
+  ],
 )
 def test_full_size_tasks_are_planned_without_files(config, size, millions):
   cfg = importlib.import_module(f"configs.{config}").get_config(size)

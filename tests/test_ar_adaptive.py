@@ -155,6 +155,7 @@ def test_neighbours_mirror_their_draws():
   assert mirrored(jnp.array([0.25, 0.1, 0.5, 0.9, 0.75])).tolist() == [0.25, 0.75, 0.5, 0.5, 0.75]
 
 
+@pytest.mark.slow
 def test_more_preference_means_more_tokens(stored):
   task, batch = make_task(config(stored)), batch_of(stored)
   made = [float(task.counts(batch, np.full(8, w, np.float32)).mean()) for w in (0.2, 1.0, 1.8)]

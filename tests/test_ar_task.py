@@ -141,6 +141,7 @@ def test_stop_and_resume_leave_the_trace_of_one_run(tokens, whole_run, tmp_path)
     assert (tmp_path / "model" / part).read_bytes() == (whole_run / "model" / part).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_trained_model_knows_its_tokenizer_and_samples(tokens, tokenizer, whole_run):
   tok, params, path = tokenizer
   gen, gen_params = Generator.load(whole_run / "model")

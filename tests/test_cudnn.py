@@ -176,7 +176,9 @@ def test_what_a_key_adds_is_not_rounded(dtype, as_cudnn):
   np.testing.assert_allclose(parts, 8 * np.log(many), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 2e-5), (jnp.bfloat16, 0.02)])
+@pytest.mark.parametrize(
+  "dtype, tolerance", [pytest.param(jnp.float32, 2e-5, marks=pytest.mark.slow), (jnp.bfloat16, 0.02)]
+)
 def test_what_a_key_adds_fits_between_the_channels(dtype, tolerance, as_cudnn):
   """A collapsed register after QK-norm, also of an odd length, beside the dense form in float32."""
   layout = LAYOUTS["decoder, collapsed"]

@@ -7,6 +7,7 @@ import pytest
 from vftok.tools import growth
 
 
+@pytest.mark.slow
 def test_a_point_is_measured_in_a_process_of_its_own(monkeypatch, tmp_path, capsys):
   monkeypatch.setitem(growth.AXES, "dataset", (64, 256))
   assert growth.main(["--axes", "dataset", "--json", str(tmp_path / "growth.json")]) == 0

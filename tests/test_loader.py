@@ -100,7 +100,7 @@ def test_start_is_continuing(sources):
 
 @BOTH
 @pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("hosts", [2, 4])
+@pytest.mark.parametrize("hosts", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_hosts_join_to_the_global_batch(hosts, train, sources):
   n = 4 if train else 3
   parts = [take(n, sources, train=train, process_index=host, process_count=hosts) for host in range(hosts)]

@@ -94,6 +94,7 @@ def test_unknown_mask_mode_is_named():
 # ---- transformer
 
 
+@pytest.mark.slow
 def test_scan_equals_unrolled_and_remat_changes_only_memory():
   layout = Layout(2, 6, 6, "time_block_causal")
   x, cond = jax.random.normal(jax.random.key(0), (2, 24, 32)), jax.random.normal(jax.random.key(1), (2, 32))

@@ -142,6 +142,7 @@ def test_counts_are_normal_and_cut():
   assert abs(np.corrcoef(keep.T)[0, 1]) < 0.06
 
 
+@pytest.mark.slow
 def test_ids_are_drawn_with_a_key_of_each_clip():
   learner = learn.larp(larp.smoke().model.to_dict(), loss_of())
   quantizer = jax.jit(learner.tok.init)(jax.random.key(0))["quantizer"]

@@ -54,6 +54,7 @@ def test_the_same_video_gives_the_same_ids(small, video):
   assert np.array_equal(reference.ids, golden["enc.token_ids"])
 
 
+@pytest.mark.slow
 def test_posterior_mean_and_samples(small, video):
   tok, params, _ = small
   clip = video[:, :17]

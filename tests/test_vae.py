@@ -45,6 +45,7 @@ def small():
   return tensors, weights, cfg, params, encode, decode
 
 
+@pytest.mark.slow
 def test_parity_with_reference(small):
   tensors, _, cfg, _, encode, decode = small
   assert cfg == VAEConfig(ch=8)
