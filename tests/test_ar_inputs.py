@@ -77,6 +77,7 @@ def test_positions_begin_anew_with_every_sequence_of_a_row(model):
   assert np.abs(packed[:, 3:6] - other).max() > 0.1
 
 
+@pytest.mark.slow
 def test_dropout_is_of_each_row_and_layer(model):
   gen, params = model
   keys = jax.random.split(jax.random.key(0), 3)

@@ -61,6 +61,7 @@ def test_threshold_meets_the_mean_length():
   assert lengths(keep)[index][hard] > lengths(keep)[index][losses[:, 0].argmin()]
 
 
+@pytest.mark.slow
 def test_every_assignment_is_measured(random_model, routers, tmp_path, monkeypatch):
   cfg = config(random_model, tmp_path)
   cfg.label.times = (0.5,)

@@ -87,6 +87,7 @@ def test_the_decoder_starts_at_its_draft_and_ignores_it_without_condition():
   np.testing.assert_allclose(given[:, 0], noisy[:, 0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_merged_registers_leave_the_velocity_as_it_is():
   cfg, codes, keep = CFG.decoder, codes_of(), jnp.asarray([[2, 1, 2], [1, 2, 2]])
   noisy = jnp.asarray(np.random.default_rng(2).normal(size=(2, T, 4, 4, cfg.channels)), jnp.float32)

@@ -33,6 +33,7 @@ def golden_dir(tmp_path_factory):
   return directory
 
 
+@pytest.mark.slow
 def test_budgets_of_every_form_are_one_program(model):
   tok, params = model
   video = random_video(tok, chunks=2)

@@ -56,6 +56,7 @@ def test_counts_go_to_a_file_and_back(run):
   assert Path("same.vft").read_bytes() == Path("some.vft").read_bytes()
 
 
+@pytest.mark.slow
 def test_reconstructions_are_encoded_anew_for_every_count(run):
   facts = json.loads(run("reconstruct model clip.mp4 out.mp4 --json"))
   assert [row["keep"] for row in facts["rows"]] == [2, 4, 8, 16, 32]

@@ -125,6 +125,7 @@ def test_a_vae_opens_by_itself_in_diffusers_layout(image_model, image_parts, tmp
     vae_weights.load_vae(tmp_path)
 
 
+@pytest.mark.slow
 def test_other_vaes_of_this_kind(tmp_path):
   """No attention, no 1x1 convolutions, other depths: told by the tensors alone; scale and shift undo each other."""
   kind = vae_weights.KLConfig((8, 16), 1, 2, 3, 4, 0.5, 0.25, False, False, False)

@@ -68,6 +68,7 @@ def guided(gen, null, full, end_bias=0.0):
   return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form, kind", CROSSED)
 def test_ten_thousand_tokens_of_the_right_kind(form, kind):
   """Read from the state itself: what stands where it was written, before anything is stripped."""

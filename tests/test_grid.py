@@ -53,6 +53,7 @@ def test_a_token_for_every_patch(tokens):
   assert len(np.unique(tokens.ids)) > 8
 
 
+@pytest.mark.slow
 def test_ids_are_causal_and_of_their_place(params, latents):
   z = TOK.features(params, latents)
   later = TOK.features(params, latents.at[:, 3:].add(1.0))

@@ -33,6 +33,7 @@ def test_lpips_equals_the_packages_own(net, theirs, images):
   np.testing.assert_allclose(got, np.ravel(expected), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_lpips_of_many_images_at_once_and_its_gradient(vgg_params, images):
   # One program: distances [3, 2] of three sets of images from one, and their gradient.
   a, b = images[:, :, :16, :16] * 0.5

@@ -302,6 +302,7 @@ def test_shorter_clips_are_another_tokenizer_of_the_same_weights(larp):
       tok.shorter(frames)
 
 
+@pytest.mark.slow
 def test_adaptok_counts(adaptok):
   tok, params, g, _ = adaptok
   video = video_of(g)

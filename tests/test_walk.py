@@ -173,6 +173,7 @@ def test_clips_that_are_too_short_are_told_apart(videos, tokenizing, tmp_path):
   assert "1 clips could not be read and 1 are too short" in said and str(tmp_path / "set") in said
 
 
+@pytest.mark.slow
 def test_devices_share_a_batch():
   """In a process of its own: simulated devices are chosen before jax starts."""
   code = """
