@@ -193,6 +193,7 @@ def router(arm: str, name: str, model: str, directory: str):
     log_every=max(1, size.router_steps // 20),
   )
   cfg.model.update(dim=128, depth=3, head_dim=32)
+  cfg.data.workers = 0
   cfg.label.clips.update(dict(zip(("train", "val"), size.labelled, strict=True)))
   return cfg
 
