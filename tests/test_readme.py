@@ -70,6 +70,7 @@ TEXTED = dict(n_classes=6, slots=16, ctx_dim=C, n_ctx_null=2)
 LENGTHS = dict(slots=8, lengths="length_first", levels=(1, 2, 4, 8))
 CASES = {
   ("README", 1): written_clip,
+  (".github", 1): dict,
   ("tokenizer", 1): encoded,
   ("generator", 1): lambda: generator(**TEXTED) | {"cond": {"label": [1, 2]}},
   ("budget", 1): tokenizer,

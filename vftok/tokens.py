@@ -121,7 +121,8 @@ def check_counts(counts, k: int) -> None:
 class Budget(Protocol):
   """Who says how many tokens each time step of a video gets; `vftok.Auto` does, and anything with these two methods.
 
-  Ids must not depend on it: encode with `budget=None`, then `truncate` to counts [B, T].
+  Ids must not depend on it: call `tok.encode` or `tok.encode_stream` without a budget and `truncate` what comes to
+  counts [B, T]. A stream and the whole video should get the same counts.
   """
 
   def encode_video(self, tok: Any, params: Any, video: Any, fit: str) -> VideoTokens:
@@ -129,7 +130,8 @@ class Budget(Protocol):
     ...
 
   def encode_stream(self, tok: Any, params: Any, pieces: Any, fit: str) -> Iterator[VideoTokens]:
-    """One VideoTokens per chunk, as the frames come."""
+    """One VideoTokens [B, chunk_steps, K] per chunk, in order. `pieces`: an iterable of videos [B, f, H, W, 3], cut
+    anywhere, as `Tokenizer.encode_stream` takes them."""
     ...
 
 
