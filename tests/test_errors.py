@@ -78,6 +78,10 @@ BAD_INPUT = {
   "int32 video": (encode(VIDEO.astype(np.int32)), "int32"),
   "bool video": (encode(VIDEO.astype(bool)), "bool"),
   "text video": (encode(np.full(VIDEO.shape, "x")), "<U1"),
+  "ragged piece": (
+    lambda tok, params: list(tok.encode_stream(params, [[[0, 1], [2]]])),
+    "a piece of the video is ragged",
+  ),
   "ragged list": (encode([[[0, 1], [2]]]), "ragged"),
   "ragged stream": (pieces((1, 5, 32, 32, 3), (2, 5, 32, 32, 3)), "(2, 5, 32, 32, 3)"),
   "stream of another size": (pieces((1, 5, 32, 32, 3), (1, 5, 16, 32, 3)), "16x32"),

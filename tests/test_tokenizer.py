@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import vftok
+from vftok.cli import commands
+from vftok.cli.arguments import parser
 from vftok.models import flow
 from vftok.tokenizer import programs
 from vftok.tokens import VideoTokens
@@ -215,8 +217,13 @@ def test_save_and_load(small, tmp_path):
 # ---- solvers
 
 
-@pytest.mark.parametrize("solver, order", [("euler", 1), ("heun", 2), ("ab2", 2)])
-def test_order_of_the_solvers(solver, order):
+ORDERS = {"euler": 1, "heun": 2, "ab2": 2}
+
+
+@pytest.mark.parametrize("solver", flow.SOLVERS)  # a new one says its order
+def test_order_of_the_solvers(solver):
+  order = ORDERS[solver]
+
   # dx/dt = 2 t x from t = 1 to 0: x(0) = x(1) / e.
   def error(steps):
     return abs(
@@ -226,6 +233,12 @@ def test_order_of_the_solvers(solver, order):
   assert error(8) > 1e-4  # far above rounding, so the slope below is the solver's
   slope = np.log2(error(8) / error(32)) / 2
   assert order - 0.25 < slope < order + 0.35, slope
+
+
+def test_the_command_line_knows_every_solver():
+  runs = (getattr(commands, name) for name in "info encode decode truncate reconstruct sample export".split())
+  known, words = parser(tuple(runs)), ["decode", "vftok-mini", "a.vft", "a.mp4", "--solver"]
+  assert [known.parse_args([*words, name]).solver for name in flow.SOLVERS] == [*flow.SOLVERS]
 
 
 # ---- VideoTokens

@@ -122,7 +122,9 @@ class Budget(Protocol):
   """Who says how many tokens each time step of a video gets; `vftok.Auto` does, and anything with these two methods.
 
   Ids must not depend on it: call `tok.encode` or `tok.encode_stream` without a budget and `truncate` what comes to
-  counts [B, T]. A stream and the whole video should get the same counts.
+  counts [B, T]; `vftok.budget.scored` is one in full. A stream and the whole video should get the same counts. In
+  VideoFlexTok the first time step of a video stands for one frame, each other for four; later chunks of a long video
+  leave out the steps that they share with the one before.
   """
 
   def encode_video(self, tok: Any, params: Any, video: Any, fit: str) -> VideoTokens:

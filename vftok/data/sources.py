@@ -26,6 +26,10 @@ class Source(Protocol):
   One that knows more of its clips has `attribute_names: dict[str, tuple[str, ...]]` and `attributes(indices int64 [n])
   -> {attribute: int [n]}`, places in these names, -1 where unknown: what the semantic probe asks for.
 
+  For a bad clip `source[i]` raises ValueError (or OSError) that names the file: it is logged and left out. KeyError,
+  TypeError and AttributeError are taken for errors in code and end the run. A collection without splits of its own gets
+  them by `vftok.io.sides.Sides.by_name(names).chosen(split, holdout, where)`: positions of its clips.
+
   Sources of stored arrays have `arrays`, ((key, shape, dtype), ...): what of a record goes into a batch as it is.
 
   A record is a dict with one of

@@ -1,6 +1,7 @@
 """What a tokenizer's loss is made of: a function and a row of OBJECTIVES each, weighted by `config.loss.NAME`.
 
-A weight of 0 leaves an objective out. All give float32 [B], an error of each example, and are added in their order.
+A weight of 0 leaves an objective out. All give float32 [B], an error of each example, and are added in their order;
+what a log calls NAME is the mean error times its weight.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class Made(NamedTuple):
   """What a step has made of a batch.
 
   Attributes:
-    latents: float32 [B, T, h, w, C]. seen: what frozen nets gave, see `frozen_nets.FrozenNets.see`.
+    latents: float32 [B, T, h, w, C], T from 1 (images). seen: what frozen nets gave, see `frozen_nets.FrozenNets.see`.
     z, codes: float32 [B, T, K, c], before and after FSQ.
     draws: keep counts, noise, flow times: see `draws.draw`.
     flow_B: the flow's error of each example, where `loss.flow` is on; readout: what the REPA head reads of the decoder.

@@ -102,7 +102,7 @@ class Tokenizer(FlowGeometry):
     Args:
       pieces: arrays [B, f, H, W, 3] or [f, H, W, 3] of any number of consecutive frames.
       fit: what happens to frames at the end that do not fill a chunk: "error" or "pad".
-      budget: None, one count for all steps, or `vftok.Auto` by mean (of each chunk) or preference.
+      budget: None, one count for all steps, `vftok.Auto` by mean (of each chunk) or preference, or any `Budget`.
     """
     if fit not in ("error", "pad"):
       raise ValueError(f"fit is {brief(fit)}, expected 'error' or 'pad'.")

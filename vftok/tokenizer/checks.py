@@ -22,11 +22,7 @@ from vftok.tokens import VideoTokens, check_counts, is_concrete
 def check_video(video, frame_size: tuple[int, int], name: str = "video", frames: bool = True) -> jax.Array | np.ndarray:
   """[B, F, H, W, 3], uint8 or float in [-1, 1]; values are looked at unless JAX is tracing. Returns the array."""
   h, w = frame_size
-  if not isinstance(video, jax.Array):
-    try:
-      video = np.asarray(video)
-    except (ValueError, TypeError):
-      raise ValueError(f"{name} is ragged or no array, expected [B, F, {h}, {w}, 3]: stack its frames.") from None
+  video = _array(video, frame_size, name)
   if video.ndim != 5 or video.shape[-1] != 3:
     raise ValueError(f"{name} has shape {video.shape}, expected [B, F, {h}, {w}, 3], channels last.")
   if video.shape[2:4] != (h, w):
@@ -49,6 +45,22 @@ def check_video(video, frame_size: tuple[int, int], name: str = "video", frames:
       hint = "this looks like 0..255, pass uint8 or x / 127.5 - 1" if high > 1.5 and low >= 0 else "rescale it"
       raise ValueError(f"{name} holds values from {low:.4g} to {high:.4g}, expected float in [-1, 1]: {hint}.")
   return video
+
+
+def check_piece(piece, frame_size: tuple[int, int]) -> jax.Array | np.ndarray:
+  """As `check_video` of a piece of a stream, which may be [f, H, W, 3] too. Returns [B, f, H, W, 3]."""
+  piece = _array(piece, frame_size, "a piece of the video")
+  return check_video(piece[None] if piece.ndim == 4 else piece, frame_size)
+
+
+def _array(video, frame_size: tuple[int, int], name: str) -> jax.Array | np.ndarray:
+  if isinstance(video, jax.Array):
+    return video
+  try:
+    return np.asarray(video)
+  except (ValueError, TypeError):
+    h, w = frame_size
+    raise ValueError(f"{name} is ragged or no array, expected [B, F, {h}, {w}, 3]: stack its frames.") from None
 
 
 def check_first_frames(frames, frame_size: tuple[int, int], chunk_frames: int) -> jax.Array | np.ndarray:

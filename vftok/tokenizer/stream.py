@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vftok.models.flow import gaussian
-from vftok.tokenizer.checks import check_array, check_tokens, check_video
+from vftok.tokenizer.checks import check_array, check_piece, check_tokens
 from vftok.tokenizer.geometry import Geometry
 from vftok.tokens import VideoTokens
 
@@ -27,8 +27,7 @@ def encode_chunks(tok: Geometry, run: Callable, pieces: Iterable, fit: str) -> I
     return VideoTokens.full(ids if first else ids[:, tok.overlap_steps :], frames, nested=tok.nested)
 
   for piece in pieces:
-    piece = piece if hasattr(piece, "ndim") else np.asarray(piece)
-    piece = check_video(piece[None] if piece.ndim == 4 else piece, tok.frame_size)
+    piece = check_piece(piece, tok.frame_size)
     seen += piece.shape[1]
     buffered = piece if buffered is None else _join(buffered, piece)
     while buffered.shape[1] >= tok.chunk_frames:
