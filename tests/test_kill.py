@@ -41,7 +41,7 @@ def cache(tmp_path_factory):
   [
     ("configs/tokenizer.py:smoke", 0),
     ("configs/tokenizer.py:smoke", 2),
-    *((f"configs/{name}.py:smoke", 0) for name in ("larp", "adaptok", "evatok")),
+    *((f"configs/{name}.py:smoke", 0) for name in ("larp", "adaptok", "evatok", "flextok")),
   ],
 )
 def test_kill_9_leaves_no_trace(config, workers, cache, tmp_path):

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.slow
   [
     ("tokenizer grid vae ar ar_adaptive router", "mixed"),
     ("tokenizer grid vae ar ar_adaptive router", "data fsdp tensor seq cube"),
-    ("larp adaptok evatok", "mixed"),
-    ("larp adaptok evatok", "data fsdp tensor seq cube"),
+    ("larp adaptok evatok flextok", "mixed"),
+    ("larp adaptok evatok flextok", "data fsdp tensor seq cube"),
   ],
 )
 def test_eight_simulated_devices(tasks, meshes):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import adaptok, evatok, larp, router, t2v, tokenizer, vae
+from configs import adaptok, evatok, flextok, larp, router, t2v, tokenizer, vae
 from vftok.budget.curves import MEASURES
 from vftok.data.curves import write_curves
 from vftok.data.dataset_writer import whole_directory
@@ -39,7 +39,7 @@ META = dict(shape=[5, 4], codebook_size=32, tokenizer="", fingerprint="", label_
 META |= dict(text_path="", text_shape=[6, 384])
 META |= dict(router=dict(name="r", levels=[1, 2, 4], steps=5, loss_mean=1.0, loss_std=0.5))
 SHIFT = 0.05
-ALL_TASKS = "tokenizer grid vae larp adaptok evatok ar ar_adaptive router"
+ALL_TASKS = "tokenizer grid vae larp adaptok evatok flextok ar ar_adaptive router"
 
 
 def make(cfg):
@@ -72,7 +72,7 @@ def measured():
 def config(task):
   size = {"ar_adaptive": "smoke_adaptive", "grid": "grid_smoke"}.get(task, "smoke")
   modules = {"tokenizer": tokenizer, "grid": tokenizer, "vae": vae, "ar": t2v, "ar_adaptive": t2v, "router": router}
-  modules |= {"larp": larp, "adaptok": adaptok, "evatok": evatok}
+  modules |= {"larp": larp, "adaptok": adaptok, "evatok": evatok, "flextok": flextok}
   cfg = modules[task].get_config(size)
   if task in ("larp", "adaptok"):
     cfg.model.encoder_num_heads = cfg.model.decoder_num_heads = 2
@@ -80,7 +80,7 @@ def config(task):
     cfg.loss.adversarial_from = 0
   if task == "router":
     cfg.data.sources.curves.directory, cfg.model.dim = str(measured()[0]), 128
-  if task in ("tokenizer", "grid"):
+  if task in ("tokenizer", "grid", "flextok"):
     cfg.model.encoder.stack.dim = cfg.model.decoder.stack.dim = 128  # two heads, so that tensor=2 cuts them
   if task.startswith("ar"):
     cfg.model.ar.width, cfg.model.ar.depth, cfg.model.ar.remat = 128, 2, "nothing_saveable"
@@ -99,7 +99,7 @@ def make_batch(task):
     return batch | {"text_mask": rng.random((8, 6)) < 0.7}
   if task == "router":
     return batch | measured()[1]
-  frames = {"vae": 9, "larp": 16, "adaptok": 16, "evatok": 4}.get(task, 17)
+  frames = {"vae": 9, "larp": 16, "adaptok": 16, "evatok": 4, "flextok": 1}.get(task, 17)
   return batch | {"video": rng.integers(0, 255, (8, frames, 16, 16, 3), np.uint8)}
 
 
@@ -130,7 +130,7 @@ def alone(name):
 
 @pytest.mark.parametrize("name", os.environ.get("VFTOK_MESHES", " ".join(MESHES)).split())
 @pytest.mark.parametrize(
-  "of", os.environ.get("VFTOK_TASKS", "tokenizer grid vae larp adaptok evatok ar ar_adaptive router").split()
+  "of", os.environ.get("VFTOK_TASKS", "tokenizer grid vae larp adaptok evatok flextok ar ar_adaptive router").split()
 )
 def test_step_equals_one_device(of, name):
   (loss, params, grads, start), batch = alone(of), make_batch(of)

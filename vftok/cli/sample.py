@@ -29,7 +29,7 @@ def run(args, load_tokenizer, sampler) -> None:
     ValueError: arguments that do not fit together or the model.
   """
   prompt, out = _words(args)
-  check_video_name(out, 1 if args.frames == 1 else 2)
+  check_video_name(out, 1 if args.frames in (None, 1) else 2)
   check_target(out)
   if args.samples < 1:
     raise ValueError(f"-n is {args.samples}, expected 1 or more videos.")
@@ -41,6 +41,8 @@ def run(args, load_tokenizer, sampler) -> None:
   if not name:
     raise ValueError("the generator names no tokenizer: pass --tokenizer.")
   tok, params = load_tokenizer(name, args.dino)
+  if args.frames is None:
+    check_video_name(out, tok.frames_for(gen.cfg.steps))
   budgets = _budgets(args, gen.cfg.ar)
   first = _first_frames(args, tok)
   options = dict(

@@ -191,6 +191,8 @@ def _to_uint8(video):
 
 
 def _baselines(video):
+  if video.shape[1] == 1:
+    return  # a picture is its own first frame
   yield FIRST_FRAME, 0, np.repeat(video[:, :1], video.shape[1], axis=1)
   mean = np.rint(video.mean(1, keepdims=True, dtype=np.float64)).astype(np.uint8)
   yield MEAN_FRAME, 0, np.repeat(mean, video.shape[1], axis=1)

@@ -85,12 +85,13 @@ def sample(
     raise ValueError(f"first_frames have shape {cut(np.shape(first_frames))}, expected [B, 1 + 4j, H, W, 3].")
   if gen.cfg.condition and (first_frames is None or np.shape(first_frames)[1] != gen.cfg.condition_frames):
     raise ValueError(f"first_frames are {cut(np.shape(first_frames))}, expected {gen.cfg.condition_frames} frames.")
-  if tok.one_pass and (total != window or (first_frames is not None and not gen.remakes)):
-    raise ValueError(f"this tokenizer decodes {window} frames in one pass: leave out frames and first frames.")
+  at_once = tok.one_pass or tok.chunk_frames == 1  # pictures do not go on
+  if at_once and (total != window or (first_frames is not None and not gen.remakes)):
+    raise ValueError(f"this tokenizer decodes {window} frames at once: leave out frames and first frames.")
   if not tok.one_pass and total and (total < 1 or total % 4 != 1):
     raise ValueError(f"frames is {brief(frames)}, expected 1 + a multiple of 4, or 0 for no end.")
   for name, count in (("context", context), ("first_frames", 1 if first_frames is None else np.shape(first_frames)[1])):
-    if tok.one_pass:
+    if at_once:
       continue  # neither is used
     if not is_whole(count) or count % 4 != 1 or not 0 < count < window:
       raise ValueError(f"{name} has {brief(count)} frames, expected 1 + a multiple of 4 below {window}.")

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 TASKS = {
   "vae": "vftok.tasks.vae:VAETask",
   "tokenizer": "vftok.tasks.tokenizer:TokenizerTask",
+  "flextok": "vftok.tasks.flextok:FlexTokTask",
   "one_pass": "vftok.tasks.one_pass:OnePassTask",
   "ar": "vftok.tasks.ar:ARTask",
   "router": "vftok.tasks.router:RouterTask",

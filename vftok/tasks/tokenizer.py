@@ -26,7 +26,6 @@ from vftok.models.decoder import Decoder
 from vftok.models.encoder import Encoder
 from vftok.models.heads import PrefixHead, PrefixHeadConfig
 from vftok.models.layers import patchify
-from vftok.models.vae import VAE
 from vftok.runtime.files import whole_file
 from vftok.tasks import Metrics, mean
 from vftok.tasks.draws import RoutedKeep, draw
@@ -50,16 +49,20 @@ class TokenizerTask:
   {"features", "router"}, and {"dino"} where the encoder reads it.
   """
 
+  CONFIG: type[TokenizerConfig] = TokenizerConfig
+  load_vae = staticmethod(load_vae)  # (config, parameters) of `config.vae`
+
   def __init__(self, cfg: ConfigDict):
     self.cfg, self.loss_cfg = cfg, TokenizerLoss.of(cfg)
-    model = config_json.from_dict(TokenizerConfig, cfg.model.to_dict())
+    model = config_json.build(self.CONFIG, cfg.model.to_dict(), "config")
+    config_checks.check(model)
     self.vae_params = None
     if cfg.vae:  # the VAE's config travels with its weights
-      vae, self.vae_params = load_vae(cfg.vae)
+      vae, self.vae_params = self.load_vae(cfg.vae)
       model = dataclasses.replace(model, vae=vae)
       config_checks.check(model)
     self.nets = self._nets(model)
-    self.tok = Tokenizer(model, self.nets.dino)
+    self.tok = self._tokenizer(model)
     if self.loss_cfg.draft and model.decoder.draft is None:
       raise ValueError(f"loss.draft is {self.loss_cfg.draft}, but the decoder has no draft: set it to 0.")
     shape = self.tok.latent_shape(1, self.tok.chunk_steps)[1:]
@@ -68,6 +71,19 @@ class TokenizerTask:
     self.router = None
     if self.loss_cfg.router:
       self.router, self.router_params = RoutedKeep.load(self.loss_cfg, self.tok)
+
+  # ---- what differs in other families of this kind
+
+  def _tokenizer(self, model) -> Tokenizer:
+    return Tokenizer(model, self.nets.dino)
+
+  def _opened(self, name) -> tuple[Tokenizer, Any]:
+    return Tokenizer.load(name)
+
+  def _encode_flops(self) -> float:
+    return flops.vae_flops(self.tok.cfg.vae, self.tok.chunk_frames, *self.tok.frame_size)[0]
+
+  # ---- parts
 
   def _nets(self, model) -> FrozenNets:
     return FrozenNets(self.loss_cfg, self.cfg.dino, model)
@@ -125,13 +141,13 @@ class TokenizerTask:
   def _random_vae(self):
     """For a config without weights: smoke runs, or training on stored latents."""
     stride = self.tok.spatial_factor
-    start = functools.partial(VAE(self.tok.cfg.vae).init, jax.random.key(0))
+    start = functools.partial(self.tok.cfg.vae.module().init, jax.random.key(0))
     return nn.unbox(jax.jit(start)(jnp.zeros((1, 1, stride, stride, 3))))["params"]
 
   def start(self, params, batches) -> Any:
     if not self.cfg.init_from:
       return self._fitted(params, batches) if self.tok.cfg.encoder.linear and self.loss_cfg.fit_batches else params
-    source, loaded = Tokenizer.load(self.cfg.init_from)
+    source, loaded = self._opened(self.cfg.init_from)
     for part in ("encoder", "decoder"):
       mine, theirs = (dataclasses.asdict(getattr(t.cfg, part)) for t in (self.tok, source))
       loaded[part] = _fitting(part, loaded[part], params[part], mine, theirs)
@@ -218,8 +234,7 @@ class TokenizerTask:
     if self.loss_cfg.flow:
       every = cfg.decoder.mask == "full"
       stacks += flops.stack_flops(cfg.decoder.stack, t * block, None if every else pairs)
-    encode, _ = flops.vae_flops(cfg.vae, self.tok.chunk_frames, *self.tok.frame_size)
-    return 3 * stacks + encode + self.nets.flops(self._grid(), cfg.latent_size)
+    return 3 * stacks + self._encode_flops() + self.nets.flops(self._grid(), cfg.latent_size)
 
   # ---- looking
 

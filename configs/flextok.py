@@ -1,0 +1,127 @@
+"""FlexTok (arXiv 2502.13967), pictures: configs/flextok.py:SIZE with SIZE one of smoke, d12_d12, d18_d18 and d18_d28.
+
+The recipe is VideoFlexTok's, whose relative it is; values marked `unknown` are not published, they are our defaults.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from configs import common
+from vftok.families.flextok.config import FlexTokConfig
+from vftok.families.flextok.vae import KLConfig
+from vftok.models.decoder import DecoderConfig
+from vftok.models.encoder import EncoderConfig
+from vftok.models.layers import PositionConfig
+from vftok.models.transformer import StackConfig
+from vftok.tasks.losses import TokenizerLoss
+
+BATCH = 1024  # unknown
+STEPS = 1_000_000  # unknown
+
+
+def get_config(size: str = "smoke"):
+  return {make.__name__: make for make in (smoke, d12_d12, d18_d18, d18_d28)}[size]()
+
+
+def model(encoder: int, decoder: int, vae: KLConfig, *, registers=256, latent=32, levels=(8, 8, 8, 5, 5, 5), **own):
+  """A FlexTok's config as a plain dict: so many blocks of 64 channels each; `own` goes to StackConfig."""
+  patch, readout = (1, 2, 2), own.pop("readout", None)
+  grid = PositionConfig("sincos", (latent // patch[1], latent // patch[2]))
+  cfg = FlexTokConfig(
+    vae=vae,
+    encoder=EncoderConfig(
+      stack=StackConfig(64 * encoder, encoder, **own),
+      patch=patch,
+      channels=vae.z_channels,
+      positions=grid,
+      t_max=1,
+      registers=registers,
+      out_dim=len(levels),
+      mask="time_block_causal_last",
+    ),
+    decoder=DecoderConfig(
+      stack=StackConfig(64 * decoder, decoder, adaln=2, **own),
+      patch=patch,
+      channels=vae.z_channels,
+      code_dim=len(levels),
+      registers=registers,
+      positions=grid,
+      register_positions=PositionConfig("learnable_sum", (registers,)),
+      replacements=("mask", "null"),
+      mask="full",
+      readout=readout,
+    ),
+    levels=levels,
+    latent_size=(latent, latent),
+  )
+  return dataclasses.asdict(cfg)
+
+
+def smoke():
+  """A second a step on any machine, over a VAE of random weights: for tests."""
+  vae = KLConfig(widths=(32, 32), blocks=1, z_channels=4)
+  return common.base(
+    task="flextok",
+    title="FlexTok smoke",
+    steps=4,
+    batch_size=4,
+    model=model(1, 1, vae, registers=4, latent=8, levels=(5, 5)),
+    loss=TokenizerLoss(share="shared", prefix_latents=0.5, prefix_width=64, prefix_depth=1, show_steps=2),
+    data=dict(sources=common.shapes(), frames=1, size=16, workers=0),
+    eval=dict(
+      sets=dict(shapes=common.shapes(6)), keeps=(1, 4), steps=2, lpips_net="", rfvd=False, batch_size=4, media=2
+    ),
+    optim=dict(lr=1e-3, warmup=2),
+    log_every=1,
+    save_every=2,
+    media_every=0,
+  )
+
+
+def _paper(encoder: int, decoder: int, **own):
+  """Pictures of 256x256; REPA to DINOv2-L on the first block, counts by the uniform law."""
+  pictures = lambda split: dict(pictures=dict(kind="image_folder", path="imagenet", split=split))
+  return common.base(
+    task="flextok",
+    title=f"FlexTok d{encoder}-d{decoder}",
+    vae="flextok_vae_c16",  # a folder: EPFL-VILAB's, or another AutoencoderKL of 16 channels
+    steps=STEPS,
+    batch_size=BATCH,
+    mesh=dict(data=-1, fsdp=1),
+    model=model(
+      encoder, decoder, KLConfig(), readout=(2, 1024), dtype="bfloat16", remat="dots_with_no_batch_dims_saveable"
+    ),
+    loss=TokenizerLoss(
+      nested="uniform",
+      share="shared",
+      repa=1.0,
+      features="dinov2",
+      features_path="facebook/dinov2-large",
+      show_steps=20,
+      show_guidance=0.0,
+    ),
+    data=dict(sources=pictures("train"), frames=1, size=256, flip=True, workers=16),
+    eval=dict(sets=dict(val=pictures("val")), clips=5000, guidance=7.5, guidance_kind="apg", steps=20, rfvd=False),
+    optim=dict(lr=1.124e-3, warmup=10_000, mup_base_width=256, b2=0.99, weight_decay=0.02),  # unknown
+    ema=0.9998,  # unknown
+    log_every=50,
+    save_every=2000,
+    media_every=5000,
+    **own,
+  )
+
+
+def d12_d12():
+  """Of `flextok_d12_d12_in1k`."""
+  return _paper(12, 12)
+
+
+def d18_d18():
+  """Of `flextok_d18_d18_in1k`."""
+  return _paper(18, 18)
+
+
+def d18_d28():
+  """Of `flextok_d18_d28_in1k` and `_dfn`."""
+  return _paper(18, 28)
