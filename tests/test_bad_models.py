@@ -112,11 +112,16 @@ BAD_MODELS = {
     text("config.json", b'{"format": "vftok-tokenizer", "version": 9}'),
     "9, expected 1",
   ),
+  "version no number": (
+    text("config.json", b'{"format": "vftok-tokenizer", "version": true}'),
+    "version is True, expected 1",
+  ),
   "config without parts": (text("config.json", b'{"format": "vftok-tokenizer", "version": 1}'), "'vae'"),
   "unknown target": (configure(set_target), "'os.system'"),
   "part missing": (configure(lambda t: t.pop("regularizer")), "'regularizer'"),
   "vae text": (configure(lambda t: t.update(vae="vidtok")), "vae = 'vidtok'"),
   "levels text": (configure(lambda t: t["regularizer"].update(levels="8")), "levels = '8'"),
+  "a level that is no number": (configure(lambda t: t["regularizer"].update(levels=[8, 8, 8, True])), "levels = [8,"),
   "levels of ones": (configure(lambda t: t["regularizer"].update(levels=[1] * 6)), "levels"),
   "module dict a list": (configure(lambda t: t["encoder"].update(module_dict=[1])), "encoder"),
 }

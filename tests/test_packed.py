@@ -120,6 +120,8 @@ META = {
   "codec": ("PNG", "codec is 'PNG', expected one of AVIF, WEBP"),
   "label_names": ("even", "its label_names are not a list"),
   "version": (2, "its meta is not of format"),
+  "version ": (True, "its meta is not of format"),
+  "size ": ([True, 20], "its size is"),
 }
 
 
@@ -146,7 +148,7 @@ def test_damage_is_refused(file, name, tmp_path):
 @pytest.mark.parametrize("key", META)
 def test_bad_meta_is_refused(file, key, tmp_path):
   arrays, (value, sentence) = arrays_of(file), META[key]
-  arrays["meta"] = np.array(json.dumps({**json.loads(str(arrays["meta"])), key: value}))
+  arrays["meta"] = np.array(json.dumps({**json.loads(str(arrays["meta"])), key.strip(): value}))
   refused(tmp_path / "bad.npz", arrays, sentence)
 
 

@@ -127,6 +127,13 @@ REFUSED = [  # what is changed in the file, or in the config, and the sentence
   (lambda p: p["settings"].update({"eval.rfvd": 1}), {}, "the protocol has 'eval.rfvd' = 1"),
   (lambda p: p.update(kind="probe"), {}, "no kind of evaluation"),
   (lambda p: p.update(version=2), {}, "expected 'vftok-protocol' and 1"),
+  (lambda p: p.update(version=True), {}, "version True, expected 'vftok-protocol' and 1"),
+  (lambda p: p["settings"].update({"seed": False}), {}, "the protocol has 'seed' = False"),
+  (
+    lambda p: p["sources"]["shapes"].update(count=True),
+    {"eval.sets.shapes.shapes.count": 1},
+    "protocol {'count': True",
+  ),
   (lambda p: p["settings"].update({"eval.seeds": [float("nan")]}), {}, "the protocol has 'eval.seeds' = [nan]"),
   (lambda p: p["settings"].update({"seed": 10**400}), {}, "the protocol has 'seed' = 1000"),
   (lambda p: p["settings"].update({"eval.batch_size": 10**9}), {}, "a batch by the protocol has"),

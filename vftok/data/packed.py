@@ -28,6 +28,7 @@ from PIL import Image, features
 from vftok.data.clip import load_clip
 from vftok.io.sides import NoSuchSplit
 from vftok.runtime.files import whole_file
+from vftok.runtime.words import is_whole
 
 FORMAT, VERSION = "vftok-packed", 1
 CODECS = ("AVIF", "WEBP")
@@ -199,11 +200,11 @@ def _check_codec(codec, path):
 
 
 def _check_meta(meta: Any, path: Path, bad: Callable[[str], ValueError]) -> None:
-  if not isinstance(meta, dict) or meta.get("format") != FORMAT or meta.get("version") != VERSION:
+  version = meta.get("version") if isinstance(meta, dict) else None
+  if not is_whole(version) or version != VERSION or meta.get("format") != FORMAT:
     raise bad(f"its meta is not of format {FORMAT} {VERSION}")
   size, fps, names = meta.get("size"), meta.get("fps"), meta.get("label_names")
-  whole = lambda x: isinstance(x, int) and not isinstance(x, bool)
-  if not isinstance(size, list) or len(size) != 2 or not all(whole(x) and 0 < x <= _MOST_SIDE for x in size):
+  if not isinstance(size, list) or len(size) != 2 or not all(is_whole(x) and 0 < x <= _MOST_SIDE for x in size):
     raise bad(f"its size is {str(size)[:40]}")
   if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not 0.01 <= fps <= 1000:
     raise bad(f"its fps is {str(fps)[:40]}")

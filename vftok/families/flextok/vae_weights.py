@@ -197,6 +197,7 @@ def stated_otherwise(cfg: KLConfig, config: Mapping[str, Any]) -> str:
     ("block_out_channels", list(cfg.widths)),
     ("layers_per_block", cfg.blocks),
   ):
-    if config.get(key) not in (None, found):
-      return f"{key} = {brief(config[key])} and tensors of {found}"
+    stated = config.get(key)
+    if stated is not None and repr(stated) != repr(found):  # as JSON has them: true is not 1
+      return f"{key} = {brief(stated)} and tensors of {found}"
   return ""
