@@ -134,7 +134,7 @@ REFUSED = [  # what is changed in the file, or in the config, and the sentence
     {"eval.sets.shapes.shapes.count": 1},
     "protocol {'count': True",
   ),
-  (lambda p: p["settings"].update({"eval.seeds": [float("nan")]}), {}, "the protocol has 'eval.seeds' = [nan]"),
+  (lambda p: p["settings"].update({"eval.seeds": [float("nan")]}), {}, "holds nan, expected finite numbers"),
   (lambda p: p["settings"].update({"seed": 10**400}), {}, "the protocol has 'seed' = 1000"),
   (lambda p: p["settings"].update({"eval.batch_size": 10**9}), {}, "a batch by the protocol has"),
   (lambda p: p["settings"].update({"data.size": 20000}), {}, "a batch by the protocol has"),

@@ -170,6 +170,29 @@ def test_a_number_of_a_config_has_64_bits():
     plain({"a": [2**2000]})  # Python would not even print it
 
 
+STRANGE = [  # of a config's dropout, which only training reads but `export` writes on
+  (float("nan"), "holds nan, expected finite numbers"),
+  ([0.1, {"a": float("-inf")}], "holds -inf, expected finite numbers"),
+  ("a\ud800", "holds 'a\\ud800', expected"),
+  ({"\udfff": 1}, "keys that are not text ('\\udfff')"),
+]
+
+
+@pytest.mark.parametrize(("value", "sentence"), STRANGE, ids=[s for _, s in STRANGE])
+def test_a_config_is_what_json_can_hold(value, sentence, tmp_path):
+  args = {"dim": 8, "n_layer": 1, "n_head": 2, "vocab_size": 4, "max_seq_len": 2, "dropout": value}
+  path = write_torch(tmp_path / "a.pt", {"model": {"args": args, "sd": {"w": np.zeros(2, np.float32)}}})
+  for call in (hub.open_checkpoint, vftok.Generator.load):
+    with pytest.raises(ValueError) as caught:
+      call(path)
+    assert sentence in str(caught.value) and len(str(caught.value)) < 400 and "\n" not in str(caught.value)
+
+
+def test_names_of_tensors_are_text(tmp_path):
+  with pytest.raises(ValueError, match=r"it has a\\ud800 where tensors by name were expected"):
+    TorchFile(write_torch(tmp_path / "a.pt", {"a\ud800": np.zeros(2, np.float32)}))
+
+
 def test_only_regular_files_of_a_folder_are_weights(tmp_path):
   os.mkfifo(tmp_path / "a.pt")  # whoever opens it waits
   with pytest.raises(FileNotFoundError, match="has no model"):

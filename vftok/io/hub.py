@@ -9,6 +9,7 @@ import ast
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import re
@@ -27,7 +28,7 @@ from vftok.io import remote, shipped, torch_file, weight_index
 from vftok.io.finite import is_finite
 from vftok.io.int8 import SCALES, scales_shape, widened
 from vftok.runtime.files import part_of, umask
-from vftok.runtime.words import brief, cut
+from vftok.runtime.words import brief, cut, is_text
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FLOATS = tuple(np.dtype(name) for name in (np.float32, np.float16, np.float64, ml_dtypes.bfloat16))
@@ -235,14 +236,24 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def check_plain(path, config: Any) -> None:
-  """Raises ValueError unless a config is plain data of JSON's kinds, nested no deeper than a config is."""
+  """Raises ValueError unless a config is plain data as JSON can hold it, nested no deeper than a config is.
+
+  What Python's reader takes beside that, NaN, infinity and halves of surrogate pairs, would be written on by `export`.
+  """
+  path = cut(path, 150)
   level = [config]
   for _ in range(MAX_NESTING):
     for value in level:
-      if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
-        raise ValueError(f"{path} has a config with keys that are not text: fetch the file again.")
+      if isinstance(value, dict) and (strange := [key for key in value if not is_text(key)]):
+        raise ValueError(
+          f"{path} has a config with keys that are not text ({brief(strange[0])}): fetch the file again."
+        )
       if not isinstance(value, (dict, list, str, int, float, type(None))):
         raise ValueError(f"{path} has a config that holds a {type(value).__name__}, expected JSON: fetch it again.")
+      if (isinstance(value, str) and not is_text(value)) or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError(
+          f"{path} has a config that holds {brief(value)}, expected finite numbers and text in UTF-8: correct the file."
+        )
     inner = [value for value in level if isinstance(value, (dict, list))]
     level = [v for value in inner for v in (value.values() if isinstance(value, dict) else value)]
     if not level:

@@ -22,7 +22,7 @@ import numpy as np
 
 from vftok.io import torch_pickle
 from vftok.io.torch_pickle import Tensor
-from vftok.runtime.words import cut
+from vftok.runtime.words import cut, is_text
 
 MAX_PICKLE = 1 << 23  # bytes
 MAX_CONFIG = 1 << 16  # values
@@ -162,7 +162,7 @@ def contents(content: Any) -> tuple[dict[str, Tensor], Any]:
     inside = (content[name] for name in WEIGHTS if type(content.get(name)) is dict and content[name])
     found = next(inside, content)
   for key, value in found.items():
-    if not isinstance(key, str) or not isinstance(value, Tensor):
+    if not is_text(key) or not isinstance(value, Tensor):
       raise ValueError(f"it has {cut(key)} where tensors by name were expected")
   if not found:
     raise ValueError("it holds no tensors")
