@@ -156,12 +156,7 @@ def config_of_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 def save_files(directory: str | os.PathLike, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> None:
   """Writes model.safetensors and config.json; an interrupted call leaves what was there before."""
-  target = pathlib.Path(directory)
-  if target.exists() and not target.is_dir():
-    raise ValueError(f"{target} is a file, expected a directory to save the model in: choose another name.")
-  for name in (WEIGHTS, CONFIG):
-    if (target / name).is_dir():
-      raise ValueError(f"{target / name} is a folder, expected a file or nothing: save in another directory.")
+  target = check_directory(directory)
   target.parent.mkdir(parents=True, exist_ok=True)
   partial = part_of(target)
   try:
@@ -176,6 +171,19 @@ def save_files(directory: str | os.PathLike, tensors: Mapping[str, np.ndarray], 
         os.replace(partial / name, target / name)
   finally:
     shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_directory(directory: str | os.PathLike) -> pathlib.Path:
+  """The path of a directory that a model can be saved in, made or not yet. Raises ValueError where none can."""
+  target = pathlib.Path(os.path.abspath(directory))
+  if not os.fspath(directory) or not target.name:
+    raise ValueError(f"{brief(os.fspath(directory))} is no directory to save a model in, expected a name: choose one.")
+  if target.exists() and not target.is_dir():
+    raise ValueError(f"{target} is a file, expected a directory to save the model in: choose another name.")
+  for name in (WEIGHTS, CONFIG):
+    if (target / name).is_dir():
+      raise ValueError(f"{target / name} is a folder, expected a file or nothing: save in another directory.")
+  return target
 
 
 def report_keys(path, missing: Iterable[str], unused: Iterable[str], net: str = "") -> None:
@@ -212,8 +220,10 @@ def _open(path: pathlib.Path):
     if start == b"PK":
       return torch_file.TorchFile(path)
     if start[:1] == b"\x80":
-      which = cut(path, 150)
-      raise ValueError(f"{which} is a pickle, expected safetensors: convert it where you trust its origin.") from None
+      raise ValueError(
+        f"{cut(path, 150)} is a pickle and no zip, as torch saved files before 1.6, expected a zip or safetensors: "
+        "where you trust its origin, torch.save(torch.load(FILE), OTHER) writes one that can be read."
+      ) from None
     reason = cut(re.sub(r"^.*?header: ", "", str(error)), 100)
     raise ValueError(f"{cut(path, 150)} is no whole safetensors file ({reason}): fetch it again.") from None
 
