@@ -68,7 +68,10 @@ BAD_MODELS = {
   "empty file": (cut(0), "model.safetensors"),
   "header too long": (text("model.safetensors", struct.pack("<Q", 1 << 60) + b"{}"), "model.safetensors"),
   "zip pickle": (text("model.safetensors", b"PK\x03\x04archive/data.pkl"), "pickle"),
-  "raw pickle": (text("model.safetensors", b"\x80\x04\x95\x10\x00\x00"), "pickle"),
+  "raw pickle": (
+    text("model.safetensors", b"\x80\x04\x95\x10\x00\x00"),
+    "torch.save(torch.load(FILE), OTHER) writes one",
+  ),
   "only a .bin": (pickled("pytorch_model.bin"), "pytorch_model.bin is a pickle"),
   "only a .ckpt": (pickled("last.ckpt"), "last.ckpt is a pickle"),
   "no weights": (remove("model.safetensors"), "has no model.safetensors"),
@@ -107,6 +110,8 @@ BAD_MODELS = {
   ),
   "config rather deep": (text("config.json", b'{"a": ' + b"[" * 200 + b"]" * 200 + b"}"), "nested deeper"),
   "config of another format": (text("config.json", b'{"format": "gguf"}'), "'gguf'"),
+  "format huge": (text("config.json", b'{"format": 1' + b"0" * 400 + b"}"), "has format 1000"),
+  "format long": (text("config.json", b'{"format": "' + b"x" * 4000 + b'"}'), "has format 'xxx"),
   "format a list": (text("config.json", b'{"format": []}'), "[]"),
   "config of the future": (
     text("config.json", b'{"format": "vftok-tokenizer", "version": 9}'),
@@ -158,6 +163,10 @@ OWN = {
   "infinite": (("decoder.max_timestep", float("inf")), "inf"),
   "remat": (("encoder.stack.remat", "some"), "'some'"),
   "VAE levels": (("vae.ch_mult", [1]), "ch_mult"),
+  "VAE blocks": (("vae.num_res_blocks", 65_536), "num_res_blocks = 65536, expected at most 32"),
+  "VAE times": (("vae.time_levels", [10**400, 0]), "the VAE needs two of its levels"),
+  "VAE spaces": (("vae.space_levels", [10**400]), "space_levels=(1000"),
+  "steps": (("chunk_frames", 65_533), "chunk_frames = 65533, expected at most 1021"),
   "VAE levels zero": (("vae.ch_mult", [1, 0, 4, 4]), "ch_mult"),
 }
 

@@ -256,6 +256,7 @@ def test_damaged_weights(place, tmp_path):
   for change, sentence in (
     (lambda t: t.pop("prior_model.head.bias"), "lacks prior_model.head.bias"),
     (lambda t: t.pop("prior_model.pos_emb"), "no whole prior"),
+    (lambda t: t.update({"prior_model.pos_emb": np.zeros((1, 2**40, 0), np.float32)}), "a prior of length 1099511627"),
     (lambda t: t.update({"scorer.project.bias": np.zeros(3, np.float32)}), "has unused scorer.project.bias"),
     (lambda t: t.update({"encoder_latent_query_embed": np.full((24, 64), np.nan, np.float32)}), "NaN or infinite"),
     (lambda t: t.update({"x_embedder.proj.weight": np.zeros((64, 3, 8, 8), np.float32)}), "expected (64, 3, 4, 8, 8)"),

@@ -77,7 +77,7 @@ def build(kind: Any, value: Any, where: str) -> Any:
     try:
       return kind(**fields)
     except ValueError as error:
-      raise ValueError(f"{where} cannot be built ({str(error).rstrip('.')}): correct the config.") from None
+      raise ValueError(f"{where} cannot be built ({cut(str(error).rstrip('.'), 250)}): correct the config.") from None
   if origin is tuple:
     if not isinstance(value, (list, tuple)):
       raise ValueError(f"{where} is {brief(value)}, expected a list.")

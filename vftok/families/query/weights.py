@@ -20,7 +20,7 @@ from vftok.families.query.params import abstract_params
 from vftok.families.query.positions import fixed_shapes
 from vftok.io import hub
 from vftok.io.layout import LINEAR, LINEAR_2IN, SAME, VECTOR, Rule, converted
-from vftok.models.config_checks import MAX_DEPTH
+from vftok.models.config_checks import MAX_DEPTH, MAX_SIZE
 from vftok.models.vit import BlocksConfig
 from vftok.runtime.words import brief, cut, is_whole
 
@@ -196,6 +196,9 @@ def _prior(file: hub.Checkpoint, named: Any, heads: int | None) -> PriorConfig:
     length = shapes[f"{PRIOR}pos_emb"][1]
   except (KeyError, IndexError) as error:
     raise ValueError(f"{cut(file.path, 150)} has no whole prior, it lacks or bends {error}: fetch it again.") from None
+  for what, n in (("width", dim), ("hidden width", hidden), ("length", length)):
+    if not 0 < n <= MAX_SIZE:
+      raise ValueError(f"{cut(file.path, 150)} has a prior of {what} {n}, expected 1..{MAX_SIZE}: fetch it again.")
   name = str(named.get("name") or "").removeprefix("gptc-")
   stated = 0 if args.get("n_head") is None else args["n_head"]
   heads = (heads or stated or PRIOR_HEADS.get(name, 0)) if is_whole(stated) else stated
