@@ -196,9 +196,9 @@ class ARTask:
     from vftok.evals.generation_run import evaluate
 
     tok, tok_params = self.tokenizer()
-    law = self.cfg.eval.generation
-    guidance = (law.decoder, law.decoder_scale) if law.decoder else _guidance(self.loss_cfg)
-    return evaluate(self.cfg, self.gen, params, tok, tok_params, tok.sampling(law.steps, *guidance), out, asked)
+    settings = self.cfg.eval.generation
+    guidance = (settings.decoder, settings.decoder_scale) if settings.decoder else _guidance(self.loss_cfg)
+    return evaluate(self.cfg, self.gen, params, tok, tok_params, tok.sampling(settings.steps, *guidance), out, asked)
 
   def tokenizer(self) -> tuple[Any, Any]:
     """(tokenizer, params) that the stored tokens are of."""
