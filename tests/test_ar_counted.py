@@ -161,7 +161,8 @@ def test_wrong_tokens_and_lengths_are_refused(made, tmp_path):
     with pytest.raises(ValueError, match=r"counts \[2, 4, 8, 16\] of their own, expected 'length_first'"):
       make_task(wrong)
   meta = json.loads((out / "recipe.json").read_text())
-  for change in ({"counts": [0]}, {"counts": "x"}, {"condition": {"frames": 0, "counts": [8]}}):
+  conditions = ({"frames": 0, "counts": [8]}, {"frames": 1, "counts": [True]})
+  for change in ({"counts": [0]}, {"counts": "x"}, *({"condition": condition} for condition in conditions)):
     (tmp_path / "recipe.json").write_text(json.dumps(meta | change))
     with pytest.raises(ValueError, match="is damaged"):
       read_meta(tmp_path)

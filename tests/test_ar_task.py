@@ -306,6 +306,7 @@ def test_a_file_of_prompts_becomes_films_and_a_page(tokens, whole_run, tmp_path)
     ("a.jsonl", '{"text": "a"}\n{"txt": 1}', r"a\.jsonl:2 is '\{\"txt\": 1\}', expected"),
     ("a.jsonl", "a duck", r"a\.jsonl:1 is 'a duck', expected"),
     ("a.jsonl", '{"text": " "}', "expected"),
+    ("a.jsonl", '{"label": true}', r"a\.jsonl:1 is '\{\"label\": true\}', expected"),
   ],
 )
 def test_prompts_that_are_none_are_named(tmp_path, name, text, message):

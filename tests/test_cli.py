@@ -274,6 +274,7 @@ BAD = [
   ("encode model7 CLIP out.vft --start 9", "has 0 frames from 9 s on"),
   ("encode model7 CLIP out.vft --max-frames 0", "max_frames is 0"),
   ("encode model7 CLIP out.vft --max-frames 20 --fit error", "frames over, expected 17 or 33"),
+  ("encode model7 CLIP out.vft --router r", "--router is 'r' without --budget"),
   ("decode model7 no.vft out.mp4", "no.vft does not exist"),
   ("decode model7 cut.vft out.mp4", "was cut short"),
   ("decode model7 CLIP out.mp4", "does not start with the .vft mark"),

@@ -1,12 +1,29 @@
 """Configs changed at random: a sentence or a model, never another exception."""
 
 import copy
+import functools
 import json
 import warnings
 
+import flextok_files
+import pytest
+import query_models
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from model_files import load_with
+
+from vftok.convert import reference_config, semantok_ar
+from vftok.families.evatok import reference as evatok_reference
+from vftok.families.flextok import released as released_flextok
+from vftok.families.query import config as query_config
+from vftok.families.query import larp_ar_weights
+from vftok.frozen.metrics import clip
+from vftok.frozen.text import minilm, t5
+from vftok.io import hub, shipped
+from vftok.models import config_json
+from vftok.models.config import GeneratorConfig, TokenizerConfig
+from vftok.models.router import RouterConfig
+from vftok.models.vae import VAEConfig
 
 
 def places(tree, path=()):
@@ -86,6 +103,78 @@ def loads_or_says_why(model, directory, config):
       load_with(model, directory, config)
   except (ValueError, FileNotFoundError) as error:
     assert "\n" not in str(error) and str(error).endswith("."), str(error)
+
+
+HUGE = [10**400, "x" * 5000, [10**400] * 300, {"x" * 5000: 1}, 0]
+T5 = dict(model_type="t5", vocab_size=9, d_model=8, num_layers=2, num_heads=2, d_kv=4, d_ff=8, dense_act_fn="relu")
+T5 |= dict(relative_attention_num_buckets=8, relative_attention_max_distance=9, layer_norm_epsilon=1e-6)
+TOWER = dict(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, hidden_act="gelu", layer_norm_eps=1e-5)
+BERT = dict(model_type="bert", position_embedding_type="absolute", max_position_embeddings=7, type_vocab_size=2)
+CLIP = dict(model_type="clip", projection_dim=8, text_config=TOWER | dict(vocab_size=9), vision_config=TOWER)
+SEMANTOK = dict(depth=2, vocab=30, seq_len=10, n_classes=3, ctx_dim=4, n_ctx_null=1, head_bias=True)
+
+
+def own(name, kind):
+  """A shipped config, and what reads it."""
+  return lambda: (hub.read_json(shipped.find(name) / "config.json"), lambda config: config_json.from_json(kind, config))
+
+
+def released(name, key, read):
+  return lambda: (json.loads(query_models.golden(name)[1][key]), read)
+
+
+def flextok():
+  weights, config, _ = flextok_files.golden_parts()
+  prefix = released_flextok.VAE_PREFIX
+  shapes = {k.removeprefix(prefix): a.shape for k, a in weights.items() if k.startswith(prefix)}
+  vae = lambda config: released_flextok.vae_config(released_flextok.parts_of(config)["vae"], shapes)
+  return config, lambda config: released_flextok.parse(config, vae(config))
+
+
+READERS = {  # a good config, and what reads it without weights
+  "tokenizer": own("vftok-mini", TokenizerConfig),
+  "VAE": own("vftok-mini-vae", VAEConfig),
+  "generator": own("vftok-mini-t2v", GeneratorConfig),
+  "router": own("vftok-mini-router", RouterConfig),
+  "VideoFlexTok": released("small", "config", lambda config: reference_config.parse(config, VAEConfig())),
+  "FlexTok": flextok,
+  "LARP": released("larp_small", "config", query_config.parse),
+  "AdapTok": released("adaptok_small", "config", query_config.parse),
+  "LARP's generator": released("larp_small", "ar_config", larp_ar_weights.parse),
+  "EVATok": released("evatok_small", "config", evatok_reference.parse),
+  "SemanTok's generator": lambda: (SEMANTOK, semantok_ar.parse),
+  "T5": lambda: (T5, lambda config: t5.config_of("t5", config, "float32")),
+  "BERT": lambda: (
+    TOWER | BERT | dict(vocab_size=9, intermediate_size=8),
+    lambda config: minilm.config_of("bert", config, "float32"),
+  ),
+  "CLIP": lambda: (CLIP, lambda config: clip._config_of("clip", config)),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_what_no_config_has_is_a_short_sentence(name):
+  """Each value of a config in turn, and each key."""
+  config, read = READERS[name]()
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    read(config)
+    for *parents, last in list(places(config)):
+      for value in (*HUGE, ...):
+        changed = copy.deepcopy(config) if value is ... else config
+        inner = functools.reduce(lambda part, key: part[key], parents, changed)
+        before = inner[last]
+        if value is not ...:
+          inner[last] = value
+        elif isinstance(inner, dict):
+          inner["k" * 5000] = inner.pop(last)
+        try:
+          read(changed)
+        except ValueError as error:
+          said = str(error)
+          assert type(error) is ValueError and len(said) < 400 and "\n" not in said, (*parents, last, said[:500])
+        finally:
+          inner[last] = before
 
 
 FUZZ = settings(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,6 +116,18 @@ def test_every_switch_of_a_generator(changes, tmp_path, capsys):
   gen, _ = vftok.Generator.load(tmp_path / "in")
   assert type(gen) is Larp and gen.net.cfg == cfg
   assert exported(tmp_path / "in", tmp_path / "out", capsys) == parts(tmp_path / "in")
+
+
+def test_an_output_without_a_name(tmp_path, capsys, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for out in ("", "/"):
+    assert commands.main(["export", "vftok-mini", out]) == 2
+    said = capsys.readouterr().err
+    assert f"{out!r} is no directory to save a model in, expected a name" in said and len(said) < 420
+  write_golden(tmp_path / "in", "larp_small", "ar_config")
+  (tmp_path / "here").mkdir()
+  monkeypatch.chdir(tmp_path / "here")
+  assert exported(tmp_path / "in", Path(), capsys) == parts(tmp_path / "in")
 
 
 @pytest.mark.slow

@@ -64,6 +64,11 @@ BAD = {
   "misshapen": ("dinov2", with_("encoder.layer.0.mlp.fc1.weight", ONES), r"fc1.weight with shape \(3, 3\), expected"),
   "turned": ("vjepa2", with_("encoder.layer.1.mlp.fc1.weight", np.ones((DIM, HIDDEN), np.float32)), "fc1.weight with"),
   "positions": ("dinov2", with_("embeddings.position_embeddings", np.ones((1, 24, DIM), np.float32)), r"\(1, 24, 28\)"),
+  "no numbers": (
+    "dinov2",
+    with_("embeddings.position_embeddings", np.ones((0, 2**40, 2), np.float32)),
+    r"shape \(0, 1099511627776, 2\), expected sizes of 1\.\.65536",
+  ),
   "rank": ("dinov2", with_("embeddings.position_embeddings", ONES), "position_embeddings .* expected 3 axes"),
   "whole numbers": ("dinov2", with_("layernorm.bias", np.ones(DIM, np.int32)), "layernorm.bias as int32"),
   "far layer": ("vjepa2", with_("encoder.layer.99999.norm1.bias", ONES), "has a layer 99999"),

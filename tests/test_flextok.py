@@ -123,6 +123,11 @@ def test_a_vae_opens_by_itself_in_diffusers_layout(image_model, image_parts, tmp
     assert sentence in str(error.value) and len(str(error.value)) < 400
   with pytest.raises(FileNotFoundError, match=r"no config\.json"):
     vae_weights.load_vae(tmp_path)
+  with pytest.raises(ValueError, match="4 levels of 99 blocks, expected at most 32"):
+    dataclasses.replace(cfg, blocks=99)
+  shallow = dataclasses.replace(cfg, blocks=1)
+  assert vae_weights.stated_otherwise(shallow, {"layers_per_block": 1}) == ""
+  assert vae_weights.stated_otherwise(shallow, {"layers_per_block": True}) == "layers_per_block = True and tensors of 1"
 
 
 @pytest.mark.slow

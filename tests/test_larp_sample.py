@@ -100,7 +100,10 @@ def test_sample_command(run):
 
 REFUSED = [
   ("class out.mp4 --class 3", "names no tokenizer: pass --tokenizer"),
-  ("class a_dog out.mp4", "knows no text"),
+  ("class a_dog out.mp4", "knows no text, expected a class: pass one, or None"),
+  ("class out.mp4", "expected PROMPT OUT, or OUT alone with --class NAME or --first-frames VIDEO"),
+  ("class out.mp4 --class 3 --text-encoder t5", "--text-encoder is 't5', but this generator names no text encoder"),
+  ("frames out.mp4 --first-frames clip.mp4 --text-encoder t5", "this generator names no text encoder: leave it out"),
   ("class out.mp4 --class 7", "label is 7, expected 0..6"),
   ("class out.mp4 --class dog", "class 'dog' is unknown, expected a number: this generator has no class names"),
   ("class out.mp4 --class 3,dog", "class 'dog' is unknown"),
@@ -113,7 +116,7 @@ REFUSED = [
   ("class out.mp4 --class 3 --steps 4", "--steps is 4, but this tokenizer decodes in one pass"),
   ("class out.mp4 --class 3 --guidance cfg", "--guidance is cfg, but this tokenizer decodes in one pass"),
   ("class out.mp4 --first-frames clip.mp4", "leave out frames and first frames"),
-  ("frames out.mp4 --class 3", "knows no classes"),
+  ("frames out.mp4 --class 3", "knows no classes, expected no condition: pass None, and first frames where it goes on"),
   ("frames a_dog out.mp4 --first-frames clip.mp4", "knows no text"),
   ("frames out.mp4 --first-frames clip.mp4 --first-count 8", "first_frames has 8 frames, expected 1..7"),
   ("frames out.mp4 --first-frames clip.mp4 --gen-guidance 2", "neither labels nor guidance"),

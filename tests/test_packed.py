@@ -1,7 +1,9 @@
 """Packed clips: what goes in comes out, as from stored frames; damage is one sentence and never a picture."""
 
+import io
 import json
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -110,9 +112,19 @@ DAMAGE = {
   "float offsets": (lambda a: a.update(offsets=a["offsets"].astype(np.float64)), "offsets is float64"),
   "flat captions": (lambda a: a.update(caption=np.array("x")), "caption is <U1 ()"),
   "no blob": (lambda a: a.pop("blob"), "it lacks blob"),
-  "pickled": (lambda a: a.update(name=np.array([{}] * 5, object)), "allow_pickle"),
+  "pickled": (lambda a: a.update(name=np.array([{}] * 5, object)), "name is object (5,)"),
   "meta of nothing": (lambda a: a.update(meta=np.array("{")), "is no whole packed file"),
   "meta of another": (lambda a: a.update(meta=np.array("[]")), "its meta is not of format vftok-packed 1"),
+}
+HEADERS = {  # an array's shape and type as its header says, over 12 bytes
+  "a terabyte": ("blob", (2**40,), "|u1", "blob has 12 bytes, and (1099511627776,) of uint8 are 1099511627776"),
+  "beyond all arrays": ("blob", (0, 2**62, 2**62), "|u1", "blob is uint8 (0, 4611686018427387904"),
+  "beyond all numbers": ("frames", (2**70,), "<i4", "frames has 12 bytes, and (1180591620717411303424,) of int32"),
+  "below none": ("frames", (-1,), "<i4", "frames is int32 (-1,)"),
+  "long text": ("name", (3,), "<U2000000000", "name is no array"),
+  "objects": ("label", (3,), "|O", "label is object (3,)"),
+  "no characters": ("caption", (3,), "<U1", "caption holds what is no text"),
+  "too little": ("meta", (), "<U4", "meta has 12 bytes, and () of <U4 are 16"),
 }
 META = {
   "size": ([20, 10**6], "its size is"),
@@ -120,6 +132,8 @@ META = {
   "codec": ("PNG", "codec is 'PNG', expected one of AVIF, WEBP"),
   "label_names": ("even", "its label_names are not a list"),
   "version": (2, "its meta is not of format"),
+  "version ": (True, "its meta is not of format"),
+  "size ": ([True, 20], "its size is"),
 }
 
 
@@ -143,10 +157,23 @@ def test_damage_is_refused(file, name, tmp_path):
   refused(tmp_path / "bad.npz", arrays, sentence)
 
 
+@pytest.mark.parametrize("name", HEADERS)
+def test_headers_are_read_before_their_arrays(file, name, tmp_path):
+  key, shape, kind, sentence = HEADERS[name]
+  header = io.BytesIO()
+  np.lib.format.write_array_header_1_0(header, {"shape": shape, "fortran_order": False, "descr": kind})
+  with zipfile.ZipFile(file) as whole, zipfile.ZipFile(tmp_path / "bad.npz", "w") as bad:
+    for member in whole.namelist():
+      bad.writestr(member, header.getvalue() + b"\xff" * 12 if member == f"{key}.npy" else whole.read(member))
+  with pytest.raises(ValueError) as caught:
+    packed("all", path=tmp_path / "bad.npz")
+  assert sentence in str(caught.value) and len(str(caught.value)) < 400
+
+
 @pytest.mark.parametrize("key", META)
 def test_bad_meta_is_refused(file, key, tmp_path):
   arrays, (value, sentence) = arrays_of(file), META[key]
-  arrays["meta"] = np.array(json.dumps({**json.loads(str(arrays["meta"])), key: value}))
+  arrays["meta"] = np.array(json.dumps({**json.loads(str(arrays["meta"])), key.strip(): value}))
   refused(tmp_path / "bad.npz", arrays, sentence)
 
 

@@ -24,10 +24,12 @@ def get(kind: str, size: str) -> ConfigDict:
 def test_generators_read_clips_as_their_tokenizer_was_trained(kind, size):
   """Kinetics-600 by the model of 128 pixels, Panda-70M by that of 256; 4 s in 17 frames, 8 fps for 81 frames only."""
   cfg = get(kind, size)
-  law = cfg.tokenize
-  assert law.tokenizer == list(PUBLIC)[kind == "t2v"] and law.size == PUBLIC[law.tokenizer] == cfg.data.size
-  assert (law.frames, law.fps) == ((81, 8.0) if size == "long" else (17, 4.25))
-  assert (cfg.data.frames, cfg.data.fps) == (law.frames, law.fps)  # films of a run, and its evaluation
+  settings = cfg.tokenize
+  assert (
+    settings.tokenizer == list(PUBLIC)[kind == "t2v"] and settings.size == PUBLIC[settings.tokenizer] == cfg.data.size
+  )
+  assert (settings.frames, settings.fps) == ((81, 8.0) if size == "long" else (17, 4.25))
+  assert (cfg.data.frames, cfg.data.fps) == (settings.frames, settings.fps)  # films of a run, and its evaluation
   assert cfg.model.ar.positions == "flat"  # learned absolute
   directories = {cfg.data.sources.tokens.directory, cfg.eval.sets.val.tokens.directory}
   assert len(directories) == 1 and directories.pop().endswith(
@@ -37,9 +39,9 @@ def test_generators_read_clips_as_their_tokenizer_was_trained(kind, size):
 
 @pytest.mark.parametrize("size", ["d12", "d18", "d18_k600"])
 def test_routers_are_over_tokenizers_that_exist(size):
-  law = router.get_config(size).label
-  assert law.tokenizer in PUBLIC or law.tokenizer.startswith("runs/")
-  assert law.fps == 4.25 and law.size == PUBLIC.get(law.tokenizer, 128)
+  settings = router.get_config(size).label
+  assert settings.tokenizer in PUBLIC or settings.tokenizer.startswith("runs/")
+  assert settings.fps == 4.25 and settings.size == PUBLIC.get(settings.tokenizer, 128)
 
 
 @pytest.mark.parametrize("size", TOKENIZERS)
@@ -72,9 +74,15 @@ def test_semantok_is_its_paper_as_a_config():
   model = config_json.from_dict(TokenizerConfig, cfg.model.to_dict())
   assert (model.encoder.channels, model.encoder.global_token) == (1024 + 16, 1024)
   assert (model.dino_frames, model.dino_class, model.decoder.readout) == ("avg", "per_frame", None)
-  law = cfg.loss
-  assert (law.flow, law.repa, law.prefix_latents, law.prefix_features, law.prefix_class) == (1.0, 0.0, 0.0, 0.5, 0.5)
-  assert (law.features, law.prefix_width, law.prefix_depth, cfg.steps) == ("dinov2", 768, 2, 200_000)
+  settings = cfg.loss
+  assert (settings.flow, settings.repa, settings.prefix_latents, settings.prefix_features, settings.prefix_class) == (
+    1.0,
+    0.0,
+    0.0,
+    0.5,
+    0.5,
+  )
+  assert (settings.features, settings.prefix_width, settings.prefix_depth, cfg.steps) == ("dinov2", 768, 2, 200_000)
   over = c2v.get_config("201m_semantok")
   assert over.tokenize.dino == cfg.dino and over.tokenize.size == 128 and over.tokenize.fps == 4.25
 
@@ -84,21 +92,21 @@ def test_semantok_is_its_paper_as_a_config():
 )
 def test_every_generator_can_be_asked_for_its_evaluation(kind, size):
   """The flags of the README: --config.eval.generation.clip=DIRECTORY and SemanTok's protocol."""
-  law = get(kind, size).eval.generation
-  assert set(ar.GENERATION) == set(law.keys()) and set(ar.SEMANTOK) <= set(law.keys())
-  law.clip = "directory"
+  settings = get(kind, size).eval.generation
+  assert set(ar.GENERATION) == set(settings.keys()) and set(ar.SEMANTOK) <= set(settings.keys())
+  settings.clip = "directory"
   if (kind, size) in PUBLISHED:
-    assert law.fvd and law.clips == 2048 and law.anew  # each budget under its own guidance
+    assert settings.fvd and settings.clips == 2048 and settings.anew  # each budget under its own guidance
     assert (
-      max(law.keeps) == get(kind, size).model.ar.slots and law.steps == 0 and not law.decoder
+      max(settings.keeps) == get(kind, size).model.ar.slots and settings.steps == 0 and not settings.decoder
     )  # its tokenizer's own
 
 
 def test_semantoks_protocol():
-  law = c2v.get_config("201m_semantok").eval.generation
+  settings = c2v.get_config("201m_semantok").eval.generation
   model = config_json.from_dict(TokenizerConfig, tokenizer.get_config("d18_d18").model.to_dict())
-  assert guidance_of(law.decoder, law.decoder_scale, model) == APG(3.0, eta=0.0, momentum=0.0, threshold=0.6)
-  assert (law.steps, law.clips, law.anew) == (50, 2048, True)
+  assert guidance_of(settings.decoder, settings.decoder_scale, model) == APG(3.0, eta=0.0, momentum=0.0, threshold=0.6)
+  assert (settings.steps, settings.clips, settings.anew) == (50, 2048, True)
   assert guidance_of("", 0.0, dataclasses.replace(model, guidance="cfg", scale=2.0)) == CFG(2.0)
   assert guidance_of("none", 3.0, model) is None and guidance_of("cfg", 1.0, model) is None
   with pytest.raises(ValueError, match="guidance is 'agp', expected one of apg, cfg, none"):

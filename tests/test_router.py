@@ -79,6 +79,8 @@ def test_preferences_weigh_what_the_total_decides():
   assert total((2.0, 1.0, 0.0), 0.6) < total((2.0, 1.0, 0.0), 1.8)
   with pytest.raises(ValueError, match="the router's size is"):
     RouterConfig(levels=(1, 2), size=(1.0,))
+  with pytest.raises(ValueError, match="the router reads 1024 time steps, expected at most 256"):
+    RouterConfig(latents=(1024, 4, 4, 2))
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from vftok.data import shards, tokens
+from vftok.data import curves, shards, tokens
 from vftok.data.dataset_writer import whole_directory
 from vftok.data.latents import latents, write_latents
 from vftok.data.sources import make_source
@@ -137,11 +137,12 @@ def test_a_bad_record_is_no_reason_to_stop_training(made, tmp_path):
 
 
 DAMAGED = {
-  "recipe.json": ["", "{", "[]", '{"shape": [5, 4]}', json.dumps(META | dict(shape=[5, "4"])), "\x00\xff"],
+  "recipe.json": ["", "{", "[]", '{"shape": [5, 4]}', json.dumps(META | dict(shape=[5, "4"])), "\x00\xff"]
+  + [json.dumps(META | change) for change in (dict(shape=[5, True]), dict(codebook_size=True))],
   "classes.json": ["{", "{}", '["a", 3]'],
   "vftok_tokens/1.1.0/dataset_info.json": ["", "{", "[]", '{"name": 3}'],
   "vftok_tokens/1.1.0/features.json": ["", "{", "[]"],
-  "vftok_tokens/1.1.0/shards.json": ["", "[]", '{"a": 3}'],
+  "vftok_tokens/1.1.0/shards.json": ["", "[]", '{"a": 3}', '{"a": {"bytes": true}}'],
 }
 
 
@@ -169,10 +170,32 @@ def test_other_kinds_of_sets(tmp_path):
     latents("train", directory=tmp_path / "set")
 
 
+def test_a_recipe_of_curves_has_whole_numbers(tmp_path):
+  """JSON's true counts as 1 in Python."""
+  facts = dict(levels=[1, 2], steps=5, random=4, seed=0, fingerprint="", codebook_size=32, drawn_shape=[0, 5])
+  facts |= dict(latents_shape=[5, 4, 4, 4], losses_shape=[22, 5, 1])
+  (tmp_path / "recipe.json").write_text(json.dumps(facts))
+  assert curves.read_meta(tmp_path) == facts
+  for change in (
+    dict(drawn_shape=[True, 5]),
+    dict(drawn_shape=[-1, 5]),
+    dict(levels=[True, 2]),
+    *({name: value} for name in ("steps", "random", "seed", "codebook_size") for value in (True, 1.0, -1)),
+  ):
+    (tmp_path / "recipe.json").write_text(json.dumps(facts | change))
+    with pytest.raises(ValueError, match=rf"recipe\.json is damaged \({next(iter(change))} is "):
+      curves.read_meta(tmp_path)
+
+
 def test_a_shard_that_is_not_whole_is_written_again(tmp_path):
   path = tmp_path / "a"
   shards.write_shard(path, tokens.features(META), [tokens.stored(example(1))])
   assert shards.shard_facts(path)["clips"] == 1
+  facts = path.with_name("a.json")
+  written = facts.read_text()
+  facts.write_text(json.dumps(json.loads(written) | {"clips": True}))
+  assert shards.shard_facts(path) is None
+  facts.write_text(written)
   path.write_bytes(path.read_bytes()[:-1])
   assert shards.shard_facts(path) is None and shards.shard_facts(tmp_path / "b") is None
   with pytest.raises(ValueError, match="a is not whole: run the same command again"):

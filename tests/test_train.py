@@ -111,6 +111,51 @@ def test_a_run_leaves_something_to_see(whole_run):
   assert list((workdir / "tensorboard").iterdir())
 
 
+def refuses(params, batches):
+  raise ValueError("init_from holds another model")
+
+
+REFUSED = {  # changes of the config -> words of the sentence
+  "init_from": ({}, "init_from holds another"),
+  "resume_from": ({"resume_from": "nowhere"}, "nowhere, which has no checkpoint"),
+  "freeze": ({"freeze": ("nothing",)}, "freeze names 'nothing'"),
+  "every": ({"optim.every": {"nothing": 2}}, "optim names 'nothing'"),
+  "follow": ({"optim.follow": {"nothing": 2}}, "optim names 'nothing'"),
+  "schedule": ({"optim.schedule": "up"}, "optim.schedule is 'up'"),
+  "task": ({"task": "magic"}, "config.task is 'magic'"),
+  "sources": ({"data.sources": {"x": {"kind": "x"}}}, "kind is 'x'"),
+  "wandb": ({"wandb": "x"}, "wandb is not installed"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refused_start_leaves_things_as_they_were(name, pixels, monkeypatch, tmp_path, whole_run):
+  changes, sentence = REFUSED[name]
+  cfg = config("vae")
+  with cfg.unlocked():
+    for key, value in changes.items():
+      *parents, last = key.split(".")
+      inner = functools.reduce(getattr, parents, cfg)
+      inner[last] = type(inner[last])(value)
+  if name == "init_from":
+    monkeypatch.setattr("pixel_task.PixelTask.start", staticmethod(refuses))
+  monkeypatch.setattr("vftok.train.writer.present", lambda module: module != "wandb")
+  with pytest.raises(ValueError, match=sentence):
+    loop.run(cfg, tmp_path / "new" / "run")
+  assert not list(tmp_path.iterdir())
+  if name not in ("init_from", "resume_from"):  # which a run that goes on does not look at
+    before = {path: path.stat().st_mtime_ns for path in whole_run("pixels").rglob("*")}
+    with pytest.raises(ValueError, match=sentence):
+      loop.run(cfg, whole_run("pixels"))
+    assert {path: path.stat().st_mtime_ns for path in whole_run("pixels").rglob("*")} == before
+
+
+def test_evaluating_nothing_leaves_nothing(pixels, tmp_path):
+  with pytest.raises(ValueError, match="has no checkpoint: train first"):
+    evaluate.run(config("vae"), tmp_path / "new" / "run")
+  assert not list(tmp_path.iterdir())
+
+
 def test_nan_stops_the_run_and_names_the_last_good_step(pixels, tmp_path):
   cfg = config("vae", steps=40, save_every=2)
   cfg.optim.lr, cfg.optim.warmup, cfg.optim.clip = 1e30, 2, 0.0

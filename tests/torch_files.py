@@ -37,7 +37,8 @@ def opcodes(value, storages):
   if isinstance(value, float):
     return b"G" + struct.pack(">d", value)
   if isinstance(value, str):
-    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
+    data = value.encode("utf-8", "surrogatepass")
+    return b"X" + struct.pack("<I", len(data)) + data
   if isinstance(value, (tuple, list)):
     inside = b"".join(opcodes(inner, storages) for inner in value)
     return b"(" + inside + b"t" if isinstance(value, tuple) else b"](" + inside + b"e"

@@ -23,6 +23,7 @@ from vftok.io import hub, shipped
 from vftok.models.config_json import FORMAT_ROUTER, from_json, to_json
 from vftok.models.layers import applied, fresh
 from vftok.models.router import RouterConfig, net
+from vftok.runtime.words import brief, cut
 from vftok.tokenizer import programs
 
 Params = dict[str, Any]
@@ -47,7 +48,9 @@ class Router:
     checkpoint = hub.open_checkpoint(name)
     kind = checkpoint.config.get("format")
     if kind != FORMAT_ROUTER:
-      raise ValueError(f"{checkpoint.path} is no router, its format is {kind!r}: expected {FORMAT_ROUTER}.")
+      raise ValueError(
+        f"{cut(checkpoint.path, 150)} is no router, its format is {brief(kind)}: expected {FORMAT_ROUTER}."
+      )
     router = Router(from_json(RouterConfig, checkpoint.config))
     return router, read_leaves(checkpoint, leaves_of(router.cfg, router.init))
 

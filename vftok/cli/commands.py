@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vftok.cli.arguments import parse, parser
 from vftok.runtime.process import ended_by_signals
-from vftok.runtime.words import sentence
+from vftok.runtime.words import brief, sentence
 
 # jax, PyAV and the models load inside the commands: --help must not wait for them.
 
@@ -120,6 +120,10 @@ def encode(args):
     raise ValueError(f"--keep is {shown} and --budget {args.budget}, expected one of the two: leave the other out.")
   if args.tries and args.budget is None:
     raise ValueError(f"--tries is {args.tries} without --budget, expected a budget to spread: pass --budget auto:8.")
+  if args.router is not None and args.budget is None:
+    raise ValueError(
+      f"--router is {brief(args.router)} without --budget, expected one to spread: pass --budget auto:8."
+    )
   budget = None if args.budget is None else Auto.parse(args.budget, args.router, args.tries)
   if not tok.nested and args.keep is not None:  # such tokens are made for their number
     budget = keep

@@ -17,6 +17,7 @@ def run(args) -> None:
   Raises:
     ValueError: a model whose family has no such layout, or an output that is a file.
   """
+  hub.check_directory(args.out)
   checkpoint = hub.open_checkpoint(args.model)
   model, params = (Generator.load if is_generator(checkpoint.config) else load)(checkpoint)
   if not hasattr(model, "export"):

@@ -18,6 +18,7 @@ from vftok.generator.sample import sample
 from vftok.io.video_writer import check_video_name, video_writer
 from vftok.models.lengths import check_counts
 from vftok.runtime.files import check_target
+from vftok.runtime.words import brief
 from vftok.show.picture import labelled_grid, si
 from vftok.show.progress import COMPILING, progress
 
@@ -35,7 +36,10 @@ def run(args, load_tokenizer, sampler) -> None:
     raise ValueError(f"-n is {args.samples}, expected 1 or more videos.")
   gen, gen_params = Generator.load(args.generator)
   args.label = None if args.label is None else _classes(args.label, gen.cfg.classes)
-  if args.text_encoder:
+  if args.text_encoder is not None:
+    if not gen.cfg.text:
+      asked = brief(args.text_encoder)
+      raise ValueError(f"--text-encoder is {asked}, but this generator names no text encoder: leave it out.")
     gen = dataclasses.replace(gen, cfg=dataclasses.replace(gen.cfg, text_path=args.text_encoder))
   name = args.tokenizer or gen.cfg.tokenizer
   if not name:
@@ -127,7 +131,8 @@ def _words(args) -> tuple[str | None, str]:
   words = args.words
   expected = 1 if args.label is not None or (len(words) == 1 and args.first_frames) else 2
   if len(words) != expected:
-    raise ValueError(f"got {len(words)} words {words}, expected a prompt and a file to write, or --class and a file.")
+    ways = "PROMPT OUT, or OUT alone with --class NAME or --first-frames VIDEO"
+    raise ValueError(f"got {len(words)} words {brief(words, 150)}, expected {ways}.")
   prompt = words[0] if expected == 2 else None
   if prompt is not None and not prompt.strip():
     raise ValueError("the prompt is empty, expected what to show: write one, or use --class.")

@@ -16,9 +16,11 @@ from vftok.io import hub
 from vftok.io.layout import converted, read_leaves, save_leaves
 from vftok.io.leaves import leaves_of
 from vftok.models.config import TokenizerConfig
+from vftok.models.config_checks import check
 from vftok.models.config_json import FORMAT, FORMAT_VAE, from_json, to_json
 from vftok.models.init import init_tokenizer
 from vftok.models.vae import VAE, VAEConfig
+from vftok.runtime.words import brief, cut
 
 
 @functools.cache
@@ -58,16 +60,18 @@ def save_vae(cfg: VAEConfig, params, directory: str | os.PathLike) -> None:
 
 def _load_own(checkpoint: hub.Checkpoint) -> tuple[TokenizerConfig, dict[str, Any]]:
   if checkpoint.config["format"] != FORMAT:
-    raise ValueError(
-      f"{checkpoint.path} has format {checkpoint.config['format']!r}, expected {FORMAT!r}: it is no tokenizer."
-    )
+    which, kind = cut(checkpoint.path, 150), brief(checkpoint.config["format"])
+    raise ValueError(f"{which} has format {kind}, expected {FORMAT!r}: it is no tokenizer.")
   cfg = from_json(TokenizerConfig, checkpoint.config)
   return cfg, read_leaves(checkpoint, abstract_params(cfg))
 
 
 def _load_reference(checkpoint: hub.Checkpoint, vae) -> tuple[TokenizerConfig, dict[str, Any]]:
   if {"seq_len", "n_layer"} & checkpoint.config.keys():
-    raise ValueError(f"{checkpoint.path} is a generator, expected a tokenizer: open it with vftok.Generator.load.")
+    which = cut(checkpoint.path, 150)
+    raise ValueError(
+      f"{which} is a generator, expected a tokenizer: open it by vftok.Generator.load or `vftok sample`."
+    )
   sources = {key: (checkpoint, name) for key, name in reference_weights.plain_keys(checkpoint.shapes).items()}
   if not any(key.startswith(VAE_PREFIX) for key in sources):
     other = hub.open_weights(_vae_source(checkpoint, vae))
@@ -81,11 +85,13 @@ def _load_reference(checkpoint: hub.Checkpoint, vae) -> tuple[TokenizerConfig, d
     )
   except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
     reason = str(error).rstrip(".")
-    raise ValueError(f"{checkpoint.path} has no whole VAE under '{VAE_PREFIX}' ({reason}): fetch it again.") from None
+    which = cut(checkpoint.path, 150)
+    raise ValueError(f"{which} has no whole VAE under '{VAE_PREFIX}' ({cut(reason, 150)}): fetch it again.") from None
   cfg, names = reference_config.parse(checkpoint.config, vae_cfg)
   if "readout" in names.decoder:
     readout = reference_weights.infer_readout(shapes, f"decoder.module_dict.{names.decoder['readout']}")
     cfg = dataclasses.replace(cfg, decoder=dataclasses.replace(cfg.decoder, readout=readout))
+    check(cfg)
 
   rules = reference_weights.rules(cfg, names)
   hub.report_keys(checkpoint.path, rules.keys() - shapes.keys(), shapes.keys() - rules.keys())

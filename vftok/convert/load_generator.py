@@ -18,6 +18,7 @@ from vftok.io.leaves import leaves_of
 from vftok.models.config import GeneratorConfig
 from vftok.models.config_json import FORMAT_GENERATOR, from_json, to_json
 from vftok.models.init import init_generator
+from vftok.runtime.words import brief, cut
 
 
 def abstract_params(cfg: GeneratorConfig) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
@@ -33,7 +34,9 @@ def load(name: str | os.PathLike) -> tuple[GeneratorConfig, dict[str, Any]]:
     cfg = from_json(GeneratorConfig, checkpoint.config)
     return cfg, read_leaves(checkpoint, abstract_params(cfg))
   if kind is not None or "seq_len" not in checkpoint.config:
-    raise ValueError(f"{checkpoint.path} is no generator: its config has no seq_len and format {kind!r}.")
+    raise ValueError(
+      f"{cut(checkpoint.path, 150)} is no generator: its config has no seq_len and format {brief(kind)}."
+    )
   cfg = GeneratorConfig(ar=semantok_ar.parse(checkpoint.config))
   rules, shapes = semantok_ar.rules(cfg.ar), checkpoint.shapes
   hub.report_keys(checkpoint.path, rules.keys() - shapes.keys(), shapes.keys() - rules.keys())

@@ -69,7 +69,7 @@ def parse(config: Mapping[str, Any], vae: VAEConfig) -> tuple[TokenizerConfig, N
   check_arguments("wrapper", wrapper, WRAPPER)
   for part in ("vae", "encoder", "decoder", "regularizer"):
     if part not in tree:
-      raise ValueError(f"the config has no part {part!r} in video_flex_tok: it is incomplete.")
+      raise ValueError(f"the config has no part {brief(part)} in video_flex_tok: it is incomplete.")
   fsq, noise, pipeline = (tree.get(k) or {} for k in ("regularizer", "flow_matching_noise_module", "pipeline"))
   parts = {"vae": tree["vae"], "regularizer": fsq, "flow_matching_noise_module": noise, "pipeline": pipeline}
   for part, spec in parts.items():
@@ -117,10 +117,14 @@ def noise_keys(noise: Mapping[str, Any], pipeline: Mapping[str, Any], what: str)
 def encoder_config(wiring: Wiring, code_dim: int, semantok: Mapping[str, Any]) -> EncoderConfig:
   patch, registers, head = wiring.role("patch_in"), wiring.role("registers"), wiring.role("head")
   if need(head, "dim_out", wiring.names["head"]) != code_dim:
-    raise ValueError(f"the encoder's head gives {head['dim_out']} values, expected one per FSQ level, {code_dim}.")
+    raise ValueError(
+      f"the encoder's head gives {brief(head['dim_out'])} values, expected one per FSQ level, {code_dim}."
+    )
   mask, cross = _mask(wiring)
   if wiring.registers_first and mask not in ("full", "time_block_causal"):
-    raise ValueError(f"the encoder packs registers before patches under mask {mask!r}: this order is not supported.")
+    raise ValueError(
+      f"the encoder packs registers before patches under mask {brief(mask)}: this order is not supported."
+    )
   return EncoderConfig(
     stack=_stack(wiring),
     patch=tuple(need(patch, "patch_sizes", wiring.names["patch_in"])),
@@ -143,10 +147,12 @@ def decoder_config(wiring: Wiring, code_dim: int, registers: int) -> DecoderConf
   stack = _stack(wiring)
   if stack.adaln == 0:
     raise ValueError(
-      f"the decoder's transformer {wiring.names['stack']!r} reads no time embedding: set adaLN_emb_read_key."
+      f"the decoder's transformer {brief(wiring.names['stack'])} reads no time embedding: set adaLN_emb_read_key."
     )
   if wiring.registers_first and mask not in ("full", "time_block_causal"):
-    raise ValueError(f"the decoder packs registers before patches under mask {mask!r}: this order is not supported.")
+    raise ValueError(
+      f"the decoder packs registers before patches under mask {brief(mask)}: this order is not supported."
+    )
   return DecoderConfig(
     stack=stack,
     patch=tuple(need(patch, "patch_sizes", wiring.names["patch_in"])),
@@ -170,10 +176,12 @@ def _stack(wiring: Wiring) -> StackConfig:
   adaln = spec.get("adaLN_emb_read_key") is not None
   expansion = int(spec.get("adaLN_expansion") or 1) if adaln else 0
   if expansion > 2:
-    raise ValueError(f"module {name!r} has adaLN_expansion={expansion}, expected 1 or 2 (patches and registers).")
+    raise ValueError(
+      f"module {brief(name)} has adaLN_expansion={brief(expansion)}, expected 1 or 2 (patches and registers)."
+    )
   if expansion == 2 and not wiring.role("packer").get("per_subseq_embs"):
     raise ValueError(
-      f"module {name!r} has adaLN_expansion=2, expected per_subseq_embs=true in {wiring.names['packer']!r}."
+      f"module {brief(name)} has adaLN_expansion=2, expected per_subseq_embs=true in {brief(wiring.names['packer'])}."
     )
   flags = {
     k: bool(spec[k]) for k in ("gated_mlp", "qk_norm", "qkv_bias", "proj_bias", "mlp_bias") if spec.get(k) is not None
@@ -194,12 +202,10 @@ def _position(wiring: Wiring, role: str) -> PositionConfig | None:
   spec, name, rank = wiring.modules[role], wiring.names[role], wiring.RANKS[role]
   kind, sizes = spec.get("posemb_type") or "learnable_sum", tuple(need(spec, "max_sizes", name))
   if kind not in POSITION_KINDS or len(sizes) != rank or (kind == "sincos" and rank != 2):
-    known = ", ".join(POSITION_KINDS)
-    raise ValueError(
-      f"module {name!r} has {kind!r} positions of sizes {sizes}, expected {rank}-D of {known} (sincos: 2-D)."
-    )
+    found, known = f"{brief(kind)} positions of sizes {brief(sizes)}", ", ".join(POSITION_KINDS)
+    raise ValueError(f"module {brief(name)} has {found}, expected {rank}-D of {known} (sincos: 2-D).")
   if spec.get("posemb_scaling") not in (None, "absolute"):
-    raise ValueError(f"module {name!r} has posemb_scaling={spec['posemb_scaling']!r}, expected 'absolute'.")
+    raise ValueError(f"module {brief(name)} has posemb_scaling={brief(spec['posemb_scaling'])}, expected 'absolute'.")
   return PositionConfig(kind, sizes)
 
 
@@ -210,8 +216,12 @@ def _mask(wiring: Wiring) -> tuple[str, tuple[str, ...]]:
     found = {str(k).replace("_to_", "2").removesuffix("_attention"): v for k, v in dict(cross).items()}
     order = ("prefix2prefix", "prefix2nonprefix", "nonprefix2prefix", "nonprefix2nonprefix")
     if set(found) != set(order):
-      raise ValueError(f"module {name!r} has the cross-step keys {sorted(cross)}, expected {', '.join(order)}.")
+      raise ValueError(
+        f"module {brief(name)} has the cross-step keys {brief(sorted(cross))}, expected {', '.join(order)}."
+      )
     return "flexible", tuple(str(found[k]) for k in order)
   if mode not in ("full", "causal", "time_block_causal", "time_block_causal_last"):
-    raise ValueError(f"module {name!r} has mask_mode={mode!r}, expected full, causal or time_block_causal(_last).")
+    raise ValueError(
+      f"module {brief(name)} has mask_mode={brief(mode)}, expected full, causal or time_block_causal(_last)."
+    )
   return mode, ("full",) * 4

@@ -7,6 +7,7 @@ from typing import Any
 
 from vftok.io.layout import LINEAR, LINEAR_2IN, SAME, Rule
 from vftok.models.ar import ARConfig
+from vftok.runtime.words import brief, is_whole
 
 STEPS = 5  # latent steps of the 17 frames that released models make
 KEYS = {"depth", "vocab", "seq_len", "n_classes", "ctx_dim", "n_ctx_null", "head_bias"}
@@ -20,18 +21,18 @@ def parse(config: Mapping[str, Any]) -> ARConfig:
   """
   unknown = sorted(set(config) - KEYS)
   if unknown:
-    raise ValueError(f"the generator's config has {unknown[0]!r}, expected only {', '.join(sorted(KEYS))}.")
+    raise ValueError(f"the generator's config has {brief(unknown[0])}, expected only {', '.join(sorted(KEYS))}.")
   values = {}
   for key in KEYS - {"head_bias"}:
     value = config.get(key, 0)
     value = 0 if value is None else value
     least = 1 if key in ("depth", "vocab", "seq_len") else 0
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= 2**24:
-      raise ValueError(f"the generator's config has {key} = {value!r}, expected a whole number from {least} on.")
+    if not is_whole(value) or not least <= value <= 2**24:
+      raise ValueError(f"the generator's config has {key} = {brief(value)}, expected a whole number from {least} on.")
     values[key] = value
   bias = config.get("head_bias") or False
   if not isinstance(bias, bool):
-    raise ValueError(f"the generator's config has head_bias = {bias!r}, expected true or false.")
+    raise ValueError(f"the generator's config has head_bias = {brief(bias)}, expected true or false.")
   length = values["seq_len"]
   steps = STEPS if length % STEPS == 0 else 1
   return ARConfig(
@@ -54,7 +55,9 @@ def config_of(cfg: ARConfig) -> dict[str, Any]:
     ValueError: a model that their layout cannot hold.
   """
   if cfg.lengths != "none":
-    raise ValueError(f"this generator's lengths are {cfg.lengths!r}, expected 'none' for SemanTok's layout: save it.")
+    raise ValueError(
+      f"this generator's lengths are {brief(cfg.lengths)}, expected 'none' for SemanTok's layout: save it."
+    )
   if cfg.positions != "flat" or cfg.order != "time_first" or cfg.dim != 64 * cfg.depth or cfg.head_dim != 64:
     raise ValueError("this generator has no place in SemanTok's layout: it needs flat positions and width 64 * depth.")
   out = {"depth": cfg.depth, "vocab": cfg.vocab, "seq_len": cfg.length}

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from vftok.runtime.words import brief
+from vftok.runtime.words import brief, is_number
 
 MODELS = ("VideoFlexTok", "VideoFlowMatchingResampler")
 PLUMBING = ("channels_first_to_last", "channels_last_to_first")
@@ -47,7 +47,7 @@ _IS_COUNTS = lambda v: isinstance(v, (list, tuple)) and len(v) > 0 and all(map(_
 _IS_NAMES = lambda v: isinstance(v, (list, tuple)) and len(v) > 0 and all(isinstance(n, str) for n in v)
 ARGUMENTS = {
   **{name: (_IS_COUNT, "a whole number") for name in (*_COUNTS, "frequency_embedding_size")},
-  **{name: (lambda v: type(v) in (int, float), "a number") for name in ("mlp_ratio", "max_timestep")},
+  **{name: (is_number, "a finite number") for name in ("mlp_ratio", "max_timestep")},
   **{name: (lambda v: isinstance(v, bool), "true or false") for name in _FLAGS},
   **{name: (lambda v: isinstance(v, str), "text") for name in ("posemb_type", "posemb_scaling", "mask_mode")},
   **{name: (_IS_COUNTS, "a list of whole numbers") for name in ("patch_sizes", "max_sizes", "levels")},
@@ -81,7 +81,7 @@ def check_arguments(name: str, spec: Mapping[str, Any], known: Mapping[str, Any]
     if ok is None and key.endswith("_key") and key not in HARMLESS:
       ok, what = (lambda v: isinstance(v, str)), "a name"
     if ok is not None and value is not None and not ok(value):
-      raise ValueError(f"module {name!r} of the config has {key} = {brief(value)}, expected {what}.")
+      raise ValueError(f"module {brief(name)} of the config has {key} = {brief(value)}, expected {what}.")
 
 
 def target_of(spec) -> Any:
@@ -94,7 +94,7 @@ def class_of(spec) -> str:
 
 def need(spec: Mapping[str, Any], key: str, name: str) -> Any:
   if spec.get(key) is None:
-    raise ValueError(f"module {name!r} of the config lacks the argument {key!r}: the config is incomplete.")
+    raise ValueError(f"module {brief(name)} of the config lacks the argument {brief(key)}: the config is incomplete.")
   return spec[key]
 
 
@@ -120,7 +120,7 @@ class Wiring:
       handler = self.HANDLERS.get(class_of(spec))
       if handler is None:
         raise ValueError(
-          f"module {name!r} has the unknown target {brief(target_of(spec))}, expected a VideoFlexTok module."
+          f"module {brief(name)} has the unknown target {brief(target_of(spec))}, expected a VideoFlexTok module."
         )
       check_arguments(name, spec, ARGUMENTS)
       used = handler(self, name, spec)
@@ -130,7 +130,7 @@ class Wiring:
 
   def unknown(self, name: str, spec: Mapping[str, Any], extra: list[str]) -> None:
     """What is done about arguments that are not known."""
-    warnings.warn(f"argument {extra[0]!r} of module {name!r} is not known and was left out.", stacklevel=3)
+    warnings.warn(f"argument {brief(extra[0])} of module {brief(name)} is not known and was left out.", stacklevel=3)
 
   @property
   def registers_first(self) -> bool:
@@ -141,15 +141,17 @@ class Wiring:
     if kind is None and self.free_input and "latents" in expected:
       return "latents"
     if kind is None:
-      raise ValueError(f"module {name!r} of the {self.part} reads {key!r}, which no module before it writes.")
+      raise ValueError(f"module {brief(name)} of the {self.part} reads {brief(key)}, which no module before it writes.")
     if kind not in expected:
-      raise ValueError(f"module {name!r} of the {self.part} reads {key!r}, which holds {kind}, expected {expected[0]}.")
+      raise ValueError(
+        f"module {brief(name)} of the {self.part} reads {brief(key)}, which holds {kind}, expected {expected[0]}."
+      )
     return kind
 
   def _claim(self, role: str, name: str, spec: Mapping[str, Any]) -> None:
     if role in self.names:
       raise ValueError(
-        f"modules {self.names[role]!r} and {name!r} of the {self.part} both act as {role}, expected one."
+        f"modules {brief(self.names[role])} and {brief(name)} of the {self.part} both act as {role}, expected one."
       )
     self.names[role], self.modules[role] = name, spec
 
@@ -173,7 +175,9 @@ class Wiring:
     self.kinds[spec.get("write_key") or spec["read_key"]] = kind
     self._claim("patch_positions" if kind == "patches" else "register_positions", name, spec)
     if kind == "registers" and self.order:
-      raise ValueError(f"module {name!r} adds positions after registers were overwritten: this order is not supported.")
+      raise ValueError(
+        f"module {brief(name)} adds positions after registers were overwritten: this order is not supported."
+      )
     return "read_key write_key dim max_sizes posemb_type posemb_scaling"
 
   def _registers(self, name, spec):
@@ -182,7 +186,9 @@ class Wiring:
     self._claim("registers", name, spec)
     need(spec, "n_max", name)
     if spec.get("n_eval") not in (None, spec["n_max"]):
-      raise ValueError(f"module {name!r} has n_eval={spec['n_eval']}, expected n_max={spec['n_max']}.")
+      raise ValueError(
+        f"module {brief(name)} has n_eval={brief(spec['n_eval'])}, expected n_max={brief(spec['n_max'])}."
+      )
     return "input_tensor_list_read_key registers_write_key dim t_max n_max n_eval"
 
   def _linear_layer(self, name, spec):
@@ -204,7 +210,7 @@ class Wiring:
     keys = need(spec, "input_list_read_keys", name)
     self.packed = [self._read(name, key, "patches", "registers") for key in keys]
     if sorted(self.packed) != ["patches", "registers"]:
-      raise ValueError(f"module {name!r} packs {', '.join(self.packed)}, expected patches and registers.")
+      raise ValueError(f"module {brief(name)} packs {', '.join(self.packed)}, expected patches and registers.")
     self.kinds[need(spec, "packed_seq_write_key", name)] = "sequence"
     self._claim("packer", name, spec)
     return "input_list_read_keys packed_seq_write_key mask_mode cross_timestep_attention_config per_subseq_embs"
@@ -223,7 +229,7 @@ class Wiring:
     keys = need(spec, "inner_seq_write_keys", name)
     if len(keys) != len(self.packed):
       raise ValueError(
-        f"module {name!r} unpacks {len(keys)} sequences, expected the {len(self.packed)} that were packed."
+        f"module {brief(name)} unpacks {len(keys)} sequences, expected the {len(self.packed)} that were packed."
       )
     self.kinds.update({key: f"{kind}_out" for key, kind in zip(keys, self.packed, strict=True)})
     return "packed_seq_read_key inner_seq_write_keys"
@@ -254,7 +260,9 @@ class Wiring:
 
   def _refuse_mup(self, name, spec):
     if spec.get("use_mup_readout"):
-      raise ValueError(f"module {name!r} has use_mup_readout=true, expected false: its base width is not in the file.")
+      raise ValueError(
+        f"module {brief(name)} has use_mup_readout=true, expected false: its base width is not in the file."
+      )
 
   HANDLERS = {
     "PerSampleOp": _per_sample_op,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vftok.data import shards
-from vftok.data.recipe import read_recipe, shape, text
+from vftok.data.recipe import check_fields, read_recipe, shape, text, whole
 from vftok.data.tfds_source import TfdsSource, open_tfds
 
 MEASURES = ("flow", "lpips", "features")
@@ -65,9 +65,12 @@ def _arrays(meta) -> tuple[tuple[str, tuple[int, ...], str], ...]:
 def read_meta(directory: str | os.PathLike) -> dict[str, Any]:
   """What a set of curves was made from. Raises FileNotFoundError: none there; ValueError: a damaged one."""
   fields = {"latents_shape": shape(4), "losses_shape": shape(3), "fingerprint": text}
-  fields["drawn_shape"] = lambda v: isinstance(v, list) and len(v) == 2 and all(isinstance(n, int) for n in v)
+  fields |= {"drawn_shape": shape(2, 0), "steps": whole, "codebook_size": whole}
   fields["levels"] = lambda v: isinstance(v, list) and shape(len(v))(v)
-  return read_recipe(directory, "curves", "run `python -m vftok.tools.label_budgets` first", fields)
+  meta = read_recipe(directory, "curves", "run `python -m vftok.tools.label_budgets` first", fields)
+  if not meta.get("every"):  # but some that were drawn
+    check_fields(directory, meta, dict.fromkeys(("random", "seed"), lambda n: whole(n, 0)))
+  return meta
 
 
 def curves(split: str, *, directory: str | os.PathLike):

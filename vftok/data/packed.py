@@ -23,11 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 from PIL import Image, features
 
 from vftok.data.clip import load_clip
 from vftok.io.sides import NoSuchSplit
 from vftok.runtime.files import whole_file
+from vftok.runtime.words import brief, is_whole
 
 FORMAT, VERSION = "vftok-packed", 1
 CODECS = ("AVIF", "WEBP")
@@ -124,7 +126,7 @@ class PackedSource:
       try:
         return _decoded(blob[offsets[i] : offsets[i + 1]], shape, meta["codec"])
       except Exception as error:  # Pillow raises many kinds, and what is inside is a stranger's
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        reason = str(error) if isinstance(error, _Misfit) else f"its bytes are no {meta['codec']}"
         raise ValueError(f"{path} is damaged at clip {i} ({reason}): get a whole copy of it.") from None
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside the GIL
@@ -174,6 +176,10 @@ def _windows(count: int, window: int) -> list[tuple[int, int]]:
   return [(first, first + window) for i in range(pieces + 1) for first in [(count - window) * i // pieces]]
 
 
+class _Misfit(ValueError):
+  """A picture of another size or number; the message is the reason alone."""
+
+
 def _decoded(data, shape, codec) -> np.ndarray:
   count, height, width, _ = shape
   with Image.open(io.BytesIO(data), formats=[codec]) as picture:
@@ -181,7 +187,7 @@ def _decoded(data, shape, codec) -> np.ndarray:
     found = (getattr(picture, "n_frames", 1), picture.size)
     wanted = (1 if codec == "WEBP" else count, (width, tall))
     if found != wanted:
-      raise ValueError(f"it has {found[0]} pictures of {found[1]}, its header says {wanted[0]} of {wanted[1]}")
+      raise _Misfit(f"it has {found[0]} pictures of {found[1]}, its header says {wanted[0]} of {wanted[1]}")
     if codec == "WEBP":
       return np.asarray(picture.convert("RGB")).reshape(shape)
     clip = np.empty(shape, np.uint8)
@@ -199,11 +205,11 @@ def _check_codec(codec, path):
 
 
 def _check_meta(meta: Any, path: Path, bad: Callable[[str], ValueError]) -> None:
-  if not isinstance(meta, dict) or meta.get("format") != FORMAT or meta.get("version") != VERSION:
+  version = meta.get("version") if isinstance(meta, dict) else None
+  if not is_whole(version) or version != VERSION or meta.get("format") != FORMAT:
     raise bad(f"its meta is not of format {FORMAT} {VERSION}")
   size, fps, names = meta.get("size"), meta.get("fps"), meta.get("label_names")
-  whole = lambda x: isinstance(x, int) and not isinstance(x, bool)
-  if not isinstance(size, list) or len(size) != 2 or not all(whole(x) and 0 < x <= _MOST_SIDE for x in size):
+  if not isinstance(size, list) or len(size) != 2 or not all(is_whole(x) and 0 < x <= _MOST_SIDE for x in size):
     raise bad(f"its size is {str(size)[:40]}")
   if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not 0.01 <= fps <= 1000:
     raise bad(f"its fps is {str(fps)[:40]}")
@@ -214,26 +220,48 @@ def _check_meta(meta: Any, path: Path, bad: Callable[[str], ValueError]) -> None
   _check_codec(meta["codec"], path)
 
 
+def _array(archive: zipfile.ZipFile, key: str, kind: str, bad: Callable[[str], ValueError]) -> np.ndarray:
+  """An array of the file. What its header says is looked at first: NumPy would make whatever that asks for."""
+  member = archive.getinfo(f"{key}.npy")
+  with archive.open(member) as file:
+    try:
+      header = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}[read_magic(file)]
+      shape, _, dtype = header(file)
+    except (ValueError, KeyError, OverflowError):
+      raise bad(f"{key} is no array") from None
+    same = dtype.kind == "U" if kind == "U" else dtype == np.dtype(kind)
+    if not same or len(shape) != (key != "meta") or any(n < 0 for n in shape):
+      raise bad(f"{key} is {dtype} {brief(shape)}")
+    asked, held = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
+    if asked != held or member.compress_type != zipfile.ZIP_STORED:
+      raise bad(f"{key} has {held} bytes, and {brief(shape)} of {dtype} are {brief(asked)}")
+    array = np.ndarray(shape, dtype, file.read())
+  try:
+    array.tolist() if kind == "U" else None
+  except (ValueError, SystemError):  # numbers beyond all characters
+    raise bad(f"{key} holds what is no text") from None
+  return array
+
+
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
   """The arrays and meta of a file, all checked against each other; no picture is decoded."""
 
   def bad(reason):
     return ValueError(f"{path} is no whole packed file ({reason}): get a whole copy, or write it again.")
 
+  arrays = {}
   try:
-    with np.load(path, allow_pickle=False) as file:
-      if lacking := [key for key in _ARRAYS if key not in file]:
+    with zipfile.ZipFile(path) as archive:
+      if lacking := [key for key in _ARRAYS if f"{key}.npy" not in archive.namelist()]:
         raise bad(f"it lacks {', '.join(lacking)}")
-      arrays = {key: file[key] for key in _ARRAYS}
+      for key, kind in _ARRAYS.items():
+        arrays[key] = _array(archive, key, kind, bad)
+  except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):  # an encrypted one is a RuntimeError
+    raise bad("its zip is damaged") from None
+  try:
     meta = json.loads(str(arrays["meta"]))
-  except (OSError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error, json.JSONDecodeError) as error:
-    raise bad(" ".join(str(error).split())[:100]) from None
-  except ValueError as error:
-    raise error if str(path) in str(error) else bad(" ".join(str(error).split())[:100]) from None
-  for key, kind in _ARRAYS.items():
-    same = arrays[key].dtype.kind == "U" if kind == "U" else arrays[key].dtype == np.dtype(kind)
-    if not same or arrays[key].ndim != (key != "meta"):
-      raise bad(f"{key} is {arrays[key].dtype} {arrays[key].shape}")
+  except (ValueError, RecursionError):
+    raise bad("its meta is no JSON") from None
   _check_meta(meta, path, bad)
   frames, offsets, label, names = arrays["frames"], arrays["offsets"], arrays["label"], meta["label_names"]
   count = len(frames)

@@ -8,13 +8,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vftok.runtime.words import brief, is_whole
+
 RECIPE = "recipe.json"
 
 
-def shape(rank: int) -> Callable[[Any], bool]:
-  """Whether a value is so many whole numbers of at least 1."""
-  whole = lambda n: isinstance(n, int) and not isinstance(n, bool) and n > 0
-  return lambda value: isinstance(value, list) and len(value) == rank and all(map(whole, value))
+def whole(value: Any, least: int = 1) -> bool:
+  """Whether a value is a whole number from `least` on: JSON's true is none, though Python counts with it."""
+  return is_whole(value) and value >= least
+
+
+def shape(rank: int, least: int = 1) -> Callable[[Any], bool]:
+  """Whether a value is so many whole numbers from `least` on."""
+  return lambda value: isinstance(value, list) and len(value) == rank and all(whole(n, least) for n in value)
 
 
 def text(value: Any) -> bool:
@@ -43,8 +49,13 @@ def read_recipe(
     raise ValueError(f"{path} is damaged, expected JSON: get a whole copy of the set, or write it again.") from None
   if not isinstance(recipe, dict):
     raise ValueError(f"{path} is damaged, expected a JSON object: get a whole copy of the set, or write it again.")
+  check_fields(directory, recipe, fields)
+  return recipe
+
+
+def check_fields(directory: str | os.PathLike, recipe: Mapping[str, Any], fields: Mapping[str, Callable]) -> None:
+  """Raises ValueError at the first of `fields` that a recipe lacks or cannot be used, as `read_recipe` has them."""
   for key, usable in fields.items():
     if key not in recipe or not usable(recipe[key]):
-      found = repr(recipe.get(key, "missing"))[:60]
+      found, path = brief(recipe.get(key, "missing")), Path(directory) / RECIPE
       raise ValueError(f"{path} is damaged ({key} is {found}): get a whole copy of the set, or write it again.")
-  return recipe

@@ -16,6 +16,7 @@ from typing import Any
 
 from vftok.runtime.files import whole_file
 from vftok.runtime.optional import required
+from vftok.runtime.words import is_whole
 
 FACTS = "shards.json"  # of a set: {file: {"clips", "bytes"}}
 
@@ -51,7 +52,7 @@ def shard_facts(path: Path) -> dict[str, int] | None:
   """{"clips", "bytes"} of a whole shard; None where it has to be written (again)."""
   try:
     facts = json.loads(_facts_file(path).read_text())
-    return facts if path.stat().st_size == facts["bytes"] else None
+    return facts if is_whole(facts["clips"]) and path.stat().st_size == facts["bytes"] else None
   except (OSError, ValueError, KeyError, TypeError):
     return None
 
@@ -163,7 +164,7 @@ def _facts_of(directory: Path) -> dict[str, dict]:
   path = directory / FACTS
   try:
     facts = json.loads(path.read_text())
-    if all(isinstance(of_file["bytes"], int) for of_file in facts.values()):
+    if all(is_whole(of_file["bytes"]) for of_file in facts.values()):
       return facts
   except FileNotFoundError:
     return {}

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vftok.data import shards
-from vftok.data.recipe import RECIPE, read_recipe, shape, text
+from vftok.data.recipe import RECIPE, read_recipe, shape, text, whole
 from vftok.data.tfds_source import TfdsSource, open_tfds
 
 CLASSES = "classes.json"  # names of the labels, where they have some
@@ -101,15 +101,15 @@ def read_meta(directory: str | os.PathLike) -> dict[str, Any]:
   Raises:
     FileNotFoundError: there is none. ValueError: its recipe or its names are damaged.
   """
-  whole = lambda n: isinstance(n, int) and n > 0
   fields = {"shape": shape(2), "fingerprint": text, "codebook_size": whole, "tokenizer": text}
+  counts = lambda value: shape(len(value))(value)
   tool = "run `python -m vftok.tools.tokenize_dataset` first"
   meta, path = read_recipe(directory, "tokens", tool, fields), Path(directory) / CLASSES
   for key, usable in (
     ("text_shape", shape(2)),
-    ("router", lambda r: isinstance(r, dict) and shape(len(r["levels"]))(r["levels"])),
-    ("counts", lambda counts: shape(len(counts))(counts)),
-    ("condition", lambda c: whole(c["frames"]) and 0 < len(c["counts"]) < meta["shape"][0]),
+    ("router", lambda r: isinstance(r, dict) and counts(r["levels"])),
+    ("counts", counts),
+    ("condition", lambda c: whole(c["frames"]) and 0 < len(c["counts"]) < meta["shape"][0] and counts(c["counts"])),
   ):
     try:
       fits = not meta.get(key) or usable(meta[key])

@@ -39,27 +39,31 @@ def evaluate(cfg, gen, params, tok, tok_params, decode, out, asked: Protocol | N
 
   `asked`: the protocol of another evaluation, whose settings `cfg` has, to be done again on its clips.
   """
-  law, data, out = cfg.eval.generation, cfg.tokenize, Path(out)
+  settings, data, out = cfg.eval.generation, cfg.tokenize, Path(out)
   who = fingerprint(params, tok_params)
   if asked:
     asked.check_model(who)
-  if law.get("beside"):  # read first: a wrong name must not cost an evaluation
-    other = Generator.load(law.beside)
+  if settings.get("beside"):  # read first: a wrong name must not cost an evaluation
+    other = Generator.load(settings.beside)
     check_pair(other[0], tok, tok_params)
   splits = data.splits.to_dict()
   spec = ClipSpec(frames=data.frames, size=(data.size, data.size), fps=data.fps or None)
   where = dict(process_index=0, process_count=1, seed=cfg.seed)
   known = next((name for name in splits["train"] if name in SCENES), None)
-  clip = CLIPScore(law.clip) if law.get("clip") else None
+  clip = CLIPScore(settings.clip) if settings.get("clip") else None
   classifier = None
-  if law.classifier_steps and known:
+  if settings.classifier_steps and known:
     source, shape = {known: splits["train"][known]}, (data.frames, data.size, data.size, 3)
     with contextlib.closing(make_loader(source, spec, 64, workers=0, **where)) as loader:
-      classifier = alignment.train(loader, shape, law.classifier_steps, scenes=SCENES[known])
+      classifier = alignment.train(loader, shape, settings.classifier_steps, scenes=SCENES[known])
   with contextlib.closing(make_loader(splits["train"], spec, BATCH, split="train", train=False, **where)) as loader:
-    pool = [np.asarray(batch["video"])[batch["_mask"]] for batch in itertools.islice(loader, -(-law.pool // BATCH))]
-  with contextlib.closing(make_loader(splits[law.split], spec, BATCH, split=law.split, train=False, **where)) as loader:
-    some = loader if asked else first_clips(loader, law.clips)
+    pool = [
+      np.asarray(batch["video"])[batch["_mask"]] for batch in itertools.islice(loader, -(-settings.pool // BATCH))
+    ]
+  with contextlib.closing(
+    make_loader(splits[settings.split], spec, BATCH, split=settings.split, train=False, **where)
+  ) as loader:
+    some = loader if asked else first_clips(loader, settings.clips)
     clips = Clips(some, loader.names, asked.clips["indices"] if asked else None)
     evaluation = generation.evaluate(
       gen,
@@ -67,41 +71,41 @@ def evaluate(cfg, gen, params, tok, tok_params, decode, out, asked: Protocol | N
       tok,
       tok_params,
       clips,
-      split=law.split,
-      keeps=_keeps(law, gen, tok),
-      seed=law.seed,
-      anew=law.anew,
+      split=settings.split,
+      keeps=_keeps(settings, gen, tok),
+      seed=settings.seed,
+      anew=settings.anew,
       decode=decode,
-      guidance=law.guidance or None,
+      guidance=settings.guidance or None,
       classifier=classifier,
       clip=clip,
       neighbours=generation.Neighbours(np.concatenate(pool)),
-      fvd=law.fvd,
-      total=asked.count if asked else min(law.clips, loader.examples),
+      fvd=settings.fvd,
+      total=asked.count if asked else min(settings.clips, loader.examples),
     )
-  prompts = [(cfg.title, _prompts(gen, params, tok, tok_params, law, decode))]
-  if law.get("beside"):
-    prompts.append((str(law.beside), _prompts(*other, tok, tok_params, law, decode)))
+  prompts = [(cfg.title, _prompts(gen, params, tok, tok_params, settings, decode))]
+  if settings.get("beside"):
+    prompts.append((str(settings.beside), _prompts(*other, tok, tok_params, settings, decode)))
   generation_report.write(
     out / "generation", evaluation, prompts, title=cfg.title, fps=data.fps or 8.0, training=out.parent / "curves.png"
   )
-  leave("generation", law.split, cfg, splits[law.split], clips, who, out / "generation", asked)
+  leave("generation", settings.split, cfg, splits[settings.split], clips, who, out / "generation", asked)
   return {f"generation/{k}": v for k, v in evaluation.scalars().items()}
 
 
-def _keeps(law, gen, tok) -> tuple[int, ...]:
+def _keeps(settings, gen, tok) -> tuple[int, ...]:
   """Budgets to score a generator at; none where lengths are its own alone."""
-  return tuple(law.keeps) if tok.nested else () if gen.cfg.ar.levels else (tok.registers,)
+  return tuple(settings.keeps) if tok.nested else () if gen.cfg.ar.levels else (tok.registers,)
 
 
-def _prompts(gen, params, tok, tok_params, law, decode) -> dict[str, np.ndarray]:
+def _prompts(gen, params, tok, tok_params, settings, decode) -> dict[str, np.ndarray]:
   """{prompt: uint8 [budgets, F, H, W, 3]}: one noise, one row per budget, other prompts; one program paints all."""
-  if not law.prompts or not gen.cfg.ar.ctx_dim:
+  if not settings.prompts or not gen.cfg.ar.ctx_dim:
     return {}
-  keeps = _keeps(law, gen, tok) or (tok.registers,)
-  out, key, rows = {}, jax.random.key(law.seed), len(keeps)
-  for prompt in law.prompts:
-    made = gen.generate(params, key, {"text": [prompt]}, guidance=law.guidance or None).widen(tok.registers)
+  keeps = _keeps(settings, gen, tok) or (tok.registers,)
+  out, key, rows = {}, jax.random.key(settings.seed), len(keeps)
+  for prompt in settings.prompts:
+    made = gen.generate(params, key, {"text": [prompt]}, guidance=settings.guidance or None).widen(tok.registers)
     ids = np.repeat(made.ids, rows, axis=0)
     keep = np.minimum(np.asarray(keeps)[:, None], made.keep)
     noise = {} if tok.one_pass else {"noise": [np.repeat(x, rows, axis=0) for x in _noise(tok, key, ids.shape[1])]}

@@ -32,20 +32,20 @@ def probe_set(cfg: ConfigDict, tok, params, split: str) -> ProbeTable | None:
   Raises:
     ValueError: `probe_train` is no set.
   """
-  law, sets = cfg.eval, cfg.eval.sets.to_dict()
-  if law.probe_train not in ("", "train", *sets):
-    raise ValueError(f"eval.probe_train is {law.probe_train!r}, expected '', 'train' or one of {', '.join(sets)}.")
-  test = gather(cfg, tok, params, sets[split], law.probe_clips, split)
+  settings, sets = cfg.eval, cfg.eval.sets.to_dict()
+  if settings.probe_train not in ("", "train", *sets):
+    raise ValueError(f"eval.probe_train is {settings.probe_train!r}, expected '', 'train' or one of {', '.join(sets)}.")
+  test = gather(cfg, tok, params, sets[split], settings.probe_clips, split)
   if len(test[0]) < MIN_CLIPS or not test[1]:
     return None
   train = None
-  if law.probe_train:
-    sources = cfg.data.sources.to_dict() if law.probe_train == "train" else sets[law.probe_train]
-    train = gather(cfg, tok, params, sources, law.probe_clips, law.probe_train)
-  keeps = [k for k in law.keeps or tok.budgets if k]
+  if settings.probe_train:
+    sources = cfg.data.sources.to_dict() if settings.probe_train == "train" else sets[settings.probe_train]
+    train = gather(cfg, tok, params, sources, settings.probe_clips, settings.probe_train)
+  keeps = [k for k in settings.keeps or tok.budgets if k]
   codes, attributes, extra = test
   try:
-    return probe(codes, attributes, keeps, tuple(range(3)), extra, train=train, train_set=law.probe_train)
+    return probe(codes, attributes, keeps, tuple(range(3)), extra, train=train, train_set=settings.probe_train)
   except ValueError as error:
     if "two known classes" not in str(error):
       raise

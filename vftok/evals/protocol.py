@@ -28,7 +28,7 @@ from vftok.evals.scores import METRICS
 from vftok.frozen.metrics import weights
 from vftok.io import hub
 from vftok.runtime.files import whole_file
-from vftok.runtime.words import brief, cut, is_number
+from vftok.runtime.words import brief, cut, is_number, is_whole
 from vftok.tokenizer.identity import sampled
 
 MAX_BATCH = 1 << 30  # bytes of the pictures of a batch
@@ -162,8 +162,9 @@ class Protocol:
     if not Path(path).is_file():
       raise FileNotFoundError(f"{cut(path, 150)} is no file, expected a {NAME} of an evaluation: correct --protocol.")
     found = hub.read_json(Path(path))
-    if found.get("format") != FORMAT or found.get("version") != VERSION:
-      said = f"format {brief(found.get('format'))} and version {brief(found.get('version'))}"
+    version = found.get("version")
+    if found.get("format") != FORMAT or not is_whole(version) or version != VERSION:
+      said = f"format {brief(found.get('format'))} and version {brief(version)}"
       raise ValueError(f"{cut(path, 150)} has {said}, expected {FORMAT!r} and {VERSION}: is it a {NAME}?")
     fields = {field.name: field.type for field in dataclasses.fields(cls)}
     for name, kind in fields.items():
@@ -229,8 +230,8 @@ class Protocol:
     if self.split not in sets:
       raise ValueError(f"the protocol is of the set {brief(self.split)}, expected one of {', '.join(sets) or 'none'}.")
     ours, theirs = (_what(sources) for sources in (plain(sets[self.split].to_dict()), self.sources))
-    if ours != theirs or list(ours) != list(theirs):
-      differ = next((n for n in (*theirs, *ours) if ours.get(n) != theirs.get(n)), "their order")
+    if _text(ours) != _text(theirs) or list(ours) != list(theirs):
+      differ = next((n for n in (*theirs, *ours) if _text(ours.get(n)) != _text(theirs.get(n))), "their order")
       here, there = brief(ours.get(differ), 80), brief(theirs.get(differ), 80)
       raise ValueError(f"the set {self.split} has source {brief(differ)} = {here}, the protocol {there}: use its data.")
 
@@ -312,6 +313,11 @@ def _like(old: Any, value: Any) -> bool:
     return isinstance(old, bool) and isinstance(value, bool)
   numbers = isinstance(old, int | float) and isinstance(value, int | float) and _is_small(value)
   return isinstance(value, str) if isinstance(old, str) else numbers and (value == int(value) or type(old) is float)
+
+
+def _text(value: Any) -> str:
+  """What equal values have in common and no others: 8 is 8.0, and true is not 1."""
+  return json.dumps(json.loads(json.dumps(value), parse_int=float), sort_keys=True)
 
 
 def _is_small(value: float) -> bool:

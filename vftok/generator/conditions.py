@@ -40,7 +40,7 @@ def condition(cfg: GeneratorConfig, cond: Mapping | None, batch: int | None = No
     out = Condition(label_BxG=_labels(cfg, cond["label"])[:, None])
   else:
     if not cfg.ar.ctx_dim:
-      raise ValueError("this generator knows no text: pass a class or None.")
+      raise ValueError(f"this generator knows no text, {_known(cfg)}.")
     features, mask = _text(cfg, cond["text"]) if "text" in keys else (cond["text_emb"], cond["text_mask"])
     out = _features(cfg, features, mask)
   b = len(out.label_BxG if out.text_BxSxC is None else out.text_BxSxC)
@@ -49,10 +49,17 @@ def condition(cfg: GeneratorConfig, cond: Mapping | None, batch: int | None = No
   return out._replace(null_BxG=jnp.zeros((b, 1), bool))
 
 
+def _known(cfg: GeneratorConfig) -> str:
+  """What to pass in place of a condition of the wrong kind."""
+  if cfg.ar.n_classes or cfg.ar.ctx_dim:
+    return f"expected a {'class' if cfg.ar.n_classes else 'text'}: pass one, or None"
+  return "expected no condition: pass None, and first frames where it goes on from some"
+
+
 def _labels(cfg: GeneratorConfig, labels: Any) -> jax.Array:
   n = cfg.ar.n_classes
   if not n:
-    raise ValueError("this generator knows no classes: pass a text or None.")
+    raise ValueError(f"this generator knows no classes, {_known(cfg)}.")
   if isinstance(labels, (list, tuple)) and any(isinstance(name, str) for name in labels):
     labels = [class_index(cfg.classes, name) if isinstance(name, str) else name for name in labels]
   try:

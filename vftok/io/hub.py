@@ -9,6 +9,7 @@ import ast
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import re
@@ -27,7 +28,7 @@ from vftok.io import remote, shipped, torch_file, weight_index
 from vftok.io.finite import is_finite
 from vftok.io.int8 import SCALES, scales_shape, widened
 from vftok.runtime.files import part_of, umask
-from vftok.runtime.words import brief, cut
+from vftok.runtime.words import brief, cut, is_text
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FLOATS = tuple(np.dtype(name) for name in (np.float32, np.float16, np.float64, ml_dtypes.bfloat16))
@@ -155,12 +156,7 @@ def config_of_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 def save_files(directory: str | os.PathLike, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> None:
   """Writes model.safetensors and config.json; an interrupted call leaves what was there before."""
-  target = pathlib.Path(directory)
-  if target.exists() and not target.is_dir():
-    raise ValueError(f"{target} is a file, expected a directory to save the model in: choose another name.")
-  for name in (WEIGHTS, CONFIG):
-    if (target / name).is_dir():
-      raise ValueError(f"{target / name} is a folder, expected a file or nothing: save in another directory.")
+  target = check_directory(directory)
   target.parent.mkdir(parents=True, exist_ok=True)
   partial = part_of(target)
   try:
@@ -175,6 +171,19 @@ def save_files(directory: str | os.PathLike, tensors: Mapping[str, np.ndarray], 
         os.replace(partial / name, target / name)
   finally:
     shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_directory(directory: str | os.PathLike) -> pathlib.Path:
+  """The path of a directory that a model can be saved in, made or not yet. Raises ValueError where none can."""
+  target = pathlib.Path(os.path.abspath(directory))
+  if not os.fspath(directory) or not target.name:
+    raise ValueError(f"{brief(os.fspath(directory))} is no directory to save a model in, expected a name: choose one.")
+  if target.exists() and not target.is_dir():
+    raise ValueError(f"{target} is a file, expected a directory to save the model in: choose another name.")
+  for name in (WEIGHTS, CONFIG):
+    if (target / name).is_dir():
+      raise ValueError(f"{target / name} is a folder, expected a file or nothing: save in another directory.")
+  return target
 
 
 def report_keys(path, missing: Iterable[str], unused: Iterable[str], net: str = "") -> None:
@@ -211,8 +220,10 @@ def _open(path: pathlib.Path):
     if start == b"PK":
       return torch_file.TorchFile(path)
     if start[:1] == b"\x80":
-      which = cut(path, 150)
-      raise ValueError(f"{which} is a pickle, expected safetensors: convert it where you trust its origin.") from None
+      raise ValueError(
+        f"{cut(path, 150)} is a pickle and no zip, as torch saved files before 1.6, expected a zip or safetensors: "
+        "where you trust its origin, torch.save(torch.load(FILE), OTHER) writes one that can be read."
+      ) from None
     reason = cut(re.sub(r"^.*?header: ", "", str(error)), 100)
     raise ValueError(f"{cut(path, 150)} is no whole safetensors file ({reason}): fetch it again.") from None
 
@@ -235,14 +246,24 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def check_plain(path, config: Any) -> None:
-  """Raises ValueError unless a config is plain data of JSON's kinds, nested no deeper than a config is."""
+  """Raises ValueError unless a config is plain data as JSON can hold it, nested no deeper than a config is.
+
+  What Python's reader takes beside that, NaN, infinity and halves of surrogate pairs, would be written on by `export`.
+  """
+  path = cut(path, 150)
   level = [config]
   for _ in range(MAX_NESTING):
     for value in level:
-      if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
-        raise ValueError(f"{path} has a config with keys that are not text: fetch the file again.")
+      if isinstance(value, dict) and (strange := [key for key in value if not is_text(key)]):
+        raise ValueError(
+          f"{path} has a config with keys that are not text ({brief(strange[0])}): fetch the file again."
+        )
       if not isinstance(value, (dict, list, str, int, float, type(None))):
         raise ValueError(f"{path} has a config that holds a {type(value).__name__}, expected JSON: fetch it again.")
+      if (isinstance(value, str) and not is_text(value)) or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError(
+          f"{path} has a config that holds {brief(value)}, expected finite numbers and text in UTF-8: correct the file."
+        )
     inner = [value for value in level if isinstance(value, (dict, list))]
     level = [v for value in inner for v in (value.values() if isinstance(value, dict) else value)]
     if not level:

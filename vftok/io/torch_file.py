@@ -21,8 +21,8 @@ import ml_dtypes
 import numpy as np
 
 from vftok.io import torch_pickle
-from vftok.io.torch_pickle import Tensor
-from vftok.runtime.words import cut
+from vftok.io.torch_pickle import NotData, Tensor
+from vftok.runtime.words import cut, is_text
 
 MAX_PICKLE = 1 << 23  # bytes
 MAX_CONFIG = 1 << 16  # values
@@ -100,7 +100,8 @@ class TorchFile(contextlib.AbstractContextManager):
       raise self._bad(error) from None
 
   def _bad(self, error: Exception) -> ValueError:
-    reason = cut(str(error).strip(".'\""), 170) or "it is damaged"
+    """The sentence: with a reason of ours, for those of libraries speak of their own insides."""
+    reason = cut(error, 170) if isinstance(error, NotData) else "its zip is damaged"
     return ValueError(
       f"{cut(self._path, 110)} is a pickle, and no weights that can be read as data ({reason}): convert it to "
       "safetensors where you trust its origin."
@@ -110,19 +111,19 @@ class TorchFile(contextlib.AbstractContextManager):
     """(folder inside the zip, what its pickle holds)."""
     pickles = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1:
-      raise ValueError(f"it holds {len(pickles)} files data.pkl, expected one")
+      raise NotData(f"it holds {len(pickles)} files data.pkl, expected one")
     root, total = pickles[0].removesuffix("data.pkl"), os.path.getsize(self._path)
     for name, info in members.items():
       if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
-        raise ValueError(f"its member {cut(name)} is compressed, which torch never does")
+        raise NotData(f"its member {cut(name)} is compressed, which torch never does")
       if info.file_size > total:
-        raise ValueError(f"its member {cut(name)} is said to be larger than the file")
+        raise NotData(f"its member {cut(name)} is said to be larger than the file")
     if sum(info.file_size for info in members.values()) > total:
-      raise ValueError("its members are said to be larger than the file")
+      raise NotData("its members are said to be larger than the file")
     if f"{root}byteorder" in members and self._zip.read(f"{root}byteorder") != b"little":
-      raise ValueError("its numbers are not little-endian")
+      raise NotData("its numbers are not little-endian")
     if members[pickles[0]].file_size > MAX_PICKLE:
-      raise ValueError(f"its data.pkl has more than {MAX_PICKLE} bytes")
+      raise NotData(f"its data.pkl has more than {MAX_PICKLE} bytes")
     return root, torch_pickle.parse(self._zip.read(pickles[0]))
 
   def _check_sizes(self, members: Mapping[str, zipfile.ZipInfo]) -> None:
@@ -131,18 +132,19 @@ class TorchFile(contextlib.AbstractContextManager):
     for tensor in set(self._tensors.values()):
       info = members.get(f"{self._root}data/{tensor.storage.key}")
       if info is None:
-        raise ValueError(f"it lacks its storage {cut(tensor.storage.key)}")
+        raise NotData(f"it lacks its storage {cut(tensor.storage.key)}")
       width = dtype_of(tensor.dtype).itemsize
       held, size = info.file_size // width, math.prod(tensor.shape)
       last = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True))
-      if info.file_size % width or size > held or tensor.offset > held or (size and last >= held):
-        raise ValueError(f"a tensor of shape {cut(tensor.shape)} lies outside its storage of {held} numbers")
+      widest = math.prod(max(n, 1) for n in tensor.shape)  # where there are no numbers, NumPy still counts the rest
+      if info.file_size % width or max(size, tensor.offset) > held or (size and last >= held) or widest >= 1 << 48:
+        raise NotData(f"a tensor of shape {cut(tensor.shape)} lies outside its storage of {held} numbers")
       asked[tensor] = size * width
     if sum(asked.values()) > sum(info.file_size for info in members.values()):
-      raise ValueError("its tensors are larger than its storages")
+      raise NotData("its tensors are larger than its storages")
     stored = sum(info.file_size for name, info in members.items() if name.startswith(f"{self._root}data/"))
     if sum(asked[tensor] for tensor in self._tensors.values()) > MAX_SHARED * stored:
-      raise ValueError("its tensors share their numbers more often than tied weights do")
+      raise NotData("its tensors share their numbers more often than tied weights do")
 
 
 def dtype_of(name: str) -> np.dtype:
@@ -152,7 +154,7 @@ def dtype_of(name: str) -> np.dtype:
 def contents(content: Any) -> tuple[dict[str, Tensor], Any]:
   """(tensors by name, config or None) of what a checkpoint's pickle holds."""
   if type(content) is not dict:
-    raise ValueError("it holds no dict")
+    raise NotData("it holds no dict")
   config, model = None, content.get("model")
   if type(model) is dict and type(model.get("sd")) is dict:
     found = model["sd"]  # "ema_sd" holds a running mean by its rate, which no released run had
@@ -162,10 +164,10 @@ def contents(content: Any) -> tuple[dict[str, Tensor], Any]:
     inside = (content[name] for name in WEIGHTS if type(content.get(name)) is dict and content[name])
     found = next(inside, content)
   for key, value in found.items():
-    if not isinstance(key, str) or not isinstance(value, Tensor):
-      raise ValueError(f"it has {cut(key)} where tensors by name were expected")
+    if not is_text(key) or not isinstance(value, Tensor):
+      raise NotData(f"it has {cut(key)} where tensors by name were expected")
   if not found:
-    raise ValueError("it holds no tensors")
+    raise NotData("it holds no tensors")
   return found, config
 
 
@@ -176,17 +178,17 @@ def plain(value: Any) -> Any:
   def walk(value: Any, depth: int) -> Any:
     left[0] -= 1
     if depth > MAX_NESTING or left[0] < 0:
-      raise ValueError("its config is larger or deeper than one can be")
+      raise NotData("its config is larger or deeper than one can be")
     if type(value) is dict:
       if not all(isinstance(key, str) for key in value):
-        raise ValueError("its config has keys that are not text")
+        raise NotData("its config has keys that are not text")
       return {key: walk(inner, depth + 1) for key, inner in value.items()}
     if type(value) in (list, tuple):
       return [walk(inner, depth + 1) for inner in value]
     if type(value) is int and abs(value) >= 1 << 63:
-      raise ValueError("its config holds a number beyond 64 bits")
+      raise NotData("its config holds a number beyond 64 bits")
     if value is not None and type(value) not in (str, int, float, bool):
-      raise ValueError(f"its config holds a {type(value).__name__}")
+      raise NotData(f"its config holds a {type(value).__name__}")
     return value
 
   return walk(value, 0)

@@ -32,6 +32,10 @@ DTYPES = {  # of storages and of tensors: torch's name -> NumPy's
 }
 
 
+class NotData(ValueError):
+  """What a file holds is damaged or more than data; the message is the reason alone."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Name:
   """A global that a pickle names; it stands for itself."""
@@ -67,25 +71,28 @@ def parse(data: bytes) -> Any:
   """What a pickle holds: dicts, lists, tuples, text, numbers, and `Tensor`s.
 
   Raises:
-    ValueError: damage, or an opcode or a global beyond those of plain data and tensors; the sentence names it.
+    NotData: damage, or an opcode or a global beyond those of plain data and tensors; the sentence names it.
   """
-  machine = _Machine()
+  machine, at = _Machine(), 0
   try:
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")  # of odd escapes
-      for number, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+      for number, (opcode, argument, place) in enumerate(pickletools.genops(data)):
+        at = place or 0
         if number > MAX_OPCODES:
-          raise ValueError(f"it has more than {MAX_OPCODES} opcodes")
+          raise NotData(f"it has more than {MAX_OPCODES} opcodes")
         operation = OPERATIONS.get(opcode.name)
         if operation is None:
-          raise ValueError(f"it has the opcode {opcode.name}, which neither plain data nor tensors need")
+          raise NotData(f"it has the opcode {opcode.name}, which neither plain data nor tensors need")
         operation(machine, argument)
         if len(machine.stack) + len(machine.marks) + len(machine.memo) > MAX_VALUES:
-          raise ValueError(f"it has more than {MAX_VALUES} values")
-  except (struct.error, IndexError, KeyError, TypeError, OverflowError, UnicodeError, AttributeError):
-    raise ValueError("it is damaged") from None
+          raise NotData(f"it has more than {MAX_VALUES} values")
+  except NotData:
+    raise
+  except (struct.error, IndexError, KeyError, TypeError, OverflowError, ValueError, AttributeError):
+    raise NotData(f"it is damaged after byte {at} of {len(data)}") from None
   if len(machine.stack) != 1:
-    raise ValueError("it is damaged")
+    raise NotData("it is damaged")
   return machine.stack[0]
 
 
@@ -124,7 +131,7 @@ class _Machine:
 
   def _top(self) -> Any:
     if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-      raise ValueError("it is damaged")
+      raise NotData("it is damaged")
     return self.stack[-1]
 
   def _pop(self) -> Any:
@@ -157,7 +164,7 @@ class _Machine:
 
   def _extend(self, values) -> None:
     if type(self._top()) is not list:
-      raise ValueError("it is damaged")
+      raise NotData("it is damaged")
     self.stack[-1].extend(values)
 
   def set_item(self, argument) -> None:
@@ -169,10 +176,10 @@ class _Machine:
 
   def _set(self, values) -> None:
     if type(self._top()) is not dict or len(values) % 2:
-      raise ValueError("it is damaged")
+      raise NotData("it is damaged")
     for key, value in zip(values[::2], values[1::2], strict=True):
       if type(key) is not str and not (type(key) is int and abs(key) < MAX_KEY):
-        raise ValueError("it has a dict whose keys are neither text nor numbers")
+        raise NotData("it has a dict whose keys are neither text nor numbers")
       self.stack[-1][key] = value
 
   def named(self, argument) -> None:
@@ -185,26 +192,26 @@ class _Machine:
 
   def _name(self, module, name) -> None:
     if not isinstance(module, str) or not isinstance(name, str):
-      raise ValueError("it is damaged")
+      raise NotData("it is damaged")
     if (module, name) not in NAMES:
-      raise ValueError(f"it asks for {cut(module)}.{cut(name)}, which neither plain data nor tensors need")
+      raise NotData(f"it asks for {cut(module)}.{cut(name)}, which neither plain data nor tensors need")
     self.stack.append(Name(module, name))
 
   def reduce(self, argument) -> None:
     arguments, callee = self._pop(), self._pop()
     if not isinstance(callee, Name) or type(arguments) is not tuple:
-      raise ValueError("it calls what is no function")
+      raise NotData("it calls what is no function")
     self.stack.append(_called(callee, arguments))
 
   def build(self, argument) -> None:
     self._pop()  # attributes of an OrderedDict: version numbers
     if type(self._top()) is not dict:
-      raise ValueError("it gives attributes to something else than a dict")
+      raise NotData("it gives attributes to something else than a dict")
 
   def storage(self, argument) -> None:
     kind, store, key, _, size = self._pop()
     if kind != "storage" or not isinstance(store, Name) or not isinstance(key, str) or not _is_count(size):
-      raise ValueError("it is damaged")
+      raise NotData("it is damaged")
     self.stack.append(Storage(key, NAMES[store.module, store.name] or "", size))
 
 
@@ -219,27 +226,27 @@ def _called(callee: Name, arguments: tuple) -> Any:
   """What a call of one of the names gives."""
   if callee.name == "OrderedDict":
     if arguments:  # what is in it comes after it; a copy for each call would grow without bound
-      raise ValueError("it is damaged")
+      raise NotData("it is damaged")
     return {}
   if callee.name == "Size":
     return _counts(arguments[0])
   if callee.name == "_rebuild_parameter":
     if not isinstance(arguments[0], Tensor):
-      raise ValueError("it is damaged")
+      raise NotData("it is damaged")
     return arguments[0]
   if callee.name not in REBUILDS:
-    raise ValueError(f"it calls {callee}")
+    raise NotData(f"it calls {callee}")
   storage, offset, shape, strides = arguments[:4]
   if not isinstance(storage, Storage) or not _is_count(offset):
-    raise ValueError("it is damaged")
+    raise NotData("it is damaged")
   dtype = storage.dtype
   if callee.name == "_rebuild_tensor_v3":
     if not isinstance(arguments[6], Name):
-      raise ValueError("it is damaged")
+      raise NotData("it is damaged")
     dtype = NAMES[arguments[6].module, arguments[6].name] or ""
   shape, strides = _counts(shape), _counts(strides)
   if not dtype or len(shape) != len(strides):
-    raise ValueError("it has a tensor without a type, or with a stride too many")
+    raise NotData("it has a tensor without a type, or with a stride too many")
   return Tensor(storage, offset, shape, strides, dtype)
 
 
@@ -249,7 +256,7 @@ def _is_count(value) -> bool:
 
 def _counts(values) -> tuple[int, ...]:
   if type(values) is not tuple or len(values) > 16 or not all(map(_is_count, values)):
-    raise ValueError(f"it has the shape or strides {brief(str(type(values).__name__))} of no tensor")
+    raise NotData(f"it has the shape or strides {brief(str(type(values).__name__))} of no tensor")
   return values
 
 

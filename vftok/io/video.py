@@ -211,7 +211,7 @@ def check_end(path, stream, count: int, end: float, origin: float, reached: floa
   if end < promised - end_slack(stream, count):
     raise ValueError(
       f"{path} was cut short, it ends at frame {count} ({end:.2f} s) and its header says {promised:.2f} s: "
-      "get a whole copy of it, or read less of it with max_frames."
+      "get a whole copy of it, or read less of it with max_frames (--max-frames)."
     )
   if "gif" in names:
     with contextlib.nullcontext(path) if isinstance(path, VideoBytes) else open(path, "rb") as file:

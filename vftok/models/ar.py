@@ -62,8 +62,8 @@ class ARConfig:
   scan: bool = True
 
   def __post_init__(self):
-    if self.dim % self.head_dim:
-      raise ValueError(f"width is {self.dim}, expected a multiple of head_dim {self.head_dim}.")
+    if self.head_dim < 1 or self.dim % self.head_dim:
+      raise ValueError(f"width is {self.dim}, expected a multiple of head_dim {self.head_dim}, 1 or more.")
     if self.positions not in POSITIONS or self.order not in ORDERS:
       raise ValueError(
         f"positions are {self.positions!r} and order is {self.order!r}, expected {POSITIONS} and {ORDERS}."

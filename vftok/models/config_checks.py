@@ -16,6 +16,7 @@ from vftok.runtime.words import brief
 
 # Far above any model; below what could exhaust memory while a damaged config is looked at.
 MAX_SIZE, MAX_DEPTH, MAX_CODEBOOK, MAX_TOKENS = 65_536, 1_024, 2**24, 2**15
+MAX_STEPS, MAX_BLOCKS = 256, 32  # time steps of a chunk, residual blocks of a VAE: tracing takes time for each
 DTYPES = ("float32", "bfloat16")
 
 
@@ -42,6 +43,7 @@ def check(cfg: TokenizerConfig) -> None:
   _expect(cfg.dino_frames in ("", "first", "avg"), "dino_frames", cfg.dino_frames, "'', 'first' or 'avg'")
   _expect(cfg.dino_class in ("per_frame", "frame0"), "dino_class", cfg.dino_class, "'per_frame' or 'frame0'")
   latents = cfg.chunk_latents
+  _expect(latents <= MAX_STEPS, "chunk_frames", cfg.chunk_frames, f"at most {4 * MAX_STEPS - 3}")
   grid = (latents, *cfg.latent_size)
   for name, part in (("encoder", enc), ("decoder", dec)):
     _check_stack(f"{name}.stack", part.stack)
@@ -110,6 +112,8 @@ def check_vae(vae: VAEConfig) -> None:
   """`check` of a VAE by itself."""
   _counts("vae", ch=vae.ch, ch_mult=vae.ch_mult, num_res_blocks=vae.num_res_blocks, z_channels=vae.z_channels)
   _counts("vae", stem=vae.stem)
+  fits = vae.num_res_blocks * len(vae.ch_mult) <= MAX_BLOCKS
+  _expect(fits, "vae.num_res_blocks", vae.num_res_blocks, f"at most {MAX_BLOCKS} blocks on all levels together")
   _expect(vae.in_channels == 3, "vae.in_channels", vae.in_channels, "3")
   _expect(vae.dtype in DTYPES, "vae.dtype", vae.dtype, " or ".join(DTYPES))
 

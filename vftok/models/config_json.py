@@ -12,7 +12,7 @@ from vftok.models.config import GeneratorConfig, TokenizerConfig
 from vftok.models.config_checks import check, check_generator, check_vae
 from vftok.models.router import RouterConfig
 from vftok.models.vae import VAEConfig
-from vftok.runtime.words import brief, cut
+from vftok.runtime.words import brief, cut, is_whole
 
 FORMAT, FORMAT_VAE, FORMAT_GENERATOR = "vftok-tokenizer", "vftok-vae", "vftok-generator"
 FORMAT_ROUTER = "vftok-router"
@@ -36,7 +36,7 @@ def to_json(cfg: Config) -> dict[str, Any]:
 def from_json(kind: type[Config], data: dict[str, Any]) -> Config:
   """Inverse of `to_json`. Raises ValueError naming the first unknown, missing or mistyped key, or another version."""
   version = data.get("version")
-  if version != FORMAT_VERSION:
+  if not is_whole(version) or version != FORMAT_VERSION:
     raise ValueError(f"config version is {brief(version)}, expected {FORMAT_VERSION}: update vftok to read this model.")
   return from_dict(kind, {k: v for k, v in data.items() if k not in ("format", "version")})
 
@@ -77,7 +77,7 @@ def build(kind: Any, value: Any, where: str) -> Any:
     try:
       return kind(**fields)
     except ValueError as error:
-      raise ValueError(f"{where} cannot be built ({str(error).rstrip('.')}): correct the config.") from None
+      raise ValueError(f"{where} cannot be built ({cut(str(error).rstrip('.'), 250)}): correct the config.") from None
   if origin is tuple:
     if not isinstance(value, (list, tuple)):
       raise ValueError(f"{where} is {brief(value)}, expected a list.")

@@ -20,7 +20,7 @@ from vftok.models.attention import Layout
 from vftok.models.layers import Linear, partitioned, patchify, trunc_normal
 from vftok.models.transformer import Stack, StackConfig
 
-MAX_SIZE = 65_536
+MAX_SIZE, MAX_STEPS = 65_536, 256
 HEADS = ("curves", "classes")
 SHAPE = 0.3  # a clip's curves differ in size first, in shape more slowly
 
@@ -71,6 +71,8 @@ class RouterConfig:
       raise ValueError(f"the router reads latents {self.latents} in patches {self.patch}, expected (T, h, w, C).")
     if any(n % p for n, p in zip(self.latents, self.patch, strict=False)):
       raise ValueError(f"the router reads latents {self.latents}, expected whole patches of {self.patch}.")
+    if self.steps > MAX_STEPS:
+      raise ValueError(f"the router reads {self.steps} time steps, expected at most {MAX_STEPS}: those of one chunk.")
     if self.head not in HEADS:
       raise ValueError(f"the router's head is {self.head!r}, expected one of {', '.join(HEADS)}.")
     least = self.levels[0] if self.head == "classes" and self.levels else 1

@@ -35,6 +35,20 @@ def check_target(path) -> None:
 
 
 @contextlib.contextmanager
+def folder_if_used(folder) -> Iterator[None]:
+  """Makes a folder and those above it; of these, what the block leaves empty goes again."""
+  folder = Path(folder).absolute()
+  made = [path for path in (folder, *folder.parents) if not path.exists()]
+  folder.mkdir(parents=True, exist_ok=True)
+  try:
+    yield
+  finally:
+    for path in made:
+      with contextlib.suppress(OSError):
+        path.rmdir()
+
+
+@contextlib.contextmanager
 def whole_file(path) -> Iterator[Path]:
   """Gives a temporary path beside `path`: renamed onto it when the block succeeds, removed when it fails."""
   check_target(path)

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vftok.runtime.files import folder_if_used
+
 try:
   import fcntl
 except ImportError:  # not on Windows
@@ -46,7 +48,7 @@ def locked(folder) -> Iterator[None]:
     if again > 1:
       yield
     else:
-      with _taken(file, folder):
+      with folder_if_used(file.parent), _taken(file, folder):
         yield
   finally:
     with _mutex:
@@ -55,7 +57,6 @@ def locked(folder) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _taken(file: Path, folder: Path) -> Iterator[None]:
-  file.parent.mkdir(parents=True, exist_ok=True)
   descriptor = _opened(file, folder)
   try:
     owner = _owner(descriptor)

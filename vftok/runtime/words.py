@@ -50,6 +50,14 @@ def sentence(error: BaseException) -> str:
   return cut(f"{where} cannot be used ({error.strerror}): {what}.", SENTENCE)
 
 
+def is_text(value: Any) -> bool:
+  """Whether a value is text that UTF-8 can hold: no half of a surrogate pair, which JSON and pickles can spell."""
+  try:
+    return isinstance(value, str) and value.encode() is not None
+  except UnicodeEncodeError:
+    return False
+
+
 def is_number(value: Any) -> bool:
   """Whether a value is one finite number: of Python, NumPy or JAX, no text and no boolean."""
   single = getattr(value, "shape", None) == () and getattr(value.dtype, "kind", "") in ("i", "u", "f", "V")

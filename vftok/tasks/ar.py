@@ -23,6 +23,7 @@ from vftok.models.config_json import from_dict
 from vftok.models.flops import ar_flops
 from vftok.models.layers import as_trained
 from vftok.models.nested import powers_of_two, sample_keep
+from vftok.runtime.words import brief
 from vftok.tasks import Metrics, mean
 from vftok.tasks.losses import ARLoss
 from vftok.tokens import VideoTokens
@@ -54,7 +55,7 @@ class ARTask:
       return params
     source, loaded = Generator.load(self.cfg.init_from)
     if source.cfg.ar != self.gen.cfg.ar:
-      raise ValueError(f"init_from holds another model ({source.cfg.ar}): use the model it was made with.")
+      raise ValueError(f"init_from holds another model ({brief(source.cfg.ar, 250)}): use the model it was made with.")
     return loaded
 
   def loss(self, params, frozen, batch, keys_B, step) -> tuple[jax.Array, Metrics]:
@@ -195,9 +196,9 @@ class ARTask:
     from vftok.evals.generation_run import evaluate
 
     tok, tok_params = self.tokenizer()
-    law = self.cfg.eval.generation
-    guidance = (law.decoder, law.decoder_scale) if law.decoder else _guidance(self.loss_cfg)
-    return evaluate(self.cfg, self.gen, params, tok, tok_params, tok.sampling(law.steps, *guidance), out, asked)
+    settings = self.cfg.eval.generation
+    guidance = (settings.decoder, settings.decoder_scale) if settings.decoder else _guidance(self.loss_cfg)
+    return evaluate(self.cfg, self.gen, params, tok, tok_params, tok.sampling(settings.steps, *guidance), out, asked)
 
   def tokenizer(self) -> tuple[Any, Any]:
     """(tokenizer, params) that the stored tokens are of."""

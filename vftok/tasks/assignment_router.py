@@ -25,6 +25,7 @@ from vftok.models.flops import stack_flops
 from vftok.models.router import RouterConfig, net
 from vftok.models.transformer import StackConfig
 from vftok.runtime.files import whole_file
+from vftok.runtime.words import brief
 from vftok.tasks import Metrics, mean
 from vftok.tokenizer.programs import to_float
 
@@ -75,7 +76,7 @@ class AssignmentRouterTask:
     source, loaded = Router.load(self.cfg.init_from)
     shapes = lambda tree: jax.tree.map(jnp.shape, tree)
     if jax.tree.structure(loaded) != jax.tree.structure(params) or shapes(loaded) != shapes(params):
-      raise ValueError(f"init_from holds another router ({source.cfg}): use the model it was made with.")
+      raise ValueError(f"init_from holds another router ({brief(source.cfg, 250)}): use the model it was made with.")
     return loaded
 
   def rewards(self, losses_BxAx1xn) -> jax.Array:

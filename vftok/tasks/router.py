@@ -28,6 +28,7 @@ from vftok.models.flops import stack_flops
 from vftok.models.flow import gaussian
 from vftok.models.router import RouterConfig, net
 from vftok.runtime.files import whole_file
+from vftok.runtime.words import brief
 from vftok.tasks import Metrics, mean
 from vftok.tasks.curve_fits import centred, expected, explained, one_for_all, sizes, summed
 from vftok.tasks.losses import RouterLoss
@@ -70,7 +71,7 @@ class RouterTask:
     source, loaded = Router.load(self.cfg.init_from)
     units = dict(drop_scale=1.0, measure="flow", loss_mean=0.0, loss_std=1.0, size=())
     if dataclasses.replace(source.cfg, **units) != dataclasses.replace(self.router.cfg, **units):
-      raise ValueError(f"init_from holds another router ({source.cfg}): use the model it was made with.")
+      raise ValueError(f"init_from holds another router ({brief(source.cfg, 250)}): use the model it was made with.")
     # Of another measure: what is common to all clips is that of this one, what a clip has of its own is kept.
     return loaded if source.cfg.measure == self.measure else {**loaded, **common}
 

@@ -17,6 +17,7 @@ from vftok.models import config_json, flow
 from vftok.models.discriminator import Discriminator
 from vftok.models.flops import vae_flops
 from vftok.models.vae import VAE, VAEConfig
+from vftok.runtime.words import brief
 from vftok.tasks import Metrics, mean
 from vftok.tasks.linear_codes import patch_code
 from vftok.tasks.losses import VAELoss
@@ -54,7 +55,7 @@ class VAETask:
     if self.cfg.init_from:
       cfg, vae = load_vae(self.cfg.init_from)
       if jax.tree.map(jnp.shape, vae) != jax.tree.map(jnp.shape, params["vae"]):
-        raise ValueError(f"init_from holds another VAE ({cfg}): use the model it was made with.")
+        raise ValueError(f"init_from holds another VAE ({brief(cfg, 250)}): use the model it was made with.")
       return {**params, "vae": vae}
     if not (self.model.linear and self.loss_cfg.fit_batches):
       return params

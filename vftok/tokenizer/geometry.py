@@ -79,9 +79,8 @@ class Geometry:
     """The sentence for a frame count that fits no number of chunks."""
     low, high = self._fitting(frames)
     fitting = f"{high}" if frames < self.chunk_frames else f"{low} or {high}"
-    return (
-      f"the video has {frames} frames, expected a count that fits chunks such as {fitting}: cut it, or pass fit='pad'."
-    )
+    hint = "cut it, or pass fit='pad' (--fit pad)"
+    return f"the video has {frames} frames, expected a count that fits chunks such as {fitting}: {hint}."
 
 
 class FlowGeometry(Geometry):

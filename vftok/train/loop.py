@@ -27,7 +27,7 @@ from vftok.data.loader import Loader
 from vftok.data.memory_loader import MemoryLoader
 from vftok.runtime import sharding, target
 from vftok.runtime.alone import alone
-from vftok.runtime.files import whole_file
+from vftok.runtime.files import folder_if_used, whole_file
 from vftok.runtime.lock import locked
 from vftok.runtime.process import agreed, local, whole
 from vftok.tasks import Task, make_task
@@ -63,16 +63,13 @@ def run(cfg: ConfigDict, workdir) -> TrainState:
   mesh = sharding.make_mesh(cfg.mesh.to_dict())
   _check(cfg, mesh)
   lead = jax.process_index() == 0
-  with locked(workdir) if lead else contextlib.nullcontext(), opened_once():
+  with locked(workdir) if lead else contextlib.nullcontext(), opened_once(), folder_if_used(workdir / "checkpoints"):
     return _run(cfg, workdir, mesh, lead)
 
 
 def _run(cfg: ConfigDict, workdir: Path, mesh, lead: bool) -> TrainState:
-  workdir.mkdir(parents=True, exist_ok=True)
+  """A start that is refused, for whatever reason, leaves the workdir as it was."""
   task = make_task(cfg)
-  if lead:
-    with whole_file(workdir / "config.json") as path:
-      path.write_text(json.dumps(cfg.to_dict(), indent=2, default=list) + "\n")
 
   # ---- state: shapes first, then arrays where they belong; never whole on one device
   axes, shapes = logical_axes(task.init, cfg.freeze)
@@ -85,9 +82,14 @@ def _run(cfg: ConfigDict, workdir: Path, mesh, lead: bool) -> TrainState:
     frozen = jax.device_put(frozen, sharding.frozen_shardings(frozen, mesh))
     state, examples = starting_point(cfg, task, checkpoints, state, places)
     step = int(state.step)
-    loader = train_loader(cfg, examples, workers=cfg.data.workers, log=workdir / BAD_CLIPS)
-    writer = Writer(workdir, active=lead, resume=step, wandb=cfg.wandb, config=cfg.to_dict())
-    with contextlib.closing(loader), contextlib.closing(writer):
+    make_writer = functools.partial(Writer, workdir, active=lead, resume=step, wandb=cfg.wandb, config=cfg.to_dict())
+    with (
+      contextlib.closing(train_loader(cfg, examples, workers=cfg.data.workers, log=workdir / BAD_CLIPS)) as loader,
+      contextlib.closing(make_writer()) as writer,
+    ):
+      if lead:
+        with whole_file(workdir / "config.json") as path:
+          path.write_text(json.dumps(cfg.to_dict(), indent=2, default=list) + "\n")
       one = compiled_step(cfg, mesh, task, tx, places)
       return Run(cfg, workdir, mesh, task, one, rate, checkpoints, loader, writer, examples).steps(state, frozen, step)
 

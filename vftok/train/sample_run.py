@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from vftok.generator.sample import sample
 from vftok.runtime.lock import locked
 from vftok.runtime.process import local
+from vftok.runtime.words import is_whole
 from vftok.show import page
 from vftok.show.picture import labelled_grid
 from vftok.show.progress import COMPILING, progress
@@ -76,7 +77,7 @@ def _condition(line: str, where: str) -> dict[str, Any]:
     value = None
   given = value if isinstance(value, dict) and len(value) == 1 else {}
   text, label = given.get("text"), given.get("label")
-  if not (isinstance(text, str) and text.strip()) and not isinstance(label, int | str):
+  if not (isinstance(text, str) and text.strip()) and not (isinstance(label, str) or is_whole(label)):
     raise ValueError(f'{where} is {line[:60]!r}, expected {{"text": "..."}} or {{"label": ...}}.')
   return given
 

@@ -32,6 +32,8 @@ class Writer:
     self._wandb: Any = None
     if not active:
       return
+    if wandb and not present("wandb"):
+      raise ValueError("config.wandb is set and wandb is not installed: pip install 'vftok[wandb]'.")
     (self.workdir / "media").mkdir(parents=True, exist_ok=True)
     self._path = self.workdir / METRICS
     keep_until(self._path, resume)
@@ -131,10 +133,8 @@ def plain(value):
 
 
 def _open_wandb(project: str, workdir: Path, config, resume: int):
-  try:
-    import wandb
-  except ImportError:
-    raise ValueError("config.wandb is set and wandb is not installed: pip install 'vftok[wandb]'.") from None
+  import wandb
+
   return wandb.init(
     project=project, dir=str(workdir), name=workdir.name, config=config, resume="allow", id=workdir.name
   )

@@ -32,6 +32,7 @@ from vftok.models.config_json import FORMAT_ROUTER, from_dict, from_json
 from vftok.models.flops import vit_flops
 from vftok.models.layers import Linear, trunc_normal, unit
 from vftok.models.router import RouterConfig, net
+from vftok.runtime.words import brief, cut
 from vftok.tokenizer.learner import Made
 
 COUNTS = ("all", "assignments", "router")
@@ -165,13 +166,14 @@ def load_router(name: str, tok: EVATok) -> tuple[RouterConfig, Any]:
   """
   checkpoint = hub.open_checkpoint(name)
   if checkpoint.config.get("format") != FORMAT_ROUTER:
-    raise ValueError(f"{checkpoint.path} is no router, its format is {checkpoint.config.get('format')!r}: train one.")
+    kind = brief(checkpoint.config.get("format"))
+    raise ValueError(f"{cut(checkpoint.path, 150)} is no router, its format is {kind}: train one.")
   cfg = from_json(RouterConfig, checkpoint.config)
   frames = (tok.chunk_frames, *tok.frame_size, 3)
   if (cfg.head, cfg.latents, cfg.levels) != ("classes", frames, tok.counts):
+    found = f"head {cfg.head!r}, levels {brief(cfg.levels)} and reads {cfg.latents}"
     raise ValueError(
-      f"the router {name} has head {cfg.head!r}, levels {cfg.levels} and reads {cfg.latents}, expected 'classes', "
-      f"{tok.counts} and {frames}: train one for such a model."
+      f"the router {name} has {found}, expected 'classes', {tok.counts} and {frames}: train one for such a model."
     )
   return cfg, read_leaves(checkpoint, leaves_of(cfg, lambda key: net(cfg).init(key, jnp.zeros((1, *frames)))["params"]))
 

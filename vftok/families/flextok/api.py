@@ -14,6 +14,7 @@ from vftok.families.flextok import export, released, vae_weights
 from vftok.families.flextok.config import FlexTokConfig
 from vftok.io import hub
 from vftok.io.layout import converted
+from vftok.models.config_checks import check
 from vftok.tokenizer.api import Params, Tokenizer
 from vftok.tokenizer.checks import check_dtype
 
@@ -62,6 +63,7 @@ def load(name: str | os.PathLike, *, dtype: str | None = None) -> tuple[FlexTok,
   if "readout" in names.decoder:
     readout = infer_readout(shapes, f"decoder.module_dict.{names.decoder['readout']}")
     cfg = dataclasses.replace(cfg, decoder=dataclasses.replace(cfg.decoder, readout=readout))
+    check(cfg)
   rules = released.rules(cfg, names)
   hub.report_keys(checkpoint.path, rules.keys() - shapes.keys(), shapes.keys() - rules.keys())
   params = converted(rules, sources, abstract_params(cfg))

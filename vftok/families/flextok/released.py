@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -16,19 +15,18 @@ from vftok.families.flextok.config import FlexTokConfig
 from vftok.families.flextok.vae import KLConfig
 from vftok.io.layout import SAME, Rule
 from vftok.models.config_checks import check
-from vftok.runtime.words import brief
+from vftok.runtime.words import brief, is_number
 
 VAE_PREFIX = "vae.vae."
 VAE, NOISE, PIPELINE = "StableDiffusionVAE", "MinRFNoiseModule", "MinRFPipeline"
 PACKER, UNPACKER, REGISTERS = "BlockWiseSequencePacker", "SequenceUnpacker", "Registers1D"
 MASKS = {"causal_last": "time_block_causal_last", "full": "full", "causal": "causal"}  # of one time step: ours
 POSITION_SCALING = ("absolute", "interpolate")
-_IS_NUMBER = lambda v: type(v) in (int, float) and math.isfinite(v)
 _IS_FLAG = lambda v: isinstance(v, bool)
 VAE_ARGUMENTS = {
   "latent_channels": (lambda v: type(v) is int and v > 0, "a whole number of 1 or more"),
-  "scaling_factor": (lambda v: _IS_NUMBER(v) and v > 0, "a number above 0"),
-  "shift_factor": (_IS_NUMBER, "a number"),
+  "scaling_factor": (lambda v: is_number(v) and v > 0, "a number above 0"),
+  "shift_factor": (is_number, "a number"),
   "sample_posterior": (_IS_FLAG, "true or false"),  # ours is the mean whatever it says
   "frozen": (_IS_FLAG, "true or false"),
 }
@@ -47,7 +45,7 @@ class ImageWiring(Wiring):
   def unknown(self, name: str, spec: Mapping[str, Any], extra: list[str]) -> None:
     if used := [key for key in extra if spec[key] not in (None, False, 0, "", [], {})]:
       raise ValueError(
-        f"module {name!r} of the {self.part} has the unknown argument {brief(used[0])} = {brief(spec[used[0]])}, "
+        f"module {brief(name)} of the {self.part} has the unknown argument {brief(used[0])} = {brief(spec[used[0]])}, "
         "expected a FlexTok's: this switch is not known, take it out if it changes nothing."
       )
 
@@ -60,21 +58,25 @@ class ImageWiring(Wiring):
     used = self._to_patches(name, spec)
     sizes = self._two(name, spec)
     if sizes != self.role("patch_in")["patch_sizes"][1:]:
-      raise ValueError(f"module {name!r} has patch_sizes = {sizes}, expected those that go in: correct the config.")
+      raise ValueError(
+        f"module {brief(name)} has patch_sizes = {brief(sizes)}, expected those that go in: correct the config."
+      )
     return used
 
   @staticmethod
   def _two(name, spec) -> list[int]:
     sizes = list(need(spec, "patch_sizes", name))
     if len(sizes) != 2:
-      raise ValueError(f"module {name!r} of the config has patch_sizes = {brief(sizes)}, expected 2: height and width.")
+      raise ValueError(
+        f"module {brief(name)} of the config has patch_sizes = {brief(sizes)}, expected 2: height and width."
+      )
     return sizes
 
   def _picture_positions(self, name, spec):
     scaling = spec.get("posemb_scaling")
     if scaling not in (None, *POSITION_SCALING):
       raise ValueError(
-        f"module {name!r} has posemb_scaling={scaling!r}, expected one of {', '.join(POSITION_SCALING)}."
+        f"module {brief(name)} has posemb_scaling={brief(scaling)}, expected one of {', '.join(POSITION_SCALING)}."
       )
     used = self._positions(name, {**spec, "posemb_scaling": "absolute"})
     if scaling == "interpolate":
@@ -91,7 +93,7 @@ class ImageWiring(Wiring):
     used = self._packer(name, spec)
     mode = spec.get("mask_mode") or "full"
     if mode not in MASKS:
-      raise ValueError(f"module {name!r} has mask_mode={mode!r}, expected one of {', '.join(MASKS)}.")
+      raise ValueError(f"module {brief(name)} has mask_mode={brief(mode)}, expected one of {', '.join(MASKS)}.")
     self.modules["packer"] = {**spec, "mask_mode": MASKS[mode]}
     return used.replace(" cross_timestep_attention_config", "")
 
@@ -123,7 +125,7 @@ def parts_of(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
   for name in ("vae", "encoder", "decoder", "regularizer", "flow_matching_noise_module", "pipeline"):
     spec = config.get(name)
     if spec is None and name in ("vae", "encoder", "decoder", "regularizer"):
-      raise ValueError(f"the config has no part {name!r}: it is incomplete.")
+      raise ValueError(f"the config has no part {brief(name)}: it is incomplete.")
     if spec is not None and not isinstance(spec, Mapping):
       raise ValueError(f"the config has {name} = {brief(spec)}, expected a module.")
     parts[name] = spec or {}
@@ -138,7 +140,7 @@ def vae_config(spec: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
   check_arguments("vae", spec, {**wiring.ARGUMENTS, **VAE_ARGUMENTS})
   known = {*VAE_ARGUMENTS, "_target_", *HARMLESS}
   for name in sorted(key for key in spec if key not in known and not key.endswith("_key")):
-    warnings.warn(f"argument {name!r} of the VAE is not known and was left out.", stacklevel=2)
+    warnings.warn(f"argument {brief(name)} of the VAE is not known and was left out.", stacklevel=2)
   scaling, shift = float(need(spec, "scaling_factor", "vae")), float(spec.get("shift_factor") or 0.0)
   cfg = vae_weights.infer_config(shapes, scaling=scaling, shift=shift)
   if wrong := vae_weights.stated_otherwise(cfg, spec):
@@ -198,9 +200,9 @@ def _check_interpolated(cfg: FlexTokConfig, encoder: ImageWiring, decoder: Image
       sizes = tuple(part.modules[role]["max_sizes"])
       needed = grid if role == "patch_positions" else (cfg.encoder.registers,)
       if sizes != needed:
+        found = f"posemb_scaling='interpolate' from {brief(sizes)} to {needed}"
         raise ValueError(
-          f"module {part.names[role]!r} has posemb_scaling='interpolate' from {sizes} to {needed}, expected a table "
-          "of that size: resizing it is not supported."
+          f"module {brief(part.names[role])} has {found}, expected a table of that size: resizing it is not supported."
         )
 
 

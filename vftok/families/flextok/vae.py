@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from vftok.models import conv as C
-from vftok.models.config_checks import DTYPES, MAX_SIZE
+from vftok.models.config_checks import DTYPES, MAX_BLOCKS, MAX_SIZE
 from vftok.models.vae import LOGVAR_RANGE
 from vftok.models.vae_blocks import EPS, Attention, Conv, ResBlock, silu
 from vftok.runtime.words import brief
@@ -67,6 +67,9 @@ class KLConfig:
       value = getattr(self, name)
       if not value or any(not 0 < n <= MAX_SIZE for n in (value if isinstance(value, tuple) else (value,))):
         raise ValueError(f"the VAE has {name} = {brief(value)}, expected whole numbers of 1..{MAX_SIZE}.")
+    if self.blocks * len(self.widths) > MAX_BLOCKS:
+      found = f"{len(self.widths)} levels of {self.blocks} blocks"
+      raise ValueError(f"the VAE has {found}, expected at most {MAX_BLOCKS} blocks: take another file.")
     if uneven := [n for n in self.widths if n % self.groups]:
       raise ValueError(f"the VAE has a level of {uneven[0]} channels, expected a multiple of its {self.groups} groups.")
     if self.in_channels != 3:

@@ -17,7 +17,7 @@ from vftok.families.flextok.vae import KLConfig
 from vftok.io import hub
 from vftok.io.layout import LINEAR, VECTOR, Rule, converted
 from vftok.io.leaves import Leaves, leaves_of
-from vftok.runtime.words import brief
+from vftok.runtime.words import brief, is_number, is_whole
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # of older files
@@ -140,7 +140,11 @@ _MUST_BE = {
 }
 
 
-_NUMBERS = {"scaling": ("scaling_factor", float), "shift": ("shift_factor", float), "groups": ("norm_num_groups", int)}
+_NUMBERS = {  # our field -> (their key, what it becomes, what it must be)
+  "scaling": ("scaling_factor", float, is_number),
+  "shift": ("shift_factor", float, is_number),
+  "groups": ("norm_num_groups", int, is_whole),
+}
 
 
 def load_vae(name: str | os.PathLike) -> tuple[KLConfig, dict[str, Any]]:
@@ -163,17 +167,13 @@ def load_vae(name: str | os.PathLike) -> tuple[KLConfig, dict[str, Any]]:
   for key, allowed in _MUST_BE.items():
     stated = config.get(key, allowed[0])
     if any(value not in allowed for value in (stated if isinstance(stated, list) else [stated])):
-      raise ValueError(f"{weights.path} is of a VAE with {key} = {brief(stated)}, expected {allowed[0]!r}.")
+      raise ValueError(f"{weights.path} is of a VAE with {key} = {brief(stated)}, expected {brief(allowed[0])}.")
   if any(config.get(key) for key in ("latents_mean", "latents_std")):
     raise ValueError(f"{weights.path} is of a VAE with a mean and deviation per latent channel, expected one for all.")
   known = {}
-  for field, key, kind in (
-    ("scaling", "scaling_factor", float),
-    ("shift", "shift_factor", float),
-    ("groups", "norm_num_groups", int),
-  ):
+  for field, (key, kind, is_kind) in _NUMBERS.items():
     value = config.get(key)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, kind))):
+    if value is not None and not is_kind(value):
       raise ValueError(f"{weights.path} is of a VAE with {key} = {brief(value)}, expected a number.")
     if value is not None:
       known[field] = kind(value)
@@ -197,6 +197,7 @@ def stated_otherwise(cfg: KLConfig, config: Mapping[str, Any]) -> str:
     ("block_out_channels", list(cfg.widths)),
     ("layers_per_block", cfg.blocks),
   ):
-    if config.get(key) not in (None, found):
-      return f"{key} = {brief(config[key])} and tensors of {found}"
+    stated = config.get(key)
+    if stated is not None and repr(stated) != repr(found):  # as JSON has them: true is not 1
+      return f"{key} = {brief(stated)} and tensors of {found}"
   return ""

@@ -10,7 +10,7 @@ from typing import Any
 
 from vftok.families.query.masks import DECODER_MODES, ENCODER_MODES
 from vftok.models.config_checks import MAX_CODEBOOK, MAX_DEPTH, MAX_SIZE, MAX_TOKENS
-from vftok.runtime.words import brief, cut, is_number
+from vftok.runtime.words import brief, cut, is_number, is_whole
 
 NORMS = ("none", "ln_d", "ln_nd")
 PRIOR_SIZES = {  # layers, heads, width; heads of S are published, others inferred to have 64 channels too
@@ -305,12 +305,13 @@ def _check(cfg: QueryConfig, config: Mapping[str, Any]) -> None:
       ("transformer_encoder_parallel",) if name == "transformer_name" else ("none", "transformer_encoder_parallel")
     )
     _known(config, name, known, known[0])
-  if config.get("in_channels", 3) != 3:
-    raise ValueError(f"the config has in_channels = {brief(config['in_channels'])}, expected 3, red, green and blue.")
+  channels = config.get("in_channels", 3)
+  if not is_whole(channels) or channels != 3:
+    raise ValueError(f"the config has in_channels = {brief(channels)}, expected 3, red, green and blue.")
   for name in ("temporal_patch_size", "patch_size"):
-    if config.get(f"decoder_{name}", getattr(cfg, name)) != getattr(cfg, name):
-      theirs, ours = brief(config[f"decoder_{name}"]), getattr(cfg, name)
-      raise ValueError(f"the config has decoder_{name} = {theirs}, expected the encoder's {name}, {ours}.")
+    theirs, ours = config.get(f"decoder_{name}", getattr(cfg, name)), getattr(cfg, name)
+    if not is_whole(theirs) or theirs != ours:
+      raise ValueError(f"the config has decoder_{name} = {brief(theirs)}, expected the encoder's {name}, {ours}.")
   for size, part, what in (
     ("input_size", "patch_size", "patches"),
     ("frame_num", "temporal_patch_size", "patches"),

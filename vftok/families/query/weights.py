@@ -20,9 +20,9 @@ from vftok.families.query.params import abstract_params
 from vftok.families.query.positions import fixed_shapes
 from vftok.io import hub
 from vftok.io.layout import LINEAR, LINEAR_2IN, SAME, VECTOR, Rule, converted
-from vftok.models.config_checks import MAX_DEPTH
+from vftok.models.config_checks import MAX_DEPTH, MAX_SIZE
 from vftok.models.vit import BlocksConfig
-from vftok.runtime.words import brief, cut
+from vftok.runtime.words import brief, cut, is_whole
 
 PRIOR, SCORER = "prior_model.", "scorer."
 OF_BOTTLENECK = ("in_linear", "out_linear", "regularizer")
@@ -196,9 +196,13 @@ def _prior(file: hub.Checkpoint, named: Any, heads: int | None) -> PriorConfig:
     length = shapes[f"{PRIOR}pos_emb"][1]
   except (KeyError, IndexError) as error:
     raise ValueError(f"{cut(file.path, 150)} has no whole prior, it lacks or bends {error}: fetch it again.") from None
+  for what, n in (("width", dim), ("hidden width", hidden), ("length", length)):
+    if not 0 < n <= MAX_SIZE:
+      raise ValueError(f"{cut(file.path, 150)} has a prior of {what} {n}, expected 1..{MAX_SIZE}: fetch it again.")
   name = str(named.get("name") or "").removeprefix("gptc-")
-  heads = heads or args.get("n_head") or PRIOR_HEADS.get(name, 0)
-  if not isinstance(heads, int) or isinstance(heads, bool) or heads < 0 or (heads and dim % heads):
+  stated = 0 if args.get("n_head") is None else args["n_head"]
+  heads = (heads or stated or PRIOR_HEADS.get(name, 0)) if is_whole(stated) else stated
+  if not is_whole(heads) or heads < 0 or (heads and dim % heads):
     raise ValueError(f"the prior has {brief(heads)} heads, expected a divisor of its width {dim}: correct n_head.")
   temperature = named.get("latent_ce_temperature", 1.0)
   if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < float("inf"):

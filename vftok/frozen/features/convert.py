@@ -26,8 +26,9 @@ from vftok.frozen.features.vit import ViTConfig
 from vftok.frozen.features.vjepa2 import VJEPA2, VJEPA2Module
 from vftok.io import hub
 from vftok.io.layout import LINEAR, LINEAR_2IN, VECTOR, Rule, converted
+from vftok.runtime.words import brief, cut
 
-MAX_DEPTH = 1_024
+MAX_DEPTH, MAX_SIZE = 1_024, 65_536
 HEADS = {1280: 16}  # V-JEPA 2 ViT-H has heads of 80; all others have heads of 64
 
 _LAYER = r"(norm[12]|attention\.(query|key|value|proj)|mlp\.fc[12])\.(weight|bias)"
@@ -196,6 +197,9 @@ def _infer(kind, path, shapes: Mapping[str, tuple[int, ...]], names: Names, head
       _report(kind, path, [key], [])
     if len(shapes[key]) != rank:
       raise ValueError(f"{path} holds {key} with shape {tuple(shapes[key])}, expected {rank} axes: fetch it again.")
+    if not all(0 < n <= MAX_SIZE for n in shapes[key]):
+      found = f"{key} with shape {brief(tuple(shapes[key]))}"
+      raise ValueError(f"{cut(path, 150)} holds {found}, expected sizes of 1..{MAX_SIZE}: fetch it again.")
     return shapes[key]
 
   dim = size(f"{names.norm}.weight", 1)[0]

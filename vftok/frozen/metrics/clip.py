@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -21,6 +22,7 @@ from vftok.frozen.text import tokenizer, weights
 from vftok.frozen.text.layers import Attention, layer_norm
 from vftok.io.layout import Rule
 from vftok.models.layers import Linear, partitioned, patchify, repeated, trunc_normal
+from vftok.runtime.words import brief, cut
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -154,19 +156,23 @@ def load(path: str | os.PathLike) -> tuple[CLIPConfig, dict[str, Any], tokenizer
 
 def _config_of(path, config) -> CLIPConfig:
   if config.get("model_type") != "clip":
-    raise ValueError(f"{path} has model_type {config.get('model_type')!r}, expected 'clip': pass a CLIP's directory.")
+    kind = brief(config.get("model_type"))
+    raise ValueError(f"{cut(path, 150)} has model_type {kind}, expected 'clip': pass a CLIP's directory.")
+  text, vision = (config.get(f"{name}_config") or {} for name in ("text", "vision"))
   parts = {}
-  for name in ("text", "vision"):
-    part = config.get(f"{name}_config") or {}
+  for name, part in (("text", text), ("vision", vision)):
+    if not isinstance(part, Mapping):
+      raise ValueError(f"{cut(path, 150)} has {name}_config {brief(part)}, expected an object: fetch its config again.")
     number = lambda key, default, part=part: weights.whole_number(path, part, key, default)
     dim = number("hidden_size", 512 if name == "text" else 768)
     heads = number("num_attention_heads", 8 if name == "text" else 12)
     depth = weights.whole_number(path, part, "num_hidden_layers", 12, high=weights.MAX_DEPTH)
     hidden, act = number("intermediate_size", 4 * dim), part.get("hidden_act", "quick_gelu")
-    if act not in ACTIVATIONS or dim % heads:
-      raise ValueError(f"{path} has hidden_act {act!r} and {heads} heads for {dim}, which no CLIP here has.")
+    if not isinstance(act, str) or act not in ACTIVATIONS or dim % heads:
+      raise ValueError(
+        f"{cut(path, 150)} has hidden_act {brief(act)} and {heads} heads for {dim}, which no CLIP here has."
+      )
     parts[name] = Tower(dim, depth, heads, hidden, act, weights.epsilon(path, part, "layer_norm_eps", 1e-5))
-  text, vision = (config.get(f"{name}_config") or {} for name in ("text", "vision"))
   size = weights.whole_number(path, vision, "image_size", 224)
   patch = weights.whole_number(path, vision, "patch_size", 32)
   if size % patch:

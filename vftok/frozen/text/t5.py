@@ -19,6 +19,7 @@ from vftok.frozen.text import tokenizer, weights
 from vftok.frozen.text.encoder import TextEncoder
 from vftok.frozen.text.layers import Attention
 from vftok.models.layers import Linear, partitioned, repeated, trunc_normal
+from vftok.runtime.words import brief, cut
 
 ACTIVATIONS = {
   "relu": jax.nn.relu,
@@ -162,7 +163,9 @@ def config_of(where: str | os.PathLike, config: dict[str, Any], dtype: str) -> T
   """Raises ValueError where the config is not that of a T5 as it is built here."""
   kind = config.get("model_type")
   if not isinstance(kind, str) or kind not in BIAS_PER_LAYER:
-    raise ValueError(f"{where} has model_type {kind!r}, expected one of {', '.join(BIAS_PER_LAYER)}: pass a T5.")
+    raise ValueError(
+      f"{cut(where, 150)} has model_type {brief(kind)}, expected one of {', '.join(BIAS_PER_LAYER)}: pass a T5."
+    )
   number = lambda key, default=None: weights.whole_number(where, config, key, default)
   activation, gated = _activation(where, config, "relu" if kind == "t5" else "gated-gelu")
   net = T5Config(
@@ -190,20 +193,21 @@ def config_of(where: str | os.PathLike, config: dict[str, Any], dtype: str) -> T
 
 def _activation(where, config, default: str) -> tuple[str, bool]:
   """(name, gated). Newer configs say it twice, as feed_forward_proj and as dense_act_fn with is_gated_act."""
-  words = str(config.get("feed_forward_proj", default))
+  words, where = str(config.get("feed_forward_proj", default)), cut(where, 100)
   gated, name = words.startswith("gated-"), words.removeprefix("gated-")
   name = "gelu_new" if words == "gated-gelu" else name  # a name from before the erf form was there
   if "feed_forward_proj" not in config:
     name, gated = str(config.get("dense_act_fn", name)), config.get("is_gated_act", gated)
-  if name not in ACTIVATIONS or gated not in (False, True):
+  if name not in ACTIVATIONS or not isinstance(gated, bool):
     raise ValueError(
-      f"{where} has the feed-forward {words!r} ({name!r}, gated {gated!r}), expected gated- or not, and one of "
-      f"{', '.join(ACTIVATIONS)}: no other can be loaded."
+      f"{where} has the feed-forward {brief(words)} ({brief(name)}, gated {brief(gated)}), expected gated- or not, and "
+      f"one of {', '.join(ACTIVATIONS)}: no other can be loaded."
     )
-  if (config.get("dense_act_fn", name), config.get("is_gated_act", gated)) != (name, gated):
+  again = config.get("dense_act_fn", name), config.get("is_gated_act", gated)
+  if again != (name, gated):
     raise ValueError(
-      f"{where} has feed_forward_proj {words!r} and dense_act_fn {config.get('dense_act_fn')!r} with is_gated_act "
-      f"{config.get('is_gated_act')!r}, which contradict each other: fetch its config again."
+      f"{where} has feed_forward_proj {brief(words)} and dense_act_fn {brief(again[0])} with is_gated_act "
+      f"{brief(again[1])}, which contradict each other: fetch its config again."
     )
   return name, gated
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from vftok.frozen.text.encoder import Net, abstract_params
 from vftok.io import hub
 from vftok.io.layout import LINEAR, SAME, VECTOR, Rule, converted
+from vftok.runtime.words import brief, cut, is_number, is_whole
 
 MAX_DEPTH, MAX_SIZE = 1_024, 10_000_000
 
@@ -71,15 +72,17 @@ class Table(dict[str, Rule]):
 def whole_number(where, config: Mapping[str, Any], key: str, default: int | None = None, high: int = MAX_SIZE) -> int:
   """config[key]. Raises ValueError where it is no whole number from 1 to `high`."""
   value = config.get(key, default)
-  if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= high:
-    raise ValueError(f"{where} has {key} {value!r}, expected a whole number from 1 to {high}: fetch its config again.")
+  if not is_whole(value) or not 1 <= value <= high:
+    expected = f"expected a whole number from 1 to {high}"
+    raise ValueError(f"{cut(where, 150)} has {key} {brief(value)}, {expected}: fetch its config again.")
   return value
 
 
 def epsilon(where, config: Mapping[str, Any], key: str, default: float) -> float:
   value = config.get(key, default)
-  if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1:
-    raise ValueError(f"{where} has {key} {value!r}, expected a small positive number: fetch its config again.")
+  if not is_number(value) or not 0 < value < 1:
+    which = cut(where, 150)
+    raise ValueError(f"{which} has {key} {brief(value)}, expected a small positive number: fetch its config again.")
   return float(value)
 
 
