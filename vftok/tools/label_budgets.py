@@ -29,6 +29,7 @@ from vftok.data.dataset_writer import is_made
 from vftok.data.loader import make_loader
 from vftok.frozen.metrics.weights import load_lpips
 from vftok.models.flow import gaussian
+from vftok.runtime.ending import or_exit
 from vftok.runtime.process import begin
 from vftok.tokenizer import programs
 from vftok.tokenizer.api import Tokenizer
@@ -44,7 +45,6 @@ from vftok.tools.chunks import (
   write_chunks,
   writing,
 )
-from vftok.tools.command import or_exit
 from vftok.train.experiment import run as run_main
 
 CHUNK = 64  # clips of a shard: minutes of work

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from vftok.convert import vidtok
 from vftok.models import fsq, masks
 from vftok.models.vae import VAE, kl
+from vftok.runtime.ending import exit_code
 from vftok.tools.golden import Errors, first, last
 from vftok.tools.parity_evatok import check_evatok
 from vftok.tools.parity_flextok import check_flextok
@@ -124,7 +125,10 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("directory", type=pathlib.Path)
   parser.add_argument("--tolerance", type=float, default=TOLERANCE)
   parser.add_argument("--all", action="store_true", help="a line per tensor, not only the worst of each file")
-  args = parser.parse_args(argv)
+  return exit_code("parity", run, parser.parse_args(argv))
+
+
+def run(args: argparse.Namespace) -> int:
   failed = False
   print("| file | tensors compared | worst relative L2 | at |\n| --- | --- | --- | --- |")
   for name, check in CHECKS.items():

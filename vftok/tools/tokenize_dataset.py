@@ -28,6 +28,7 @@ from vftok.data.dataset_writer import is_made
 from vftok.data.loader import make_loader
 from vftok.data.sources import Source
 from vftok.data.tokens import NAME, VERSION, features, finish_tokens, stored
+from vftok.runtime.ending import or_exit
 from vftok.runtime.process import begin
 from vftok.tools.chunks import (
   check_batch,
@@ -40,7 +41,6 @@ from vftok.tools.chunks import (
   write_chunks,
   writing,
 )
-from vftok.tools.command import or_exit
 from vftok.train.experiment import run as run_main
 
 CHUNK = 1024  # clips of a shard
