@@ -10,6 +10,7 @@ import argparse
 import pathlib
 import sys
 
+import flax.traverse_util as traverse
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,12 +74,8 @@ def check_vae(path: pathlib.Path) -> Errors:
   errors = Errors(g)
   weights = {k.removeprefix("w.vidtok."): v for k, v in g.items() if k.startswith("w.")}
   cfg = vidtok.infer_config({k: v.shape for k, v in weights.items()})
-  params: dict = {}
-  for key, (where, kind) in vidtok.rules(cfg).items():
-    node = params
-    for name in where[:-1]:
-      node = node.setdefault(name, {})
-    node[where[-1]] = jnp.asarray(vidtok.KINDS[kind][0](weights[key]))
+  flat = {rule.path: jnp.asarray(rule.to_ours(weights[key], ())) for key, rule in vidtok.rules(cfg).items()}
+  params = traverse.unflatten_dict(flat)
   encode = jax.jit(lambda x: VAE(cfg).apply({"params": params}, x, method=VAE.encode))
   decode = jax.jit(lambda z: VAE(cfg).apply({"params": params}, z, method=VAE.decode))
   mean, logvar = encode(last(g["in.video"]))
