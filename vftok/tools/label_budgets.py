@@ -39,6 +39,7 @@ from vftok.tools.chunks import (
   check_batch,
   copied,
   define_flags,
+  directory_of,
   make_set,
   present_splits,
   shared,
@@ -55,20 +56,12 @@ def main(argv: list[str]) -> None:
   cfg = flags.FLAGS.config
 
   def run() -> None:
-    out = flags.FLAGS.out or directory_of(cfg)
+    out = flags.FLAGS.out or directory_of(cfg, "curves", "pass configs/router.py:mini")
     print(label(cfg, out, workers=flags.FLAGS.workers))
     if not jax.process_index():
       print(label_assignments.summary(out, meta) if (meta := read_meta(out)).get("every") else agreement(out))
 
   or_exit(run)
-
-
-def directory_of(cfg: ConfigDict) -> str:
-  """Where the config looks for its curves. Raises ValueError where it names none."""
-  for source in cfg.data.sources.values():
-    if source.kind == "curves":
-      return source.directory
-  raise ValueError("config.data.sources names no curves, expected one of kind 'curves': pass configs/router.py:mini.")
 
 
 def label(cfg: ConfigDict, out: str | os.PathLike, *, workers: int = 0) -> str:
