@@ -197,13 +197,15 @@ class AR(nn.Module):
 
 
 class RMSNorm(nn.Module):
-  """x / rms(x) * scale in float32, eps 1e-6."""
+  """x / rms(x) * scale in float32."""
+
+  eps: float = EPS
 
   @nn.compact
   def __call__(self, x):
     x = x.astype(jnp.float32)
     scale = self.param("scale", partitioned(nn.initializers.ones, "embed"), x.shape[-1:])
-    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + EPS) * scale
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps) * scale
 
 
 class Block(nn.Module):

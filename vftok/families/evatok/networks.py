@@ -15,18 +15,9 @@ import jax.numpy as jnp
 
 from vftok.families.evatok.config import EvatokConfig, QFormerConfig, pooled_grid
 from vftok.models.attention import attend_seen
-from vftok.models.layers import Linear, Weights, layer_norm, matmul, patchify, repeated, trunc_normal, unpatchify
+from vftok.models.layers import Linear, Weights, matmul, patchify, repeated, trunc_normal, unpatchify
+from vftok.models.vit import Norm
 from vftok.runtime.sharding import constrain
-
-
-class LayerNorm(nn.Module):
-  """LayerNorm with a scale and a bias, eps 1e-5; computed and returned in float32."""
-
-  @nn.compact
-  def __call__(self, x_xD):
-    make = lambda name, init: self.param(name, nn.with_logical_partitioning(init, ("embed",)), x_xD.shape[-1:])
-    scale, bias = make("scale", nn.initializers.ones), make("bias", nn.initializers.zeros)
-    return layer_norm(x_xD) * scale.astype(jnp.float32) + bias.astype(jnp.float32)
 
 
 class Layer(Weights):
@@ -41,11 +32,11 @@ class Layer(Weights):
 
   @nn.compact
   def __call__(self, x_BxNxD, place_NxD, refs_BxMxD, ref_keys_BxMxD, seen_BxN, seen_BxM):
-    a = LayerNorm(name="norm1")(x_BxNxD)
+    a = Norm(name="norm1")(x_BxNxD)
     x_BxNxD = x_BxNxD + self._attention("self", a + place_NxD, a + place_NxD, a, seen_BxN)
-    a = LayerNorm(name="norm2")(x_BxNxD)
+    a = Norm(name="norm2")(x_BxNxD)
     x_BxNxD = x_BxNxD + self._attention("cross", a + place_NxD, ref_keys_BxMxD, refs_BxMxD, seen_BxM)
-    x_BxNxD = x_BxNxD + self._mlp_gelu(LayerNorm(name="norm3")(x_BxNxD))
+    x_BxNxD = x_BxNxD + self._mlp_gelu(Norm(name="norm3")(x_BxNxD))
     return x_BxNxD, (x_BxNxD if self.collect else None)
 
   def _attention(self, name: str, queries_BxNxD, keys_BxMxD, values_BxMxD, seen_BxM):
@@ -100,7 +91,7 @@ class QFormer(nn.Module):
     layers = repeated(Layer, cfg.depth, scan=cfg.scan, remat=cfg.remat)(cfg, t, collect, name="layers")
     seen = flat(seen_BxTxp), flat(seen_BxTxr)
     x_BxNxD, outputs = layers(x_BxNxD, place_NxD, refs_BxMxD, refs_BxMxD + place_MxD, *seen)
-    x_BxTxpxD = LayerNorm(name="norm")(x_BxNxD).reshape(queries_BxTxpxD.shape)
+    x_BxTxpxD = Norm(name="norm")(x_BxNxD).reshape(queries_BxTxpxD.shape)
     return (x_BxTxpxD, outputs) if collect else x_BxTxpxD
 
 
@@ -116,7 +107,7 @@ class Encoder(nn.Module):
   def __call__(self, video_BxFxHxWx3, keep_BxT, *, collect: bool = False):
     cfg, half = self.cfg, self.cfg.encoder
     patches = _into("patch_in", half.dim, half.dtype)(patchify(video_BxFxHxWx3, cfg.patch)).astype(jnp.float32)
-    grid_BxTxhxwxD = LayerNorm(name="norm_in")(patches) if cfg.norm_in else patches
+    grid_BxTxhxwxD = Norm(name="norm_in")(patches) if cfg.norm_in else patches
     pooled_BxTxKxD = nested_means(grid_BxTxhxwxD, cfg.slots.bit_length() - 1)
     queries = _out_of("pool_out", half.dim, half.dtype)(pooled_BxTxKxD).astype(jnp.float32)
     refs = einops.rearrange(grid_BxTxhxwxD, "b t h w d -> b t (h w) d")
@@ -144,7 +135,7 @@ class Decoder(nn.Module):
     refs = _into("codes_in", cfg.neck or half.dim, half.dtype)(codes_BxTxKxc).astype(jnp.float32)
     if cfg.neck:
       refs = _into("neck", half.dim, half.dtype)(refs).astype(jnp.float32)
-    refs = LayerNorm(name="norm_in")(refs) if cfg.norm_in else refs
+    refs = Norm(name="norm_in")(refs) if cfg.norm_in else refs
     queries = jnp.broadcast_to(refs[:, :, :1], (*refs.shape[:2], cfg.places, half.dim))
     out = QFormer(half, name="qformer")(queries, refs, jnp.ones(queries.shape[:3], bool), kept, collect=collect)
     out, layers = out if collect else (out, None)

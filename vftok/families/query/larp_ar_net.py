@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vftok.models.ar import RMSNorm
 from vftok.models.attention import attend_causal, attend_filled
 from vftok.models.layers import matmul, parts, repeated, trunc_normal, xavier
 from vftok.runtime.sharding import constrain
@@ -116,18 +117,6 @@ class LarpAR(nn.Module):
       (x, cache, _), _ = self.blocks((x, cache, 0), position)
     x = self.norm(constrain(x, "batch", "length", None)).astype(self.cfg.dtype)
     return matmul(x, self.head.astype(self.cfg.dtype), jnp.float32), cache
-
-
-class RMSNorm(nn.Module):
-  """x / rms(x) * scale in float32."""
-
-  eps: float
-
-  @nn.compact
-  def __call__(self, x):
-    x = x.astype(jnp.float32)
-    scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("embed",)), x.shape[-1:])
-    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps) * scale
 
 
 class Block(nn.Module):
