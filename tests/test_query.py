@@ -354,18 +354,6 @@ def test_drawn_ids(larp):
   assert 0.3 < np.mean(vq.ids_of(cfg, table, z, KEY, 1e-3)) < 0.7
 
 
-def test_losses_move_features_and_codes_apart(larp):
-  tok, params, _, _ = larp
-  cfg, table = tok.cfg.vq, params["quantizer"]["table"]
-  z, ids = np.random.default_rng(0).standard_normal((2, 5, 8)).astype(np.float32), np.arange(10).reshape(2, 5)
-  kept = np.arange(5) < np.array([[2], [5]])
-  of = lambda name, by: jax.grad(lambda z, t: vq.losses(cfg, t, z, ids, kept)[name], by)(jnp.asarray(z), table)
-  assert np.abs(of("commit", 0)).max() > 0 and not np.any(of("commit", 1)) and not np.any(of("codebook", 0))
-  assert np.abs(of("codebook", 1)).max() > 0 and not np.any(np.asarray(of("commit", 0))[0, 2:])
-  gradient = jax.grad(lambda z: vq.straight_through(cfg, table, z, ids).sum())(jnp.asarray(z))
-  np.testing.assert_allclose(gradient, jax.grad(lambda z: unit(z).sum())(jnp.asarray(z)), atol=1e-6)
-
-
 # ---- prior and scorer: there or not
 
 

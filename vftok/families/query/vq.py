@@ -1,4 +1,4 @@
-"""The table of codes: features -> ids -> codes, and the losses that train both. Pure functions of a table.
+"""The table of codes: features -> ids -> codes. Pure functions of a table.
 
 Letters: V codes of c channels. The table is a parameter: as stored, it need not be normalised.
 """
@@ -43,26 +43,3 @@ def ids_of(cfg: VQConfig, table_VxC, z_xC, key=None, inverse_temperature=None) -
 def codes_of(cfg: VQConfig, table_VxC, ids) -> jax.Array:
   """float32 [..., c] of ids; of what is no id, some code or other."""
   return compared(cfg, jnp.take(table_VxC, ids, axis=0, mode="clip"))
-
-
-def straight_through(cfg: VQConfig, table_VxC, z_xC, ids) -> jax.Array:
-  """Codes whose gradient is the features': u + stop(e - u)."""
-  u = compared(cfg, z_xC)
-  return u + jax.lax.stop_gradient(codes_of(cfg, table_VxC, ids) - u)
-
-
-def losses(cfg: VQConfig, table_VxC, z_BxNxC, ids_BxN, kept_BxN=None) -> dict[str, jax.Array]:
-  """Scalars "commit" and "codebook", mean squared distances of features to their codes, and "loss", their weighted sum.
-
-  Only features learn from "commit" and only codes from "codebook" (LARP section 5). kept_BxN: tokens that count.
-  """
-  u, codes = compared(cfg, z_BxNxC), codes_of(cfg, table_VxC, ids_BxN)
-  kept = jnp.ones(ids_BxN.shape, bool) if kept_BxN is None else kept_BxN
-
-  def mean(a, b):
-    per_token = jnp.mean((a - b) ** 2, axis=-1)
-    return jnp.sum(jnp.where(kept, per_token, 0)) / jnp.maximum(kept.sum(), 1)
-
-  commit, codebook = mean(u, jax.lax.stop_gradient(codes)), mean(codes, jax.lax.stop_gradient(u))
-  weighted = cfg.commitment_loss_weight * commit + cfg.codebook_loss_weight * codebook
-  return {"commit": commit, "codebook": codebook, "loss": weighted}
