@@ -8,12 +8,12 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from vftok.families.query import config as configs
-from vftok.families.query.config import PRIOR_HEADS, PriorConfig, QueryConfig
+from vftok.families.query.config import PriorConfig, QueryConfig
 from vftok.families.query.config_checks import check_scorer
 from vftok.families.query.nets import decoder_blocks, encoder_blocks
 from vftok.families.query.params import abstract_params
 from vftok.families.query.positions import fixed_shapes
+from vftok.families.query.released import PRIOR_HEADS, parse, to_json
 from vftok.io import hub
 from vftok.io.layout import LEADING, LINEAR_2IN, SAME, VECTOR, Rule, Rules, converted, convolution, exported
 from vftok.models.config_checks import MAX_DEPTH
@@ -118,7 +118,7 @@ def load(name: str | os.PathLike, prior_heads: int | None = None) -> tuple[Query
     ValueError: a config that vftok does not know, or a file that does not fit it.
   """
   checkpoint = hub.open_checkpoint(name)
-  cfg = with_parts_of(configs.parse(checkpoint.config), checkpoint, prior_heads)
+  cfg = with_parts_of(parse(checkpoint.config), checkpoint, prior_heads)
   table, shapes = rules(cfg), checkpoint.shapes
   if not cfg.learned_encoder_latent_query_embed and len(shapes.get(TABLES["queries"], ())) == 3:
     table[TABLES["queries"]] = Rule(("fixed", "queries"), (), *LEADING)  # whether the axis is there is not published
@@ -129,7 +129,7 @@ def load(name: str | os.PathLike, prior_heads: int | None = None) -> tuple[Query
 
 def save(cfg: QueryConfig, params: Any, directory: str | os.PathLike) -> None:
   """Writes the released layout, whole or not at all: config.json and model.safetensors."""
-  hub.save_files(directory, exported(rules(cfg), params), configs.to_json(cfg))
+  hub.save_files(directory, exported(rules(cfg), params), to_json(cfg))
 
 
 def with_parts_of(cfg: QueryConfig, file: hub.Checkpoint, prior_heads: int | None) -> QueryConfig:
