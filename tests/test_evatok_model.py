@@ -16,9 +16,10 @@ import vftok
 from vftok.families.evatok import vq
 from vftok.families.evatok.api import EVATok
 from vftok.families.evatok.config import SIZES, EvatokConfig, check
-from vftok.families.evatok.networks import Decoder, Encoder, kept_slots, nested_means
+from vftok.families.evatok.networks import Decoder, Encoder, nested_means
 from vftok.models.config_json import from_dict
 from vftok.models.layers import unit
+from vftok.tokens import kept_slots
 from vftok.tools import parity
 from vftok.tools.parity_evatok import losses_of, write_model
 

@@ -15,10 +15,11 @@ from safetensors.numpy import load_file, save_file
 
 from vftok.families.evatok import vq
 from vftok.families.evatok.config import EvatokConfig
-from vftok.families.evatok.networks import Decoder, Encoder, kept_slots
+from vftok.families.evatok.networks import Decoder, Encoder
 from vftok.models.layers import unit
 from vftok.tokenizer.families import load
 from vftok.tokenizer.programs import exact
+from vftok.tokens import kept_slots
 from vftok.tools.golden import Errors, first, last, vq_losses
 
 

@@ -110,7 +110,7 @@ class LarpAR(nn.Module):
     """
     table = self.position_table.astype(jnp.float32)
     table = jax.lax.stop_gradient(table) if self.cfg.use_fixed_pe else table
-    x = x_BxLxD.astype(jnp.float32) + jax.lax.dynamic_slice_in_dim(table, position, x_BxLxD.shape[1])
+    x = x_BxLxD.astype(jnp.float32) + jax.lax.dynamic_slice_in_dim(table, position, x_BxLxD.shape[1])[None]
     if cache is None:
       (x, _, _), _ = self.blocks((x, None, 0), position)
     else:
@@ -144,7 +144,7 @@ class Block(nn.Module):
       y = attend_causal(q, k, v)
     else:
       rows = position + jnp.arange(x.shape[1])
-      y = attend_filled(q, k, v, jnp.arange(k.shape[2])[None, None] <= rows[:, None], position + x.shape[1])
+      y = attend_filled(q, k, v, jnp.arange(k.shape[2])[None, None] <= rows[None, :, None], position + x.shape[1])
     y = jnp.tensordot(y.swapaxes(1, 2), kernel("proj", (n, e, d), ("heads", "head_dim", "embed"), (d, d)), axes=2)
     x = x + y.astype(jnp.float32)
     up = matmul(cast(norm("n2")(x)), kernel("up", (d, 2, h), ("embed", None, "mlp"), (d, h)))

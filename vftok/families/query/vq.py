@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from vftok.families.query.config import VQConfig
 from vftok.models.flow import drawn_ids
-from vftok.models.layers import unit
+from vftok.models.layers import ranked, unit
 
 
 def compared(cfg: VQConfig, x_xC) -> jax.Array:
@@ -22,7 +22,7 @@ def scores(cfg: VQConfig, table_VxC, z_xC) -> jax.Array:
   """float32 [..., V], highest at the id to take: products with all codes, or negative squared distances less |z|^2."""
   codes = compared(cfg, table_VxC)
   products = compared(cfg, z_xC) @ codes.T
-  return products if cfg.stochastic else 2 * products - jnp.sum(codes * codes, axis=-1)
+  return products if cfg.stochastic else 2 * products - ranked(jnp.sum(codes * codes, axis=-1), products.ndim)
 
 
 def ids_of(cfg: VQConfig, table_VxC, z_xC, key=None, inverse_temperature=None) -> jax.Array:
