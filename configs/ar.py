@@ -111,7 +111,7 @@ def paper(depth: int, of: str, *, text: bool, slots: int, tokens_seen: float, fr
     media_every=5000,
     tokenize=tokenize(
       common.RELEASED[of]["tokenizer"],
-      dict(videos=dict(kind="video_folder", path="videos")),
+      common.videos(),
       frames=frames,
       size=size,
       fps=fps,
@@ -154,11 +154,9 @@ def tokenize(tokenizer: str, sources: dict, val: dict | None = None, test: dict 
 
 def smoke(*, text: bool, directory: str, lengths: str = "none"):
   """Two seconds a step on any machine: for tests."""
-  return common.base(
+  return common.smoke(
     task="ar",
     title="AR smoke",
-    steps=4,
-    batch_size=4,
     model=model(1, text=text, lengths=lengths, **(dict(n_classes=3) if not text else {})),
     loss=ARLoss(given_probs=(0.5, 0.5), show_steps=2),
     data=dict(sources=dict(tokens=dict(kind="tokens", directory=directory)), workers=0),
@@ -167,10 +165,6 @@ def smoke(*, text: bool, directory: str, lengths: str = "none"):
       batch_size=4,
       generation={**GENERATION, "clips": 0},
     ),
-    optim=dict(lr=1e-3, warmup=2),
-    log_every=1,
-    save_every=2,
-    media_every=0,
     sample=SAMPLE,
     tokenize=tokenize("", common.shapes(8), common.shapes(4), size=16, batch_size=4, text="minilm" if text else ""),
   )

@@ -99,6 +99,23 @@ def base(**own) -> ConfigDict:
   return cfg
 
 
+def smoke(**own) -> ConfigDict:
+  """`base` of runs that tests can wait for: four steps of four examples, saved on the way."""
+  few = dict(steps=4, batch_size=4, optim=dict(lr=1e-3, warmup=2), log_every=1, save_every=2, media_every=0)
+  return base(**few | own)
+
+
+def on_shapes(frames: int, **own) -> dict:
+  """What such a run over pixels reads and is judged by: moving shapes of 16x16, no net to download."""
+  judged = dict(sets=dict(shapes=shapes(6)), lpips_net="", rfvd=False, batch_size=4, media=2, **own)
+  return dict(data=dict(sources=shapes(), size=16, frames=frames, workers=0), eval=judged)
+
+
+def videos(**own) -> dict:
+  """Sources of a folder of one's own videos."""
+  return dict(videos=dict(kind="video_folder", path="videos", **own))
+
+
 def shapes(count: int = 64) -> dict:
   """Sources that need nothing on disk: moving shapes drawn by numpy."""
   return dict(shapes=dict(kind="shapes", count=count))

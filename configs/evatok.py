@@ -18,7 +18,6 @@ from vftok.models.clip_critic import CriticConfig
 from vftok.tasks.losses import ARLoss, Dropout
 from vftok.tasks.one_pass_loss import OnePassLoss
 
-LEVELS = (32, 64, 128, 256, 512)
 GENERATORS = {"b": (12, 768, 2048), "l": (24, 1024, 2816), "l_plus": (30, 1280, 3584)}  # layers, width, of the MLP
 DROPOUT = Dropout(token=0.1, residual=0.1, ffn=0.1)
 UCF_CLIPS, K600_CLIPS = 9_537, 392_622  # of the training lists
@@ -55,12 +54,10 @@ def _tiny() -> EvatokConfig:
 
 def smoke():
   """Two seconds a step on any machine: for tests; a proxy."""
-  return common.base(
+  return common.smoke(
     task="one_pass",
     title="EVATok smoke",
     family="evatok",
-    steps=4,
-    batch_size=4,
     model=dataclasses.asdict(_tiny()),
     loss=loss(
       lpips=0.0,
@@ -69,12 +66,8 @@ def smoke():
       adversarial_from=1,
       critic=CriticConfig(32, 2, 1, (2, 4, 4), per_patch=True),
     ),
-    data=dict(sources=common.shapes(), size=16, frames=4, workers=0),
-    eval=dict(sets=dict(shapes=common.shapes(6)), lpips_net="", rfvd=False, batch_size=4, media=2, probe=False),
+    **common.on_shapes(4, probe=False),
     optim=optim(lr=1e-3, warmup=2),
-    log_every=1,
-    save_every=2,
-    media_every=0,
   )
 
 
@@ -153,7 +146,6 @@ def mini64():
 
 def proxy():
   """Random assignments, 16,384 codes, 400k steps of 128 clips at 3 frames a second."""
-  videos = lambda split: dict(videos=dict(kind="video_folder", path="videos", split=split))
   return common.base(
     task="one_pass",
     title="EVATok proxy",
@@ -162,8 +154,8 @@ def proxy():
     batch_size=128,
     model=_in_bfloat16(EvatokConfig()),
     loss=loss(counts="assignments", align=0.7, align_path="facebook/vjepa2-vitl-fpc64-256"),
-    data=dict(sources=videos("train"), size=128, frames=16, fps=3.0, flip=True, workers=16),
-    eval=dict(sets=dict(val=videos("val")), clips=2048),
+    data=dict(sources=common.videos(split="train"), size=128, frames=16, fps=3.0, flip=True, workers=16),
+    eval=dict(sets=dict(val=common.videos(split="val")), clips=2048),
     optim=optim(),
     ema=0.9999,  # unknown
     log_every=50,
@@ -174,12 +166,11 @@ def proxy():
 
 def router():
   """6 layers of 512 over 1,024 patches; 100,000 clips under 625 assignments each, 50k steps."""
-  videos = lambda split: dict(videos=dict(kind="video_folder", path="videos", split=split))
   cfg = router_over(
     EvatokConfig(),
     str(cache_dir() / "curves_evatok"),
     "runs/evatok_proxy/model",
-    (videos("train"), videos("val")),
+    (common.videos(split="train"), common.videos(split="val")),
     fps=3.0,
     title="EVATok router",
     steps=50_000,
@@ -212,7 +203,7 @@ def _generator(of: str, name: str, title: str, clips: int, epochs: int, warmup: 
   depth, width, hidden = GENERATORS[of]
   epoch = clips // 128
   sizes = dict(width=width, hidden_dim=hidden, positions="sequence", dtype="bfloat16", **own)
-  splits = [dict(videos=dict(kind="video_folder", path="videos", split=split)) for split in ("train", "val")]
+  splits = [common.videos(split=split) for split in ("train", "val")]
   return common.base(
     task="ar",
     title=f"{title} {of}",

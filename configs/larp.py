@@ -62,22 +62,16 @@ def optim(**own) -> dict:
 
 def smoke():
   """Two seconds a step on any machine: for tests. Every term of the loss that needs no download is on."""
-  return common.base(
+  return common.smoke(
     task="one_pass",
     title="LARP smoke",
     family="larp",
-    steps=4,
-    batch_size=4,
     freeze=("tokenizer/fixed",),
     model=model(32, 1, tokens=8, codes=32, code_dim=4, size=16, prior=(1, 2, 32)),
     loss=loss(l2=0.1, lpips=0.0, lpips_net="", critic=CriticConfig(32, 2, 1)),
-    data=dict(sources=common.shapes(), size=16, frames=16, workers=0),
-    eval=dict(sets=dict(shapes=common.shapes(6)), lpips_net="", rfvd=False, batch_size=4, media=2, probe=False),
+    **common.on_shapes(16, probe=False),
     optim=optim(lr=1e-3, warmup=2, every={"critic": 2}, lr_groups={"tokenizer/prior": 2.0, "critic": 0.3}),
     ema=0.0,
-    log_every=1,
-    save_every=2,
-    media_every=0,
   )
 
 
@@ -107,15 +101,14 @@ def mini64():
 def paper(epochs: int, **own):
   """Kinetics-600 and UCF-101 at 128x128 and their own rate, batch 128, warm-up of 8 epochs."""
   epoch = EPOCH_CLIPS // 128
-  videos = lambda split: dict(videos=dict(kind="video_folder", path="videos", split=split))
   return common.base(
     task="one_pass",
     steps=epochs * epoch,
     batch_size=128,
     freeze=("tokenizer/fixed",),
     loss=loss(),
-    data=dict(sources=videos("train"), size=128, frames=16, fps=0.0, flip=True, workers=16),
-    eval=dict(sets=dict(val=videos("val")), clips=2048),
+    data=dict(sources=common.videos(split="train"), size=128, frames=16, fps=0.0, flip=True, workers=16),
+    eval=dict(sets=dict(val=common.videos(split="val")), clips=2048),
     optim=optim(warmup=8 * epoch),
     ema=0.0,
     log_every=50,

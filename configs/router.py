@@ -32,19 +32,13 @@ def curves(name: str = "curves", **own) -> dict:
 
 def smoke():
   """Seconds on any machine: for tests."""
-  return common.base(
+  return common.smoke(
     task="router",
     title="router smoke",
-    steps=4,
-    batch_size=4,
     model=RouterConfig(dim=64, depth=1),
     data=dict(sources=dict(curves=dict(kind="curves", directory="curves_smoke")), workers=0),
     eval=dict(sets=dict(val=dict(curves=dict(kind="curves", directory="curves_smoke", split="val"))), batch_size=4),
     loss=RouterLoss("flow"),
-    optim=dict(lr=1e-3, warmup=2),
-    log_every=1,
-    save_every=2,
-    media_every=0,
     label=Label(
       "",
       splits=dict(train=common.shapes(8), val=common.shapes(4)),
@@ -128,8 +122,8 @@ def _paper(name: str, tokenizer: str, size: int):
     label=Label(
       tokenizer,
       splits=dict(
-        train=dict(videos=dict(kind="video_folder", path="videos")),
-        val=dict(videos=dict(kind="video_folder", path="videos", split="val")),
+        train=common.videos(),
+        val=common.videos(split="val"),
       ),
       clips=dict(train=100_000, val=2_000),
       sampled=dict(train=20_000, val=2_000),

@@ -91,11 +91,9 @@ def smoke():
   """Two seconds a step on any machine: for tests. Every term of the loss that needs no download is on."""
   vae = VAEConfig(ch=8, ch_mult=(1, 1), num_res_blocks=1, z_channels=4, time_levels=(0, 1), stem=2, linear=True)
   vae = dataclasses.replace(vae, encoder_net=False)
-  return common.base(
+  return common.smoke(
     task="tokenizer",
     title="tokenizer smoke",
-    steps=4,
-    batch_size=4,
     model=_model(
       64,
       1,
@@ -119,14 +117,7 @@ def smoke():
       given_probs=(0.5, 0.5),
       show_steps=2,
     ),
-    data=dict(sources=common.shapes(), size=16, workers=0),
-    eval=dict(
-      sets=dict(shapes=common.shapes(6)), keeps=(1, 4), steps=2, lpips_net="", rfvd=False, batch_size=4, media=2
-    ),
-    optim=dict(lr=1e-3, warmup=2),
-    log_every=1,
-    save_every=2,
-    media_every=0,
+    **common.on_shapes(17, keeps=(1, 4), steps=2),
   )
 
 
@@ -269,14 +260,14 @@ def _paper(encoder: int, decoder: int, *, size: int, patch, fsdp: int, remat: st
       show_guidance=0.0,
     ),
     data=dict(
-      sources=dict(videos=dict(kind="video_folder", path="videos")),
+      sources=common.videos(),
       size=size,
       fps=common.CLIP_FPS,
       flip=True,
       workers=16,
     ),
     eval=dict(
-      sets=dict(val=dict(videos=dict(kind="video_folder", path="videos", split="val"))),
+      sets=dict(val=common.videos(split="val")),
       clips=2048,
       guidance=3.0,
       guidance_kind="apg",

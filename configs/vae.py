@@ -13,19 +13,12 @@ def get_config(size: str = "mini"):
 
 def smoke():
   """Two seconds a step on any machine: for tests."""
-  return common.base(
+  return common.smoke(
     task="vae",
     title="VAE smoke",
-    steps=4,
-    batch_size=4,
     model=VAEConfig(ch=8, ch_mult=(1, 1), num_res_blocks=1, z_channels=4, time_levels=(0, 1), stem=2, linear=True),
     loss=VAELoss(lpips=0.0, adversarial=0.1, critic_width=8, fit_batches=2),
-    data=dict(sources=common.shapes(), size=16, workers=0, frames=9),
-    eval=dict(sets=dict(shapes=common.shapes(6)), lpips_net="", rfvd=False, batch_size=4, media=2),
-    optim=dict(lr=1e-3, warmup=2),
-    log_every=1,
-    save_every=2,
-    media_every=0,
+    **common.on_shapes(9),
   )
 
 
@@ -101,8 +94,8 @@ def vidtok():
     mesh=dict(data=-1),
     model=VAEConfig(dtype="bfloat16"),
     loss=VAELoss(adversarial=0.2, adversarial_from=50_000),
-    data=dict(sources=dict(videos=dict(kind="video_folder", path="videos")), size=256, fps=0.0, flip=True, workers=16),
-    eval=dict(sets=dict(val=dict(videos=dict(kind="video_folder", path="videos", split="val"))), clips=2048),
+    data=dict(sources=common.videos(), size=256, fps=0.0, flip=True, workers=16),
+    eval=dict(sets=dict(val=common.videos(split="val")), clips=2048),
     optim=dict(lr=1e-4, warmup=5000, weight_decay=0.0, b1=0.5, b2=0.9),
     ema=0.9999,
   )

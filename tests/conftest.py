@@ -101,6 +101,20 @@ def compile_cache(cache_dir):
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
+RANKED = (
+  "ar_inputs draft evatok evatok_model flextok heads larp_ar lengths models one_pass_loss order query vae".split()
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ranks(request):
+  """In tests of networks and families no rank is promoted in silence: a mask of the wrong axes would fit as well."""
+  import jax
+
+  with jax.numpy_rank_promotion("raise" if request.path.stem.removeprefix("test_") in RANKED else "allow"):
+    yield
+
+
 LONGEST = tuple(
   f"test_{name}.py"
   for name in (

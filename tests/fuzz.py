@@ -264,7 +264,7 @@ def tries(kind: str, good: Path, out: Path, seeds, say) -> None:
   warnings.simplefilter("ignore")
   logs = os.open(os.devnull, os.O_WRONLY)
   os.dup2(logs, 2)  # FFmpeg talks
-  from vftok.runtime.process import FAULTS
+  from vftok.runtime.ending import FAULTS
 
   read, watch = KINDS[kind][1], Watch()
   with tempfile.TemporaryDirectory(prefix="vftok-fuzz-") as name:  # what is imported on the way is imported now

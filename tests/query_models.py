@@ -9,7 +9,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from vftok.families.query import config as configs
+from vftok.families.query import released as released_config
 from vftok.families.query.params import abstract_params
 from vftok.families.query.positions import fixed_tables
 from vftok.families.query.tokenizer import LARP, AdapTok
@@ -77,7 +77,7 @@ def random_params(cfg, leaves=abstract_params, seed=0, fixed=True):
 
 def random_model(config, **parts):
   """(tokenizer, params) of a config and parts that files tell, such as scorer=True."""
-  cfg = dataclasses.replace(configs.parse(json.loads(json.dumps(config))), **parts)
+  cfg = dataclasses.replace(released_config.parse(json.loads(json.dumps(config))), **parts)
   return (AdapTok if cfg.nested else LARP)(cfg), random_params(cfg)
 
 

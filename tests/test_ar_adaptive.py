@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from starts import moved, started
+from stored import write_tokens
 
 import vftok
 from configs import t2v
@@ -16,7 +17,7 @@ from vftok import Router
 from vftok.budget import allocate
 from vftok.budget.reward import Reward
 from vftok.data.dataset_writer import whole_directory
-from vftok.data.tokens import read_meta, tokens, write_tokens
+from vftok.data.tokens import read_meta, tokens
 from vftok.generator import sample
 from vftok.generator.api import Generator
 from vftok.models.pack import pack
@@ -48,7 +49,7 @@ def write(out, router=ROUTER, count=16, **meta):
   meta = dict(shape=[T, K], fingerprint="", tokenizer="", codebook_size=25, text="minilm", text_shape=[S, C]) | meta
   meta |= {"router": router} if router else {}
   with whole_directory(out, meta) as directory:
-    write_tokens(directory, {"train": examples, "val": examples}, meta)
+    write_tokens(directory, examples, meta)
   return out
 
 

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import pytest
 from starts import started
+from stored import write_tokens
 
 from configs import c2v, t2v
 from configs import tokenizer as tokenizer_configs
 from vftok.data.dataset_writer import whole_directory
 from vftok.data.shapes import SHAPES
-from vftok.data.tokens import write_tokens
 from vftok.generator import sample
 from vftok.generator.api import Generator
 from vftok.runtime import target
@@ -68,7 +68,7 @@ def text_tokens(tmp_path_factory):
   meta = dict(shape=[5, 4], fingerprint="f" * 16, tokenizer="", codebook_size=25, text="minilm", text_shape=[S, C])
   out = tmp_path_factory.mktemp("text") / "set"
   with whole_directory(out, meta) as directory:
-    write_tokens(directory, {"train": examples, "val": examples}, meta)
+    write_tokens(directory, examples, meta)
   return out
 
 

@@ -17,6 +17,7 @@ from vftok.evals.scores import clip_scores
 from vftok.frozen.metrics.weights import load_lpips
 from vftok.tasks.curve_fits import expected, explained, one_for_all
 from vftok.tools import label_budgets
+from vftok.tools.chunks import directory_of
 from vftok.train import loop
 
 
@@ -132,7 +133,7 @@ def test_bad_labels(changes, sentence, random_model, tmp_path):
 )
 def test_what_is_labelled_is_what_a_router_learns(size, measured):
   cfg = experiment.get_config(size)
-  assert label_budgets.directory_of(cfg) == cfg.eval.sets.val.curves.directory
+  assert directory_of(cfg, "curves", "") == cfg.eval.sets.val.curves.directory
   Label.of(cfg).check_levels(16 if "mini" in size else 256)
   assert cfg.loss.measure == measured and (measured == "flow") == (not cfg.label.sampled.train)
 

@@ -42,7 +42,7 @@ def test_a_draft_sees_kept_codes_of_its_own_and_of_its_context_only():
   run = jax.jit(net.apply)
   draft, variance = run(params, codes, keep)
   assert draft.shape == (2, T, 2, 2, CFG.decoder.channels * 4) and variance.shape == (2, T, 1, 1, draft.shape[-1])
-  beyond = jnp.arange(K) >= keep[..., None]
+  beyond = jnp.arange(K)[None, None] >= keep[..., None]
   np.testing.assert_array_equal(run(params, jnp.where(beyond[..., None], 9.0, codes), keep)[0], draft)
   for t in range(T):
     moved = np.asarray(run(params, codes.at[:, t].multiply(-0.5), jnp.full((2, T), K))[0])

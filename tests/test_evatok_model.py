@@ -16,11 +16,12 @@ import vftok
 from vftok.families.evatok import vq
 from vftok.families.evatok.api import EVATok
 from vftok.families.evatok.config import SIZES, EvatokConfig, check
-from vftok.families.evatok.networks import Decoder, Encoder, kept_slots, nested_means
+from vftok.families.evatok.networks import Decoder, Encoder, nested_means
 from vftok.models.config_json import from_dict
 from vftok.models.layers import unit
+from vftok.tokens import kept_slots
 from vftok.tools import parity
-from vftok.tools.parity_evatok import write_model
+from vftok.tools.parity_evatok import losses_of, write_model
 
 
 def test_every_golden_tensor_is_matched():
@@ -111,7 +112,7 @@ def test_losses_count_kept_slots_only_and_train_each_side():
   rng = np.random.default_rng(0)
   z, table = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 3, 8, 4), (16, 4)))
   kept = np.arange(8) < rng.integers(1, 8, (2, 3))[..., None]
-  losses = jax.jit(vq.losses)
+  losses = jax.jit(losses_of)
   found = losses(z, table, kept)
   a, b = oracle.unit(z[kept].astype(np.float64)), oracle.unit(table.astype(np.float64))
   cosine = a @ b.T
@@ -127,7 +128,7 @@ def test_losses_count_kept_slots_only_and_train_each_side():
   assert {k: float(v) for k, v in found.items()} == pytest.approx(expected, rel=1e-5)
   odd = np.where(kept[..., None], z, np.float32(9.0))
   assert all(np.array_equal(losses(odd, table, kept)[name], value) for name, value in found.items())
-  of = jax.jit(jax.jacrev(vq.losses, (0, 1)))(z, table, kept)
+  of = jax.jit(jax.jacrev(losses_of, (0, 1)))(z, table, kept)
   assert not of["codebook"][0].any() and of["codebook"][1].any()
   assert of["commit"][0].any() and not of["commit"][1].any()
   assert not of["entropy"][0][~kept].any() and of["entropy"][1].any()
@@ -185,7 +186,7 @@ def test_gradients_reach_every_parameter(model):
     table = params["quantizer"]["codebook"]
     codes = vq.passed_on(unit(z), vq.codes_of(vq.ids_of(z, table), table))
     frames = Decoder(tok.cfg).apply({"params": params["decoder"]}, codes, keep)
-    return jnp.abs(frames - video / 2).mean() + sum(vq.losses(z, table, kept_slots(keep, tok.registers)).values())
+    return jnp.abs(frames - video / 2).mean() + sum(losses_of(z, table, kept_slots(keep, tok.registers)).values())
 
   gradients = jax.jit(jax.grad(loss))(params)
   for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):

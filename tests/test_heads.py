@@ -39,7 +39,7 @@ def test_codes_beyond_keep_have_no_influence_and_kept_ones_have():
   keep = jnp.asarray([[2, 0, 5], [1, 3, 4]])
   out = apply(head, params, codes, keep, GRID)
   assert out.shape == (2, *GRID, 7) and out.dtype == jnp.float32
-  beyond = jnp.arange(K) >= keep[:, :, None]
+  beyond = jnp.arange(K)[None, None] >= keep[:, :, None]
   np.testing.assert_array_equal(apply(head, params, jnp.where(beyond[..., None], 9.0, codes), keep, GRID), out)
   for b, t in [(0, 0), (0, 2), (1, 0), (1, 1), (1, 2)]:  # the last kept code of each step that keeps any
     other = apply(head, params, codes.at[b, t, keep[b, t] - 1].multiply(-1), keep, GRID)

@@ -25,7 +25,7 @@ TOKENIZE = dedent("""
   from test_walk import Means
   from vftok import Tokenizer
   from vftok.tools import tokenize_dataset
-  from vftok.tools.command import or_exit
+  from vftok.runtime.ending import or_exit
 
   Tokenizer.load = lambda *a, **k: (Means(), {})
   tokenize_dataset.CHUNK = 2

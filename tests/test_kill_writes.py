@@ -21,7 +21,7 @@ LABEL = dedent("""
   sys.path.insert(0, "tests")
   from router_files import config
   from vftok.tools import label_budgets
-  from vftok.tools.command import or_exit
+  from vftok.runtime.ending import or_exit
 
   label_budgets.CHUNK = 2
   cfg = config((sys.argv[1],), sys.argv[2])

@@ -10,12 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
 from vftok.runtime import files, lock
+from vftok.runtime.ending import exit_code, or_exit
 from vftok.runtime.process import ended_by_signals, local
 from vftok.runtime.words import sentence
-from vftok.tools.command import exit_code
 
 HOLD = """
 import sys, time
@@ -27,7 +28,7 @@ with locked(sys.argv[1]):
 WRITE = """
 import sys, time
 from pathlib import Path
-from vftok.tools.command import exit_code
+from vftok.runtime.ending import exit_code
 from vftok.runtime.files import whole_file
 
 def run(_):
@@ -160,6 +161,28 @@ def test_sentences_about_files_and_folders(tmp_path, capsys):
     local("gs://b/run", "--workdir")
   with pytest.raises(ValueError, match="a file, expected a folder"):
     local(tmp_path / "file", "--workdir")
+
+
+def test_how_programs_end(monkeypatch, capsys):
+  def raises(error):
+    raise error
+
+  refused = jax.errors.JaxRuntimeError("INTERNAL: wrong")
+  assert exit_code("tool", lambda args: args, 1) == 1 and exit_code("tool", lambda _: None, None) == 0
+  assert or_exit(lambda: "result") == "result"
+  with pytest.raises(SystemExit, match=r"^error: no steps\.$"):
+    or_exit(lambda: raises(ValueError("no\nsteps.")))
+  with pytest.raises(SystemExit) as ended:
+    or_exit(lambda: raises(KeyboardInterrupt()))
+  assert ended.value.code == exit_code("tool", raises, KeyboardInterrupt()) == 130
+  assert "tool: stopped: the same command goes on" in capsys.readouterr().err
+  for mistake in (refused, TypeError("ours")):  # where they were made is what helps
+    for run in (lambda e=mistake: exit_code("tool", raises, e), lambda e=mistake: or_exit(lambda: raises(e))):
+      with pytest.raises(type(mistake)):
+        run()
+  monkeypatch.setenv("VFTOK_TRACEBACK", "1")
+  with pytest.raises(ValueError, match="no steps"):
+    exit_code("tool", raises, ValueError("no steps."))
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ def test_fsq_round_trip_on_every_id():
 def test_fsq_codes_survive_quantisation():
   """The centre of every bin maps to its own code."""
   ids = jnp.arange(0, 64_000, 7)
-  digits = fsq.ids_to_codes(ids, LEVELS) * (np.asarray(LEVELS) // 2)
+  digits = fsq.ids_to_codes(ids, LEVELS) * (np.asarray(LEVELS) // 2)[None]
   half = (np.asarray(LEVELS) - 1) * (1 + fsq.EPS) / 2
   offset = np.where(np.asarray(LEVELS) % 2 == 0, 0.5, 0.0)
   z = np.arctanh(np.clip((np.asarray(digits) + offset) / half, -0.9999999, 0.9999999)) - np.arctanh(offset / half)

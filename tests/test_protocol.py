@@ -13,7 +13,8 @@ from test_reconstruction import cheap_logits
 
 from configs import vae as vae_configs
 from vftok.evals import protocol, reconstruction, report, scores
-from vftok.evals.protocol import Clips, Protocol
+from vftok.evals.clips import Clips
+from vftok.evals.protocol import Protocol
 from vftok.frozen.metrics import weights
 from vftok.tasks import TASKS
 from vftok.train import evaluate

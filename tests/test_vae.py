@@ -37,7 +37,7 @@ def small():
   cfg = vidtok.infer_config({k: v.shape for k, v in weights.items()})
   table = vidtok.rules(cfg)
   assert set(table) == set(weights)
-  flat = {path: vidtok.KINDS[kind][0](weights[key]) for key, (path, kind) in table.items()}
+  flat = {rule.path: rule.to_ours(weights[key], weights[key].shape) for key, rule in table.items()}
   params = {"params": traverse_util.unflatten_dict(flat)}
   vae = VAE(cfg)
   encode = jax.jit(lambda x: vae.apply(params, x, method=VAE.encode))
@@ -61,11 +61,11 @@ def test_rules_are_a_bijection_onto_our_tree(small):
   shapes = jax.eval_shape(VAE(cfg).init, jax.random.key(0), jnp.zeros((1, 1, 8, 8, 3)))
   ours = traverse_util.flatten_dict(nn.unbox(shapes)["params"])
   table = vidtok.rules(cfg)
-  assert sorted(path for path, _ in table.values()) == sorted(ours)
+  assert sorted(rule.path for rule in table.values()) == sorted(ours)
   flat = traverse_util.flatten_dict(params["params"])
-  for key, (path, kind) in table.items():
-    assert flat[path].shape == ours[path].shape, key
-    np.testing.assert_array_equal(vidtok.KINDS[kind][1](flat[path]), weights[key])
+  for key, rule in table.items():
+    assert flat[rule.path].shape == ours[rule.path].shape, key
+    np.testing.assert_array_equal(rule.to_theirs(flat[rule.path]), weights[key])
 
 
 def test_infer_config_names_the_missing_tensor():
@@ -91,8 +91,8 @@ def test_full_size_parameter_counts():
   assert count(shapes["encoder"]) == pytest.approx(69.6, rel=3e-3)
   assert count(shapes["decoder"]) == pytest.approx(88.4, rel=3e-3)
   theirs = {
-    key: vidtok.KINDS[kind][1](np.broadcast_to(np.float32(0), shapes_at(shapes, path))).shape
-    for key, (path, kind) in vidtok.rules(cfg).items()
+    key: rule.to_theirs(np.broadcast_to(np.float32(0), shapes_at(shapes, rule.path))).shape
+    for key, rule in vidtok.rules(cfg).items()
   }
   assert len(theirs) == 416
   assert vidtok.infer_config(theirs) == cfg

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
+from pathlib import Path
 
 from absl import flags
 
-from vftok.runtime.process import INTERRUPTED, begin, ended_by_signals, leave, local
-from vftok.runtime.words import sentence
+from vftok.runtime.ending import or_exit
+from vftok.runtime.process import begin, local
 from vftok.train.experiment import define_config
 from vftok.train.experiment import run as run_main
 
@@ -28,45 +26,27 @@ _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes
 
 
 def main(argv: list[str]) -> None:
-  try:
-    workdir = local(_WORKDIR.value, "--workdir")  # before anything heavy is loaded
-    if _PROTOCOL.value is not None and _MODE.value != "eval":
-      raise ValueError(f"--protocol is {_PROTOCOL.value} with --mode={_MODE.value}, expected --mode=eval: add it.")
-  except ValueError as error:
-    sys.exit(f"error: {error}")
+  workdir = or_exit(_workdir)  # before anything heavy is loaded
   begin(argv, distributed=_DISTRIBUTED.value)
   import jax
 
   from vftok.train import evaluate, loop, sample_run
-  from vftok.train.checkpoint import NotSaved
 
   run = {"train": loop.run, "eval": evaluate.run, "sample": sample_run.run}[_MODE.value]
   more = {} if _PROTOCOL.value is None else {"protocol": _PROTOCOL.value}
   # A job of many processes leaves signals to JAX, which spreads them.
-  ending = contextlib.nullcontext() if jax.process_count() > 1 else ended_by_signals()
-  try:
-    with ending:
-      result = run(_CONFIG.value, workdir, **more)
-  except jax.errors.JaxRuntimeError as error:
-    if jax.process_count() == 1:
-      raise
-    reason = " ".join(str(error).split())[:200]
-    leave(
-      f"error: process {jax.process_index()} of {jax.process_count()} lost the others or its devices ({reason}): what "
-      "the newest checkpoint holds is safe, start all processes again with the same command."
-    )
-  except (ValueError, OSError, ModuleNotFoundError, loop.NotFinite, NotSaved) as error:
-    if os.environ.get("VFTOK_TRACEBACK"):
-      raise
-    sys.exit(f"error: {sentence(error)}")
-  except KeyboardInterrupt:
-    print(INTERRUPTED, file=sys.stderr)
-    sys.exit(130)
+  result = or_exit(lambda: run(_CONFIG.value, workdir, **more), signals=jax.process_count() == 1)
   if _MODE.value == "sample":
     print(f"{result['videos']} videos: {_WORKDIR.value}/samples/samples.html")
   elif _MODE.value == "eval":
     for name, value in result.items():
       print(f"{name} {value:.6g}")
+
+
+def _workdir() -> Path:
+  if _PROTOCOL.value is not None and _MODE.value != "eval":
+    raise ValueError(f"--protocol is {_PROTOCOL.value} with --mode={_MODE.value}, expected --mode=eval: add it.")
+  return local(_WORKDIR.value, "--workdir")
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ class VideoTokens:
     check_counts(counts, k)
     if not self.nested and (not is_concrete(counts) or not is_concrete(self.keep) or np.any(self.keep > counts)):
       raise ValueError(NO_ORDER)
-    return self.replace(keep=jnp.minimum(self.keep, counts.astype(jnp.int32)))
+    return self.replace(keep=jnp.minimum(self.keep, jnp.broadcast_to(counts.astype(jnp.int32), (b, t))))
 
   def widen(self, slots: int) -> VideoTokens:
     """The same tokens among `slots` per step, at least K: a generator may know fewer than its tokenizer."""
@@ -85,7 +85,7 @@ class VideoTokens:
   def flatten(self) -> tuple[jax.Array, jax.Array]:
     """(ids int32 [B, K*T], kept bool [B, K*T]) coarse first: register 0 of every step, then register 1, ..."""
     b, t, k = self.ids.shape
-    kept_BxTxK = jnp.arange(k) < self.keep[:, :, None]
+    kept_BxTxK = kept_slots(self.keep, k)
     return self.ids.swapaxes(1, 2).reshape(b, k * t), kept_BxTxK.swapaxes(1, 2).reshape(b, k * t)
 
   @staticmethod
@@ -148,3 +148,8 @@ class Chooser(Protocol):
     after the other, so streams get what whole videos do.
     """
     ...
+
+
+def kept_slots(keep_BxT, slots: int) -> jax.Array:
+  """bool [B, T, K], True for the first `keep` of each step."""
+  return jnp.arange(slots)[None, None] < keep_BxT[..., None]

@@ -17,7 +17,7 @@ import pytest
 
 from configs import adaptok, evatok, flextok, larp, router, t2v, tokenizer, vae
 from vftok.budget.curves import MEASURES
-from vftok.data.curves import write_curves
+from vftok.data import curves, shards
 from vftok.data.dataset_writer import whole_directory
 from vftok.models import attention, splash
 from vftok.runtime import sharding
@@ -65,7 +65,8 @@ def measured():
     for _ in range(8)
   ]
   with whole_directory(path, facts) as directory:
-    write_curves(directory, {"train": lambda: rows}, facts)
+    finish = lambda parts: curves.finish_curves(directory, parts, facts)
+    shards.write_set(directory, {"train": lambda: rows}, curves.features(facts), finish)
   return path, {key: np.stack([row[key] for row in rows]) for key in ("latents", "losses", "drawn", "sampled")}
 
 

@@ -81,10 +81,8 @@ def for_preference(losses_TxK, reward: Reward, weight: float, size=None) -> np.n
   steps, most = losses.shape
   if size is None:
     return among_levels(losses, np.arange(1, most + 1), reward, weight)
-  if reward.length == "log":
-    raise ValueError("the reward counts log-tokens, expected tokens or bits where a total has a loss of its own.")
   best, choices = _program(losses, steps * most)
-  cost = lengths(np.arange(steps * most + 1)[:, None], reward.length, reward.bits) / reward.length_std
+  cost = lengths(np.arange(steps * most + 1)[:, None]) / reward.length_std
   return _traced(choices, int((weight * (best + size) / reward.loss_std + (2 - weight) * cost).argmin()))
 
 
@@ -95,7 +93,7 @@ def among_levels(curves_xTxM, levels, reward: Reward, weight, xp=np):
     curves_xTxM: losses that fall from level to level, as a router gives them.
     weight: w_q, a number or, with leading axes, what broadcasts against [..., T, m].
   """
-  cost_M = lengths(np.asarray(levels)[:, None], reward.length, reward.bits) / reward.length_std
+  cost_M = lengths(np.asarray(levels)[:, None]) / reward.length_std
   return xp.asarray(levels)[(weight * curves_xTxM / reward.loss_std + (2 - weight) * cost_M).argmin(-1)].astype(
     np.int32
   )

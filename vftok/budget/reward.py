@@ -11,27 +11,20 @@ import numpy as np
 
 from vftok.runtime.words import brief, is_number
 
-LENGTHS = ("tokens", "log", "bits")
-
 
 @dataclasses.dataclass(frozen=True)
 class Reward:
   """Attributes:
   loss_mean, loss_std: of the loss (LPIPS, flow loss, ...) over random clips and random assignments.
   length_mean, length_std: of an assignment's length over random assignments.
-  length: what is counted: "tokens", "log" (log2 of each step's count, added up) or "bits" (tokens times `bits`).
   """
 
   loss_mean: float
   loss_std: float
   length_mean: float
   length_std: float
-  length: str = "tokens"
-  bits: float = 1.0
 
   def __post_init__(self):
-    if self.length not in LENGTHS:
-      raise ValueError(f"length is {self.length!r}, expected one of {', '.join(LENGTHS)}.")
     if not (self.loss_std > 0 and self.length_std > 0):
       raise ValueError(
         f"the deviations are {self.loss_std} and {self.length_std}, expected more than 0: all clips or all lengths are "
@@ -39,11 +32,11 @@ class Reward:
       )
 
   @classmethod
-  def fitted(cls, loss, levels, steps: int, *, length: str = "tokens", bits: float = 1.0) -> Reward:
+  def fitted(cls, loss, levels, steps: int) -> Reward:
     """From losses of random clips under random assignments, and levels that are drawn alike and independently."""
-    per_step = lengths(np.asarray(levels)[:, None], length, bits)
+    per_step = lengths(np.asarray(levels)[:, None])
     mean, deviation = steps * per_step.mean(), np.sqrt(steps) * per_step.std()
-    return cls(float(np.mean(loss)), float(np.std(loss)), float(mean), float(deviation), length, bits)
+    return cls(float(np.mean(loss)), float(np.std(loss)), float(mean), float(deviation))
 
   @classmethod
   def of_router(cls, levels, steps: int, *, loss_mean: float, loss_std: float) -> Reward:
@@ -57,7 +50,7 @@ class Reward:
     check_weight(weight)
     loss = np.asarray(loss, np.float64) if xp is np else loss
     quality = (self.loss_mean - loss) / self.loss_std
-    cost = (lengths(keep_NxT, self.length, self.bits) - self.length_mean) / self.length_std
+    cost = (lengths(keep_NxT) - self.length_mean) / self.length_std
     return weight * quality - (2 - weight) * cost
 
 
@@ -67,10 +60,9 @@ def check_weight(weight: float) -> None:
     raise ValueError(f"the weight of quality is {brief(weight)}, expected 0..2: that of length is 2 minus it.")
 
 
-def lengths(keep_NxT, length: str = "tokens", bits: float = 1.0) -> np.ndarray:
-  """Length of each assignment, float64 [N]."""
-  keep = np.asarray(keep_NxT, np.float64)
-  return np.log2(keep).sum(-1) if length == "log" else keep.sum(-1) * (bits if length == "bits" else 1.0)
+def lengths(keep_NxT) -> np.ndarray:
+  """Length of each assignment, float64 [N]: its tokens."""
+  return np.asarray(keep_NxT, np.float64).sum(-1)
 
 
 def percentile(chosen, best, worst) -> float:

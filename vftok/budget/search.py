@@ -40,11 +40,9 @@ def greedy_forward(evaluate: Evaluate, reward: Reward, weight: float, levels: Se
   return seen.found()
 
 
-def marginal_gain(
-  evaluate: Evaluate, reward: Reward, weight: float, levels: Sequence[int], steps: int, sweeps: int = 1
-) -> Found:
+def marginal_gain(evaluate: Evaluate, reward: Reward, weight: float, levels: Sequence[int], steps: int) -> Found:
   """From the lowest level everywhere raises one step after the other, the one that gains most (or loses least), up to
-  the top; then `sweeps` of changes to single steps around the best that was seen on the way.
+  the top; then changes single steps around the best that was seen on the way.
 
   It does not stop where nothing gains: a step whose second token says nothing may need four.
   """
@@ -53,10 +51,9 @@ def marginal_gain(
   seen.rewards(keep[None])
   while raised := [k for step in range(steps) if (k := _next(keep, step, ordered)) is not None]:
     keep = seen.best(np.array(raised))
-  for _ in range(sweeps):
-    keep = seen.found().keep
-    for step in range(steps):
-      keep = seen.best(_varied(keep, step, ordered))
+  keep = seen.found().keep
+  for step in range(steps):
+    keep = seen.best(_varied(keep, step, ordered))
   return seen.found()
 
 

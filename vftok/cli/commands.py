@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
 
 from vftok.cli.arguments import parse, parser
-from vftok.runtime.process import ended_by_signals
-from vftok.runtime.words import brief, sentence
+from vftok.runtime.ending import exit_code
+from vftok.runtime.words import brief
 
 # jax, PyAV and the models load inside the commands: --help must not wait for them.
 
@@ -23,18 +22,7 @@ from vftok.runtime.words import brief, sentence
 def main(argv=None) -> int:
   """Runs one command. Returns the exit code: 0, or 2 after a sentence on stderr."""
   args = parse(parser((info, encode, decode, truncate, reconstruct, sample, export)), argv)
-  try:
-    with ended_by_signals():
-      args.run(args)
-  except BrokenPipeError:  # whoever reads our output has seen enough, as in `vftok info m | head`
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-  except (ValueError, OSError, ModuleNotFoundError) as error:
-    print(f"vftok: error: {sentence(error)}", file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print("vftok: stopped.", file=sys.stderr)
-    return 130
-  return 0
+  return exit_code("vftok", args.run, args, interrupted="stopped.")
 
 
 def load_tokenizer(path, dino=None):

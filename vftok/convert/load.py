@@ -94,8 +94,7 @@ def _load_reference(checkpoint: hub.Checkpoint, vae) -> tuple[TokenizerConfig, d
     check(cfg)
 
   rules = reference_weights.rules(cfg, names)
-  hub.report_keys(checkpoint.path, rules.keys() - shapes.keys(), shapes.keys() - rules.keys())
-  return cfg, converted(rules, sources, abstract_params(cfg))
+  return cfg, converted(checkpoint.path, rules, sources, abstract_params(cfg))
 
 
 def _vae_source(checkpoint: hub.Checkpoint, vae):

@@ -6,14 +6,11 @@ import functools
 import os
 from typing import Any
 
-import flax.linen as nn
-import flax.traverse_util as traverse
 import jax
-import numpy as np
 
 from vftok.convert import semantok_ar
 from vftok.io import hub
-from vftok.io.layout import converted, read_leaves, save_leaves
+from vftok.io.layout import converted, exported, read_leaves, save_leaves
 from vftok.io.leaves import leaves_of
 from vftok.models.config import GeneratorConfig
 from vftok.models.config_json import FORMAT_GENERATOR, from_json, to_json
@@ -38,10 +35,7 @@ def load(name: str | os.PathLike) -> tuple[GeneratorConfig, dict[str, Any]]:
       f"{cut(checkpoint.path, 150)} is no generator: its config has no seq_len and format {brief(kind)}."
     )
   cfg = GeneratorConfig(ar=semantok_ar.parse(checkpoint.config))
-  rules, shapes = semantok_ar.rules(cfg.ar), checkpoint.shapes
-  hub.report_keys(checkpoint.path, rules.keys() - shapes.keys(), shapes.keys() - rules.keys())
-  sources = {key: (checkpoint, key) for key in rules}
-  return cfg, converted(rules, sources, abstract_params(cfg))
+  return cfg, converted(checkpoint.path, semantok_ar.rules(cfg.ar), checkpoint.sources(), abstract_params(cfg))
 
 
 def save(cfg: GeneratorConfig, params, directory: str | os.PathLike) -> None:
@@ -56,8 +50,4 @@ def export(cfg: GeneratorConfig, params, directory: str | os.PathLike) -> None:
     ValueError: a model that it cannot hold.
   """
   config = semantok_ar.config_of(cfg.ar)
-  flat = traverse.flatten_dict(nn.unbox(params))
-  tensors = {
-    key: rule.to_theirs(np.asarray(flat[rule.path])[rule.index]) for key, rule in semantok_ar.rules(cfg.ar).items()
-  }
-  hub.save_files(directory, tensors, config)
+  hub.save_files(directory, exported(semantok_ar.rules(cfg.ar), params), config)

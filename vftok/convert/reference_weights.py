@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from vftok.convert import vidtok
 from vftok.convert.reference_config import Names
-from vftok.io.layout import LINEAR, LINEAR_2IN, SAME, VECTOR, Rule
+from vftok.io.layout import LINEAR_2IN, SAME, VECTOR, Rules
 from vftok.models.config import TokenizerConfig
 from vftok.models.decoder import readout_stack
 from vftok.models.transformer import StackConfig
@@ -20,27 +20,17 @@ LEARNED_TABLE = (lambda a, shape: a[:, 0].swapaxes(1, 2), lambda a: a.swapaxes(1
 FIXED_TABLE = (lambda a, shape: a[0].transpose(1, 2, 0), lambda a: a.transpose(2, 0, 1)[None])
 
 
-def rules(cfg: TokenizerConfig, names: Names) -> dict[str, Rule]:
+def rules(cfg: TokenizerConfig, names: Names) -> Rules:
   """Torch key (without `video_tokenizer.`) -> Rule, for every tensor the config asks for."""
   table = network_rules(cfg, names)
-  for key, (path, kind) in vidtok.rules(cfg.vae).items():
-    to_ours, to_theirs = vidtok.KINDS[kind]
-    table[VAE_PREFIX + key] = Rule(("vae", *path), (), lambda a, shape, f=to_ours: f(a), to_theirs)
+  table.update({VAE_PREFIX + key: rule for key, rule in vidtok.rules(cfg.vae, ("vae",)).items()})
   return table
 
 
-def network_rules(cfg: TokenizerConfig, names: Names) -> dict[str, Rule]:
+def network_rules(cfg: TokenizerConfig, names: Names) -> Rules:
   """`rules` of encoder and decoder, without the VAE."""
-  table: dict[str, Rule] = {}
-
-  def add(key, path, conversion, index=()):
-    table[key] = Rule(tuple(path), tuple(index), *conversion)
-
-  def linear(key, path, bias=True):
-    add(f"{key}.weight", (*path, "kernel"), LINEAR)
-    if bias:
-      add(f"{key}.bias", (*path, "bias"), VECTOR)
-
+  table = Rules()
+  add, linear = table.add, table.linear
   for part, part_cfg, role_names in (
     ("encoder", cfg.encoder, names.encoder),
     ("decoder", cfg.decoder, names.decoder),
@@ -53,7 +43,7 @@ def network_rules(cfg: TokenizerConfig, names: Names) -> dict[str, Rule]:
         conversion = FIXED_TABLE if position.kind == "sincos" else LEARNED_TABLE
         add(f"{at[role]}.posembs", (part, role, "table"), conversion)
     flip = part == "decoder" and names.registers_first
-    _stack_rules(add, f"{at['stack']}", (part, "stack", "blocks"), part_cfg.stack, flip)
+    _stack_rules(table, at["stack"], (part, "stack", "blocks"), part_cfg.stack, flip)
     linear(f"{at['head']}.proj", (part, "head"), bias=part_cfg.head_bias)
   enc, dec = (
     {role: f"{part}.module_dict.{name}" for role, name in role_names.items()}
@@ -72,32 +62,23 @@ def network_rules(cfg: TokenizerConfig, names: Names) -> dict[str, Rule]:
     linear(f"{dec['head']}.adaLN_modulation.1", ("decoder", "head_adaln"))
   if cfg.decoder.readout is not None:
     readout = readout_stack(cfg.decoder.stack, cfg.decoder.readout[0])
-    _stack_rules(add, f"{dec['readout']}.transformer", ("decoder", "readout", "stack", "blocks"), readout, False)
+    _stack_rules(table, f"{dec['readout']}.transformer", ("decoder", "readout", "stack", "blocks"), readout, False)
     linear(f"{dec['readout']}.out_proj", ("decoder", "readout", "out"), bias=False)
   return table
 
 
-def _stack_rules(add, key: str, path: tuple[str, ...], cfg: StackConfig, flip: bool) -> None:
+def _stack_rules(table: Rules, key: str, path: tuple[str, ...], cfg: StackConfig, flip: bool) -> None:
   for i in range(cfg.depth):
     block = f"{key}.blocks.{i}"
     for j, name in enumerate(("wq", "wk", "wv")):
-      add(f"{block}.attn.{name}.weight", (*path, "qkv_kernel"), LINEAR, (i, slice(None), j))
-      if cfg.qkv_bias:
-        add(f"{block}.attn.{name}.bias", (*path, "qkv_bias"), VECTOR, (i, j))
-    add(f"{block}.attn.proj.weight", (*path, "proj_kernel"), LINEAR_2IN, (i,))
+      table.layer(f"{block}.attn.{name}", (*path, "qkv"), i, j, bias=cfg.qkv_bias)
+    table.layer(f"{block}.attn.proj", (*path, "proj"), i, how=LINEAR_2IN, bias=cfg.proj_bias)
     for j, name in enumerate(("fc1", "fc3") if cfg.gated_mlp else ("fc1",)):
-      add(f"{block}.mlp.{name}.weight", (*path, "up_kernel"), LINEAR, (i, slice(None), j))
-      if cfg.mlp_bias:
-        add(f"{block}.mlp.{name}.bias", (*path, "up_bias"), VECTOR, (i, j))
-    add(f"{block}.mlp.fc2.weight", (*path, "down_kernel"), LINEAR, (i,))
-    if cfg.proj_bias:
-      add(f"{block}.attn.proj.bias", (*path, "proj_bias"), VECTOR, (i,))
-    if cfg.mlp_bias:
-      add(f"{block}.mlp.fc2.bias", (*path, "down_bias"), VECTOR, (i,))
+      table.layer(f"{block}.mlp.{name}", (*path, "up"), i, j, bias=cfg.mlp_bias)
+    table.layer(f"{block}.mlp.fc2", (*path, "down"), i, bias=cfg.mlp_bias)
     if cfg.adaln:
       kinds = slice(None, None, -1) if flip else slice(None)
-      add(f"{block}.adaLN_modulation.1.weight", (*path, "adaln_kernel"), LINEAR, (i, slice(None), kinds))
-      add(f"{block}.adaLN_modulation.1.bias", (*path, "adaln_bias"), VECTOR, (i, kinds))
+      table.layer(f"{block}.adaLN_modulation.1", (*path, "adaln"), i, kinds)
 
 
 def plain_keys(keys) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vftok.io.layout import LINEAR, LINEAR_2IN, SAME, Rule
+from vftok.io.layout import LINEAR, LINEAR_2IN, SAME, Rules
 from vftok.models.ar import ARConfig
 from vftok.runtime.words import brief, is_whole
 
@@ -65,22 +65,21 @@ def config_of(cfg: ARConfig) -> dict[str, Any]:
   return out | {key: value for key, value in optional.items() if value} | ({"head_bias": True} if cfg.head_bias else {})
 
 
-def rules(cfg: ARConfig) -> dict[str, Rule]:
+def rules(cfg: ARConfig) -> Rules:
   """Their key -> where and how it is ours."""
-  whole = lambda how, *path: Rule(path, (), *how)
-  table = {
-    "tok_emb.weight": whole(SAME, "token_table"),
-    "pos_emb": whole(SAME, "position_table"),
-    "sos": whole(SAME, "start"),
-    "norm.weight": whole(SAME, "norm", "scale"),
-    "head.weight": whole(LINEAR, "head"),
-  }
+  table = Rules()
+  table.add("tok_emb.weight", ("token_table",))
+  table.add("pos_emb", ("position_table",))
+  table.add("sos", ("start",))
+  table.norm("norm", ("norm",), bias=False)
+  table.add("head.weight", ("head",), LINEAR)
   if cfg.head_bias:
-    table["head.bias"] = whole(SAME, "head_bias")
+    table.add("head.bias", ("head_bias",))
   if cfg.n_classes:
-    table["cls_emb.weight"] = whole(SAME, "class_table")
+    table.add("cls_emb.weight", ("class_table",))
   if cfg.ctx_dim:
-    table |= {"ctx_in.weight": whole(LINEAR, "text_in"), "ctx_null": whole(SAME, "null_text")}
+    table.add("ctx_in.weight", ("text_in",), LINEAR)
+    table.add("ctx_null", ("null_text",))
   block = {
     "n1.weight": (SAME, ("n1", "scale")),
     "n2.weight": (SAME, ("n2", "scale")),
@@ -97,7 +96,8 @@ def rules(cfg: ARConfig) -> dict[str, Rule]:
     }
   for i in range(cfg.depth):
     at = f"blocks.{i}"
-    table |= {f"{at}.{key}": Rule(("blocks", *path), (i,), *how) for key, (how, path) in block.items()}
+    for key, (how, path) in block.items():
+      table.add(f"{at}.{key}", ("blocks", *path), how, (i,))
     for branch, key in enumerate(("ffn.w1.weight", "ffn.w3.weight")):  # silu(w1 x) * w3 x
-      table[f"{at}.{key}"] = Rule(("blocks", "up"), (i, slice(None), branch), *LINEAR)
+      table.add(f"{at}.{key}", ("blocks", "up"), LINEAR, (i, slice(None), branch))
   return table

@@ -4,31 +4,29 @@ import re
 
 import numpy as np
 
+from vftok.io.layout import Rules
 from vftok.models.vae import TIME_LEVELS, VAEConfig
 
-# kind -> (theirs to ours, ours to theirs); torch keeps [out, in, *window], we keep [*window, in, out]
+# How a kind is turned, see `Rule`; torch keeps [out, in, *window], we keep [*window, in, out]
 # with the window of a 3-D convolution turned from (t, h, w) to (h, w, t).
 KINDS = {
-  "vector": (lambda w: w, lambda w: w),
-  "conv1d": (lambda w: np.transpose(w, (2, 1, 0)), lambda w: np.transpose(w, (2, 1, 0))),
-  "conv2d": (lambda w: np.transpose(w, (2, 3, 1, 0)), lambda w: np.transpose(w, (3, 2, 0, 1))),
-  "conv3d": (lambda w: np.transpose(w, (3, 4, 2, 1, 0)), lambda w: np.transpose(w, (4, 3, 2, 0, 1))),
-  "point2d": (lambda w: w[:, :, 0, 0].T, lambda w: w.T[:, :, None, None]),
-  "point3d": (lambda w: w[:, :, 0, 0, 0].T, lambda w: w.T[:, :, None, None, None]),
+  "conv1d": (lambda w, shape: np.transpose(w, (2, 1, 0)), lambda w: np.transpose(w, (2, 1, 0))),
+  "conv2d": (lambda w, shape: np.transpose(w, (2, 3, 1, 0)), lambda w: np.transpose(w, (3, 2, 0, 1))),
+  "conv3d": (lambda w, shape: np.transpose(w, (3, 4, 2, 1, 0)), lambda w: np.transpose(w, (4, 3, 2, 0, 1))),
+  "point2d": (lambda w, shape: w[:, :, 0, 0].T, lambda w: w.T[:, :, None, None]),
+  "point3d": (lambda w, shape: w[:, :, 0, 0, 0].T, lambda w: w.T[:, :, None, None, None]),
 }
 
 
-def rules(cfg: VAEConfig) -> dict[str, tuple[tuple[str, ...], str]]:
-  """Torch key (without prefix) -> (path in our `params`, kind), for every tensor of the VAE."""
-  table = {}
+def rules(cfg: VAEConfig, path: tuple[str, ...] = ()) -> Rules:
+  """Torch key (without prefix) -> Rule, for every tensor of the VAE; ours lie below `path`."""
+  table = Rules()
 
   def norm(theirs, ours):
-    table[theirs + ".norm.weight"] = ((*ours, "scale"), "vector")
-    table[theirs + ".norm.bias"] = ((*ours, "bias"), "vector")
+    table.norm(f"{theirs}.norm", (*path, *ours))
 
   def conv(theirs, ours, kind):
-    table[theirs + ".weight"] = ((*ours, "kernel"), kind)
-    table[theirs + ".bias"] = ((*ours, "bias"), "vector")
+    table.linear(theirs, (*path, *ours), how=KINDS[kind])
 
   def block(theirs, ours, kind):
     inner = "" if kind == "conv2d" else ".conv"  # causal convolutions are wrapped once more
@@ -62,7 +60,7 @@ def rules(cfg: VAEConfig) -> dict[str, tuple[tuple[str, ...], str]]:
       if i in TIME_LEVELS:
         theirs, ours = f"{side}.{way}_temporal.{i}.{sample}", (side, f"{way}_{i}_time")
         conv(f"{theirs}.conv.conv", (*ours, "conv"), "conv3d")
-        table[f"{theirs}.mix_factor"] = ((*ours, "mix_factor"), "vector")
+        table.add(f"{theirs}.mix_factor", (*path, *ours, "mix_factor"))
   return table
 
 

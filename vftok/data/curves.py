@@ -7,7 +7,7 @@ or baseline can be worked out from them later.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +30,20 @@ def features(meta: Mapping[str, Any]):
   )
 
 
-def write_curves(directory: Path, splits: Mapping[str, Callable[[], Iterable[Mapping[str, Any]]]], meta) -> None:
-  """Writes the set into `directory` (inside `dataset_writer.whole_directory`, whose recipe is `meta`).
+def finish_curves(directory: Path, parts: Mapping[str, Sequence[Path]], meta) -> dict[str, int]:
+  """Makes shards the set in `directory` (inside `dataset_writer.whole_directory`, whose recipe is `meta`).
 
   Args:
-    splits: {name: function that gives its examples}: "latents" float16 [T, h, w, C], "losses" float32 [N, T, times],
+    parts: {split: its shards}, of examples: "latents" float16 [T, h, w, C], "losses" float32 [N, T, times],
       "caption", "label", "name", and "drawn" int32 [M, T], assignments of its own, with "sampled" float32
       [M, T, measures] (`MEASURES`), nan beside the flow loss where the clip was not sampled.
     meta: with "every", "latents" are uint8 frames and "losses" [A, 1, 2] LPIPS and squared error of all assignments,
       and there is no more. Has "latents_shape", "losses_shape", "drawn_shape", and "levels", "steps", "random",
       "seed" of `curves.assignments`.
+
+  Returns:
+    {split: clips}.
   """
-  shards.write_set(directory, splits, features(meta), lambda parts: finish_curves(directory, parts, meta))
-
-
-def finish_curves(directory: Path, parts: Mapping[str, Sequence[Path]], meta) -> dict[str, int]:
-  """As `write_curves`, of shards that are there already. Returns {split: clips}."""
   return shards.finish(directory, NAME, VERSION, "What clips lose at each budget.", features(meta), parts)
 
 
@@ -74,12 +72,12 @@ def read_meta(directory: str | os.PathLike) -> dict[str, Any]:
 
 
 def curves(split: str, *, directory: str | os.PathLike):
-  """Reads what `write_curves` wrote. Raises FileNotFoundError or ValueError: no such set, or no such split."""
+  """Reads what `finish_curves` wrote. Raises FileNotFoundError or ValueError: no such set, or no such split."""
   return CurvesSource(open_tfds(directory), split, read_meta(directory))
 
 
 class CurvesSource(TfdsSource):
-  """Records with "latents", "losses", "drawn" and "sampled", as `write_curves` took them."""
+  """Records with "latents", "losses", "drawn" and "sampled", as `finish_curves` took them."""
 
   def __init__(self, builder, split, meta):
     super().__init__(builder, split, video="latents", name="name")

@@ -18,10 +18,10 @@ class Mesh(NamedTuple):
   normals: np.ndarray
 
 
-def revolved(radius_height, sides: int = 32) -> tuple[np.ndarray, np.ndarray]:
+def revolved(radius_height) -> tuple[np.ndarray, np.ndarray]:
   """(vertices, triangles) of an outline of (radius, height) points, going up its outer side, turned about z."""
   outline_Px2 = np.asarray(radius_height, float)
-  points = len(outline_Px2)
+  points, sides = len(outline_Px2), 32
   angle_S = np.arange(sides) * 2 * math.pi / sides
   circle_Sx2 = np.stack([np.cos(angle_S), np.sin(angle_S)], 1)
   vertices = np.concatenate(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,31 +60,22 @@ def stored(example: Mapping[str, Any]) -> dict[str, Any]:
   return example
 
 
-def write_tokens(
-  directory: Path,
-  splits: Mapping[str, Callable[[], Iterable[Mapping[str, Any]]]],
-  meta: Mapping,
-  label_names: Sequence[str] = (),
-) -> None:
-  """Writes the set into `directory` (inside `dataset_writer.whole_directory`, whose recipe is `meta`).
+def finish_tokens(directory: Path, parts: Mapping[str, Sequence[Path]], meta, label_names=()) -> dict[str, int]:
+  """Makes shards the set in `directory` (inside `dataset_writer.whole_directory`, whose recipe is `meta`).
 
   Args:
-    splits: {name: function that gives its examples}; an example has "ids" uint16 [T, K], "caption", "label", "name"
-      and, where meta has "text", "text_emb" float16 [S, C] and "text_mask" bool [S]; where it has "router", "curves"
-      float32 [T, m]; where it has "counts", "keep" int32 [T].
+    parts: {split: its shards}, of what `stored` makes of examples; one has "ids" uint16 [T, K], "caption", "label",
+      "name" and, where meta has "text", "text_emb" float16 [S, C] and "text_mask" bool [S]; where it has "router",
+      "curves" float32 [T, m]; where it has "counts", "keep" int32 [T].
     meta: has "shape" [T, K], "fingerprint" of the tokenizer and, where texts were embedded, "text_shape" [S, C]; where
       clips were routed, "router" with its "levels" (m of them) and what preferences are weighed by; of tokens that
       are as many as the encoder was asked for, "counts" that it knows, and where each clip has tokens of its first
       frames before its own, "condition": how many "frames" and the "counts" of their time steps, part of T.
     label_names: of labels 0, 1, ...; none where labels are numbers only.
+
+  Returns:
+    {split: clips}.
   """
-  finish = lambda parts: finish_tokens(directory, parts, meta, label_names)
-  as_stored = {split: lambda examples=examples: map(stored, examples()) for split, examples in splits.items()}
-  shards.write_set(directory, as_stored, features(meta), finish)
-
-
-def finish_tokens(directory: Path, parts: Mapping[str, Sequence[Path]], meta, label_names=()) -> dict[str, int]:
-  """As `write_tokens`, of shards that are there already. Returns {split: clips}."""
   counts = shards.finish(directory, NAME, VERSION, "Tokens of clips.", features(meta), parts)
   if label_names:
     (directory / CLASSES).write_text(json.dumps(list(label_names)) + "\n")
@@ -127,7 +118,7 @@ def read_meta(directory: str | os.PathLike) -> dict[str, Any]:
 
 
 def tokens(split: str, *, directory: str | os.PathLike, fingerprint: str | None = None):
-  """Reads what `write_tokens` wrote.
+  """Reads what `finish_tokens` wrote.
 
   Raises:
     FileNotFoundError: no such set.

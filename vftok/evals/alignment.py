@@ -56,16 +56,14 @@ def classifier_of(scenes: Scenes) -> Classifier:
   return Classifier(tuple((name, len(names)) for name, names in scenes.attributes.items()))
 
 
-def train(
-  batches: Iterable[dict], shape: tuple[int, ...], steps: int = 1500, seed: int = 0, scenes: Scenes = SIM
-) -> Judge:
+def train(batches: Iterable[dict], shape: tuple[int, ...], steps: int = 1500, scenes: Scenes = SIM) -> Judge:
   """A classifier after so many batches of "video" uint8 and "caption"; clips of other texts are left out.
 
   Args:
     shape: (F, H, W, 3) of the clips.
   """
   model = classifier_of(scenes)
-  params = model.init(jax.random.key(seed), jnp.zeros((1, *shape), jnp.uint8))
+  params = model.init(jax.random.key(0), jnp.zeros((1, *shape), jnp.uint8))
   tx = optax.adamw(optax.cosine_decay_schedule(2e-3, steps), weight_decay=0.01)
 
   @jax.jit

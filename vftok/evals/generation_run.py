@@ -13,7 +13,8 @@ from vftok.data.clip import ClipSpec
 from vftok.data.loader import first_clips, make_loader
 from vftok.evals import alignment, generation, generation_report
 from vftok.evals.captions import SCENES
-from vftok.evals.protocol import Clips, Protocol, fingerprint, leave
+from vftok.evals.clips import Clips
+from vftok.evals.protocol import Protocol, fingerprint, leave
 from vftok.frozen.metrics.clip import CLIPScore
 from vftok.generator.api import Generator
 from vftok.generator.sample import check_pair

@@ -161,7 +161,7 @@ def forward(cfg: ARConfig, params, memo: Memo, places: Places, last_BxN, cache, 
   places = jax.tree.map(lambda x: _rows(x, rows), places)
   model = functools.partial(applied, AR(cfg), {**params, "head": memo.head})
   x = model(_rows(last_BxN, rows), places, memo.cond, method=AR.embed)
-  seen = (jnp.arange(length) <= position + jnp.arange(n)[:, None])[None]
+  seen = jnp.arange(length)[None, None] <= position + jnp.arange(n)[None, :, None]
   filled = []
   for i, layer in enumerate(memo.layers):
     text = {} if memo.text_kv is None else {"text_kv": memo.text_kv[i]}

@@ -18,6 +18,7 @@ from vftok.generator.generate import Memo, by_rows, forward, guide, prepare, sam
 from vftok.models import lengths, order
 from vftok.models.ar import ARConfig
 from vftok.models.ar_inputs import Condition, Places
+from vftok.tokens import kept_slots
 
 MOST_TILT = 1e4  # per token of length: with it the shortest or the longest level has all probability
 
@@ -146,7 +147,7 @@ def _next(cfg: ARConfig, plan: Plan, keep_BxT, rank_B):
   """(time, slot, done) [B]: the first place after the one of that rank, as far as counts are known."""
   rank = _ranks(cfg, plan)
   k = rank.shape[2]
-  open_BxTxK = (rank > rank_B[:, None, None]) & (jnp.arange(k) < keep_BxT[:, :, None])
+  open_BxTxK = (rank > rank_B[:, None, None]) & kept_slots(keep_BxT, k)
   place = jnp.where(open_BxTxK, rank, jnp.iinfo(jnp.int32).max).reshape(len(keep_BxT), -1).argmin(1).astype(jnp.int32)
   return place // k, place % k, ~open_BxTxK.any((1, 2))
 

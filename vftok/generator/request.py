@@ -17,7 +17,7 @@ from vftok.models.ar_inputs import Condition, Places
 from vftok.models.config import GeneratorConfig
 from vftok.runtime.words import brief, is_number, is_whole
 from vftok.tokenizer.checks import check_options
-from vftok.tokens import VideoTokens, check_counts, is_concrete
+from vftok.tokens import VideoTokens, check_counts, is_concrete, kept_slots
 
 
 class Fixed(NamedTuple):
@@ -225,7 +225,7 @@ def _check_given(cfg: ARConfig, given: VideoTokens, b: int, steps: int) -> int:
   check_counts(given.keep, slots)
   if cfg.lengths != "none":
     lengths.check_counts(cfg, given.keep)
-  kept_BxTxK = jnp.arange(slots) < given.keep[:, :, None]
+  kept_BxTxK = kept_slots(given.keep, slots)
   check_ids(jnp.where(kept_BxTxK, given.ids, 0).reshape(b, -1), cfg.length, cfg.vocab)
   return shape[1]
 

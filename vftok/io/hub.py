@@ -72,6 +72,10 @@ class Checkpoint:
             )
           yield key, value
 
+  def sources(self) -> dict[str, tuple[Checkpoint, str]]:
+    """Name -> (this, name) of every tensor, as `layout.converted` takes them."""
+    return {key: (self, key) for key in self.shapes}
+
   def _widened(self, key: str, value: np.ndarray, file) -> np.ndarray:
     """float32 of a tensor in int8, by its scales: in the open `file`, or where that is None in another of several."""
     name = key + SCALES

@@ -26,35 +26,45 @@ class Rule:
   to_theirs: Callable[[np.ndarray], np.ndarray]
 
 
-def _linear_to_ours(a, shape):
-  return a.T.reshape(shape)
-
-
-def _vector_to_ours(a, shape):
-  return a.reshape(shape)
-
-
-def _linear_to_theirs(inputs: int):
-  def convert(a):
-    return a.reshape(int(np.prod(a.shape[:inputs])), -1).T
-
-  return convert
-
-
-def _flatten(a):
-  return a.reshape(-1)
-
-
-LINEAR = (_linear_to_ours, _linear_to_theirs(1))
-
-
-LINEAR_2IN = (_linear_to_ours, _linear_to_theirs(2))
-
-
-VECTOR = (_vector_to_ours, _flatten)
-
-
+# Pairs of transposes. A linear layer is theirs [out, in], ours [in, out], and each may be more axes of ours.
 SAME = (lambda a, shape: a, lambda a: a)
+VECTOR = (lambda a, shape: a.reshape(shape), lambda a: a.reshape(-1))
+LEADING = (VECTOR[0], lambda a: a[None])  # theirs has one axis of 1 more, in front
+LINEAR = (lambda a, shape: a.T.reshape(shape), lambda a: a.reshape(a.shape[0], -1).T)
+LINEAR_2IN = (LINEAR[0], lambda a: a.reshape(a.shape[0] * a.shape[1], -1).T)
+
+
+def convolution(window: tuple[int, ...]):
+  """A convolution of patches: theirs [out, in, *window], ours [prod(window) in, out], channel fastest."""
+  n = len(window)
+  to_ours = lambda a, shape: a.transpose(*range(2, n + 2), 1, 0).reshape(shape)
+  return to_ours, lambda a: a.reshape(*window, -1, a.shape[-1]).transpose(n + 1, n, *range(n))
+
+
+class Rules(dict[str, Rule]):
+  """Name of their tensor -> Rule. `index` is the part of our leaf, such as the layer where it holds all layers."""
+
+  def add(self, key: str, path: tuple[str, ...], how=SAME, index=()) -> None:
+    self[key] = Rule(tuple(path), tuple(index), *how)
+
+  def linear(self, key: str, path, index=(), *, how=LINEAR, bias: bool = True) -> None:
+    """`key`.weight and .bias of ours "kernel" and "bias" at `path`."""
+    self.add(f"{key}.weight", (*path, "kernel"), how, index)
+    if bias:
+      self.add(f"{key}.bias", (*path, "bias"), VECTOR, index)
+
+  def norm(self, key: str, path, index=(), *, bias: bool = True) -> None:
+    """`key`.weight and .bias of ours "scale" and "bias" at `path`."""
+    self.add(f"{key}.weight", (*path, "scale"), SAME, index)
+    if bias:
+      self.add(f"{key}.bias", (*path, "bias"), SAME, index)
+
+  def layer(self, key: str, path, i: int, branch=None, *, how=LINEAR, bias: bool = True) -> None:
+    """`key`.weight and .bias of ours `path`_kernel and _bias, of layer i and of the `branch` where some share them."""
+    *path, name = path
+    self.add(f"{key}.weight", (*path, f"{name}_kernel"), how, (i,) if branch is None else (i, slice(None), branch))
+    if bias:
+      self.add(f"{key}.bias", (*path, f"{name}_bias"), VECTOR, (i,) if branch is None else (i, branch))
 
 
 def save_leaves(params, config: dict[str, Any], directory: str | os.PathLike) -> None:
@@ -81,16 +91,18 @@ def _widened(value: np.ndarray) -> np.ndarray:
   return value.astype(np.float32) if value.dtype == np.float16 else value
 
 
-def converted(rules, sources, leaves, dtypes=None) -> dict[str, Any]:
-  """Our tree out of another layout's tensors.
+def converted(where, rules, sources, leaves, dtypes=None, net: str = "") -> dict[str, Any]:
+  """Our tree out of another layout's tensors; what no tensor fills is 0.
 
   Args:
+    where, net: the file, and the kind of net where its config does not say it, that errors name.
     rules: their key -> Rule. sources: their key -> (Checkpoint, name in its file). leaves: path -> shape of our leaf.
     dtypes: path -> dtype to read a leaf in; None: as it is stored.
 
   Raises:
-    ValueError: a tensor of another shape than its leaf.
+    ValueError: a tensor that is missing, that no rule knows, or of another shape than its leaf.
   """
+  hub.report_keys(where, rules.keys() - sources.keys(), sources.keys() - rules.keys(), net)
   slots = {key: np.broadcast_to(np.int8(0), leaves[rule.path].shape)[rule.index] for key, rule in rules.items()}
   for key, rule in rules.items():
     file, name = sources[key]
@@ -102,8 +114,14 @@ def converted(rules, sources, leaves, dtypes=None) -> dict[str, Any]:
       key = names_here[name]
       path, index = rules[key].path, rules[key].index
       if path not in flat:
-        flat[path] = np.empty(leaves[path].shape, dtypes[path] if dtypes else value.dtype)
+        flat[path] = np.zeros(leaves[path].shape, dtypes[path] if dtypes else value.dtype)
       if not dtypes and flat[path].dtype != value.dtype:  # tensors of mixed precision share a leaf: keep the finer one
         flat[path] = flat[path].astype(np.promote_types(flat[path].dtype, value.dtype))
       flat[path][index] = rules[key].to_ours(value, slots[key].shape)
   return traverse.unflatten_dict({path: jax.device_put(flat.pop(path)) for path in list(flat)})
+
+
+def exported(rules, params) -> dict[str, np.ndarray]:
+  """Another layout's tensors out of our tree: inverse of `converted`."""
+  flat = traverse.flatten_dict(nn.unbox(params))
+  return {key: rule.to_theirs(np.asarray(flat[rule.path])[rule.index]) for key, rule in rules.items()}

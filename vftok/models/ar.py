@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from vftok.models import lengths
 from vftok.models.ar_inputs import Condition, Context, Drop, Places, of_segment, shifted
 from vftok.models.attention import attend_causal, attend_filled, attend_seen
-from vftok.models.layers import matmul, partitioned, parts, repeated, trunc_normal, xavier
+from vftok.models.layers import matmul, partitioned, parts, ranked, repeated, trunc_normal, xavier
 from vftok.models.order import ORDERS
 from vftok.runtime.sharding import constrain
 
@@ -143,7 +143,7 @@ class AR(nn.Module):
   def embed(self, last_BxL, places: Places, cond: Condition, drop: Drop | None = None) -> jax.Array:
     """float32 [B, L, D] of the token before each position (-1 at the start of a sequence) and of its place."""
     x = jnp.take(self.token_table, jnp.maximum(last_BxL, 0), axis=0)
-    start = self.start
+    start = ranked(self.start, 3)
     if self.cfg.n_classes:
       start = start + jnp.take(self.class_table, self._labels(cond, places, last_BxL.shape), axis=0)
     x = jnp.where(last_BxL[:, :, None] < 0, start, x).astype(jnp.float32)
@@ -181,7 +181,7 @@ class AR(nn.Module):
       seen_BxLxS = counts_BxS[:, None]
     else:
       groups = jnp.arange(cond.null_BxG.shape[1])
-      has_BxG = (counts_BxS[:, None] & (cond.text_segment_BxS[:, None] == groups[:, None])).any(2)
+      has_BxG = (counts_BxS[:, None] & (cond.text_segment_BxS[:, None] == groups[None, :, None])).any(2)
       seen_BxLxS = counts_BxS[:, None] & (cond.text_segment_BxS[:, None] == places.segment_BxL[:, :, None])
     has_BxLx1 = of_segment(has_BxG & ~cond.null_BxG, places, shape)[:, :, None]
     seen_BxLxS = seen_BxLxS & has_BxLx1
@@ -193,17 +193,19 @@ class AR(nn.Module):
     dtype = self.cfg.dtype
     x = self.norm(constrain(x_BxLxD, "batch", "length", None)).astype(dtype)
     y = matmul(x, self.head.astype(dtype), jnp.float32)
-    return y + self.head_bias if self.cfg.head_bias else y
+    return y + ranked(self.head_bias, y.ndim) if self.cfg.head_bias else y
 
 
 class RMSNorm(nn.Module):
-  """x / rms(x) * scale in float32, eps 1e-6."""
+  """x / rms(x) * scale in float32."""
+
+  eps: float = EPS
 
   @nn.compact
   def __call__(self, x):
     x = x.astype(jnp.float32)
     scale = self.param("scale", partitioned(nn.initializers.ones, "embed"), x.shape[-1:])
-    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + EPS) * scale
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps) * ranked(scale, x.ndim)
 
 
 class Block(nn.Module):

@@ -131,8 +131,8 @@ def attend_dense(q, k, v, layout: Layout) -> jax.Array:
   """The textbook form over the written-out mask: oracle of the tests and path of mode "flexible"."""
   logits = jnp.einsum("bnqd,bnkd->bnqk", q, k, preferred_element_type=jnp.float32) * (8.0 / q.shape[-1])
   bias_N = layout.log_multiplicity()
-  logits = logits if bias_N is None else logits + bias_N
-  weights = jax.nn.softmax(jnp.where(layout.dense_mask(), logits, -jnp.inf), axis=-1)
+  logits = logits if bias_N is None else logits + bias_N[None, None, None]
+  weights = jax.nn.softmax(jnp.where(layout.dense_mask()[None, None], logits, -jnp.inf), axis=-1)
   return jnp.einsum("bnqk,bnkd->bqnd", weights.astype(v.dtype), v)
 
 
@@ -239,7 +239,7 @@ def _attend_rows(q_BxnxQxd, k_BxnxdxM, v_BxnxMxd, bias_M, *, bounded: bool, firs
     if last_Q is not None:
       logits = jnp.where(np.arange(k_BxnxdxM.shape[3]) <= last_Q[:, None], logits, -jnp.inf)
     shift = LOGIT_BOUND if bounded else jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
-    p_Bxnxcxm = jnp.exp(logits - (shift if bias_M is None else shift - bias_M))
+    p_Bxnxcxm = jnp.exp(logits - (shift if bias_M is None else shift - bias_M[None, None, None]))
     out = jnp.einsum(
       "bncm,bnmd->bncd", p_Bxnxcxm.astype(v_BxnxMxd.dtype), v_BxnxMxd, preferred_element_type=jnp.float32
     )

@@ -60,7 +60,7 @@ class ClipCritic(nn.Module):
     grid, b = cfg.grid(*video_BxFxHxWx3.shape[1:4]), len(video_BxFxHxWx3)
     patches = patchify(video_BxFxHxWx3, cfg.patch).reshape(b, grid[0] * grid[1] * grid[2], -1)
     x = Linear(d, (None, "embed"), dtype=cfg.dtype, name="patch_in")(patches).astype(jnp.float32)
-    x = x + sincos_3d(grid, d)
+    x = x + sincos_3d(grid, d)[None]
     if not cfg.per_patch:
       init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("embed",))
       cls = jnp.broadcast_to(self.param("cls", init, (d,)).astype(jnp.float32), (b, 1, d))

@@ -28,6 +28,7 @@ from vftok.models.layers import (
   layer_norm,
   partitioned,
   patchify,
+  ranked,
   timestep_features,
   trunc_normal,
   unpatchify,
@@ -117,7 +118,7 @@ class Decoder(nn.Module):
     _, _, h, w, _ = x.shape
     patches = Linear(dim, (None, "embed"), dtype=cfg.stack.dtype, name="patch_in")(x).astype(jnp.float32)
     if cfg.positions is not None:
-      patches = patches + Positions(cfg.positions, dim, name="patch_positions")((steps, h, w))
+      patches = patches + ranked(Positions(cfg.positions, dim, name="patch_positions")((steps, h, w)), 5)
     start = 0.0
     if cfg.draft is not None:
       draft, variance = draft_of(cfg, name="draft")(codes_BxTxkxc, self._in_use(keep_BxT, k, prefix_BxT, null_B))
@@ -171,12 +172,12 @@ class Decoder(nn.Module):
     x = Linear(dim, (None, "embed"), dtype=cfg.stack.dtype, name="codes_in")(codes_BxTxkxc).astype(jnp.float32)
     if cfg.register_positions is not None:
       positions = Positions(cfg.register_positions, dim, name="register_positions")
-      x = x + positions((steps, max(k, 1)))[..., :k, :]
+      x = x + ranked(positions((steps, max(k, 1)))[..., :k, :], 4)
     if collapsed:
       x = jnp.concatenate([x, jnp.zeros((b, steps, 1, dim))], axis=2)
     slots = x.shape[2]
     where = {
-      "mask": jnp.arange(slots) >= jnp.minimum(keep_BxT, k)[:, :, None],
+      "mask": jnp.arange(slots)[None, None] >= jnp.minimum(keep_BxT, k)[:, :, None],
       "prefix": None if prefix_BxT is None else prefix_BxT[:, :, None],
       "null": None if null_B is None else null_B[:, None, None],
     }
@@ -184,7 +185,7 @@ class Decoder(nn.Module):
       init = partitioned(trunc_normal, "embed")
       vector = self.param(f"{name}_token", init, (dim,)).astype(jnp.float32)
       if where[name] is not None:
-        x = jnp.where(jnp.broadcast_to(where[name], (b, steps, slots))[..., None], vector, x)
+        x = jnp.where(jnp.broadcast_to(where[name], (b, steps, slots))[..., None], ranked(vector, 4), x)
     return x
 
   def _head(self, x_BxTxPxD, temb_BxD) -> jax.Array:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vftok.models.layers import Linear, layer_norm, partitioned
+from vftok.tokens import kept_slots
 
 VARIANCE_START = 0.3  # of what a draft misses, in units of the latents' own variance
 
@@ -50,7 +51,7 @@ class Draft(nn.Module):
     """codes: of the first k registers, k <= registers. keep: int, 0..k; codes at and beyond it have no influence."""
     cfg, (h, w) = self.cfg, self.cfg.grid
     b, steps, k, _ = codes_BxTxkxc.shape
-    kept_BxTxk = (jnp.arange(k) < keep_BxT[..., None]).astype(jnp.float32)
+    kept_BxTxk = kept_slots(keep_BxT, k).astype(jnp.float32)
     seen = jnp.concatenate([codes_BxTxkxc * kept_BxTxk[..., None], kept_BxTxk[..., None]], axis=-1)
     seen = jnp.pad(seen, ((0, 0), (0, 0), (0, self.registers - k), (0, 0))).reshape(b, steps, -1)
     earlier = jnp.pad(seen, ((0, 0), (cfg.context, 0), (0, 0)))

@@ -22,6 +22,7 @@ from vftok.models.layers import (
   layer_norm,
   partitioned,
   patchify,
+  ranked,
   trunc_normal,
   xavier,
 )
@@ -77,7 +78,7 @@ class Encoder(nn.Module):
       return (linear, {}) if collect else linear
     patches = Linear(dim, (None, "embed"), dtype=cfg.stack.dtype, name="patch_in")(x).astype(jnp.float32)
     if cfg.positions is not None:
-      patches = patches + Positions(cfg.positions, dim, name="patch_positions")((t, h, w))
+      patches = patches + ranked(Positions(cfg.positions, dim, name="patch_positions")((t, h, w)), 5)
 
     registers = jnp.zeros((b, t, 0, dim))
     if cfg.registers:
@@ -110,7 +111,7 @@ class Encoder(nn.Module):
     bias = self.param("linear_bias", zeros, (2, cfg.registers * cfg.out_dim)).astype(jnp.float32)
     x = x_BxTxhxwxD.astype(jnp.float32)
     x = einops.rearrange(x, "b t h w d -> b t (h w d)")
-    z = jnp.concatenate([x[:, :1] @ kernel[0] + bias[0], x[:, 1:] @ kernel[1] + bias[1]], axis=1)
+    z = jnp.concatenate([x[:, :1] @ kernel[0] + bias[None, :1], x[:, 1:] @ kernel[1] + bias[None, 1:]], axis=1)
     return einops.rearrange(z, "b t (k c) -> b t k c", k=cfg.registers)
 
 

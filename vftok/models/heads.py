@@ -30,6 +30,7 @@ from vftok.models.layers import (
   xavier,
 )
 from vftok.runtime import target
+from vftok.tokens import kept_slots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,11 +82,11 @@ class PrefixHead(nn.Module):
     chex.assert_equal_shape_prefix([codes_BxTxKxc, keep_BxT], 2)
     keys = Linear(cfg.dim, (None, "embed"), dtype=cfg.dtype, name="codes_in")(codes_BxTxKxc).astype(jnp.float32)
     slots = PositionConfig("learnable_sum", (cfg.max_grid[0], cfg.registers))
-    keys = keys + Positions(slots, cfg.dim, name="register_positions")((steps, max(k, 1)))[:, :k]
+    keys = keys + Positions(slots, cfg.dim, name="register_positions")((steps, max(k, 1)))[None, :, :k]
     null = self.param("null_key", partitioned(trunc_normal, "embed"), (cfg.dim,))
     null = jnp.broadcast_to(null.astype(jnp.float32), (b, 1, cfg.dim))
     keys_BxMxD = jnp.concatenate([null, einops.rearrange(keys, "b t k d -> b (t k) d")], axis=1)
-    kept = einops.rearrange(jnp.arange(k) < keep_BxT[:, :, None], "b t k -> b (t k)")
+    kept = einops.rearrange(kept_slots(keep_BxT, k), "b t k -> b (t k)")
     seen_BxM = jnp.concatenate([jnp.ones((b, 1), bool), kept], axis=1)
 
     queries = Positions(PositionConfig("learnable_sum", cfg.max_grid), cfg.dim, name="positions")(grid)
@@ -125,7 +126,7 @@ class CrossBlock(Weights):
       mask_Bx1x1xM = seen_BxM[:, None, None]
       if cfg.causal:  # dense over all steps: the keys are few, and one program per step compiles slowly
         step_M = (jnp.arange(k_BxMxnxe.shape[1]) - 1) // max(self.registers, 1)
-        mask_Bx1x1xM = mask_Bx1x1xM & (step_M <= jnp.repeat(jnp.arange(steps), positions)[:, None])
+        mask_Bx1x1xM = mask_Bx1x1xM & (step_M[None] <= jnp.repeat(jnp.arange(steps), positions)[:, None])[None, None]
       out = jax.nn.dot_product_attention(q, k_BxMxnxe, v_BxMxnxe, mask=mask_Bx1x1xM, scale=8.0 / e)
     out_BxTxPxnxe = einops.rearrange(out, "b (t p) n e -> b t p n e", t=steps)
     kernel = self._param("proj_kernel", (n, e, d), ("heads", "head_dim", "embed"), xavier(d, d))

@@ -38,6 +38,11 @@ def applied(module: nn.Module, params, *inputs, **options) -> Any:
   return module.apply({"params": params}, *inputs, **options)
 
 
+def ranked(x, rank: int):
+  """x with axes of 1 in front of its own, `rank` in all: ranks are never promoted in silence."""
+  return x.reshape((1,) * (rank - x.ndim) + x.shape)
+
+
 def layer_norm(x) -> jax.Array:
   """LayerNorm over the last axis without affine, eps 1e-5; computed and returned in float32."""
   x = x.astype(jnp.float32)
@@ -129,11 +134,11 @@ class Weights(nn.Module):
     kernel = self._param("up_kernel", (d, branches, h), ("embed", None, "mlp"), xavier(d, h))
     up_x2xH = matmul(x_xD.astype(self.cfg.dtype), kernel)
     if bias:
-      up_x2xH += self._param("up_bias", (branches, h), (None, "mlp"), nn.initializers.zeros)
+      up_x2xH += ranked(self._param("up_bias", (branches, h), (None, "mlp"), nn.initializers.zeros), up_x2xH.ndim)
     hidden_xH, *gate_xH = parts(up_x2xH, -2)
     hidden_xH = checkpoint_name(nn.silu(hidden_xH) * gate_xH[0] if gated else nn.silu(hidden_xH), "mlp_up")
     y = hidden_xH @ self._param("down_kernel", (h, d), ("mlp", "embed"), xavier(h, d))
-    return y + self._param("down_bias", (d,), ("embed",), nn.initializers.zeros) if bias else y
+    return y + ranked(self._param("down_bias", (d,), ("embed",), nn.initializers.zeros), y.ndim) if bias else y
 
 
 class Linear(nn.Module):
@@ -154,7 +159,7 @@ class Linear(nn.Module):
     y = x.astype(self.dtype) @ kernel.astype(self.dtype)
     if self.use_bias:
       bias = self.param("bias", partitioned(nn.initializers.zeros, *self.axes[1:]), (self.features,))
-      y = y + bias.astype(self.dtype)
+      y = y + ranked(bias.astype(self.dtype), y.ndim)
     return y
 
 
@@ -220,9 +225,9 @@ def unpatchify(x_BxTxHxWxD, patch: tuple[int, int, int]) -> jax.Array:
   return einops.rearrange(x_BxTxHxWxD, "b t h w (i j k c) -> b (t i) (h j) (w k) c", i=pt, j=ph, k=pw)
 
 
-def timestep_features(t_B, max_timestep: float, dim: int = 256, max_period: float = 256.0) -> jax.Array:
-  """float32 [B, dim]: cos then sin of t at frequencies 1000/max_timestep * max_period^(-i / (dim/2))."""
+def timestep_features(t_B, max_timestep: float, dim: int = 256) -> jax.Array:
+  """float32 [B, dim]: cos then sin of t at frequencies 1000/max_timestep * 256^(-i / (dim/2))."""
   half = dim // 2
-  freqs = np.exp(-np.log(max_period) * np.arange(half) / half) * (1000.0 / max_timestep)
-  angles = t_B.astype(jnp.float32)[:, None] * freqs.astype(np.float32)
+  freqs = np.exp(-np.log(256.0) * np.arange(half) / half) * (1000.0 / max_timestep)
+  angles = t_B.astype(jnp.float32)[:, None] * freqs.astype(np.float32)[None]
   return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)

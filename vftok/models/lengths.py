@@ -86,10 +86,10 @@ def extend(cfg: LengthFormat, ids_BxTxK, keep_BxT, xp: Any = np):
     keep_BxT: counts that the format can say (`check_counts`), or 0 where lengths are "none".
     xp: numpy or, inside a program, jax.numpy.
   """
-  ids_BxTxK, slot = ids_BxTxK[:, :, : cfg.slots].astype(np.int32), xp.arange(cfg.slots)
+  ids_BxTxK, slot = ids_BxTxK[:, :, : cfg.slots].astype(np.int32), xp.arange(cfg.slots)[None, None]
   ids_BxTxK = xp.where(slot < keep_BxT[:, :, None], ids_BxTxK, 0)
   if cfg.lengths == "length_first":
-    level_BxT = (keep_BxT[:, :, None] > xp.asarray(cfg.levels)).sum(-1).astype(np.int32)
+    level_BxT = (keep_BxT[:, :, None] > xp.asarray(cfg.levels)[None, None]).sum(-1).astype(np.int32)
     ids_BxTxK = xp.concatenate([cfg.vocab + level_BxT[:, :, None], ids_BxTxK], axis=2)
   elif cfg.lengths == "end_of_step":
     ids_BxTxK = xp.where(slot == keep_BxT[:, :, None], cfg.vocab, ids_BxTxK)
@@ -101,9 +101,9 @@ def strip(cfg: LengthFormat, ids_BxTxK, keep_BxT, xp: Any = np):
   if cfg.lengths == "length_first":
     ids_BxTxK, keep_BxT = ids_BxTxK[:, :, 1:], xp.maximum(keep_BxT - 1, 0)
   elif cfg.lengths == "end_of_step":
-    counts = xp.arange(cfg.slots) < keep_BxT[:, :, None]
+    counts = xp.arange(cfg.slots)[None, None] < keep_BxT[:, :, None]
     keep_BxT = keep_BxT - (counts & (ids_BxTxK == cfg.vocab)).any(2)
-  kept = xp.arange(cfg.slots) < keep_BxT[:, :, None]
+  kept = xp.arange(cfg.slots)[None, None] < keep_BxT[:, :, None]
   return xp.where(kept, ids_BxTxK, 0).astype(np.int32), keep_BxT.astype(np.int32)
 
 
@@ -114,7 +114,8 @@ def says_length(cfg: LengthFormat, ids):
 
 def allowed(cfg: LengthFormat, slot, xp: Any = np):
   """bool [..., V']: which ids can stand in slots int [...]; the rest get no probability, in training as in sampling."""
-  content, first = xp.arange(cfg.total_vocab) < cfg.vocab, (slot == 0)[..., None]
+  first = (slot == 0)[..., None]
+  content = (xp.arange(cfg.total_vocab) < cfg.vocab).reshape((1,) * (first.ndim - 1) + (-1,))
   if cfg.lengths == "length_first":
     return xp.where(first, ~content, content)
   return content | ~first  # END needs a token before it; without lengths all ids are content

@@ -63,12 +63,12 @@ def arrange(keep_BxT, given_B, slots: int, *, order: str, xp) -> Sequence:
     raise ValueError(f"order is {order!r}, expected one of {', '.join(ORDERS)}.")
   b, t = keep_BxT.shape
   given_BxTx1 = _given(t, xp.broadcast_to(xp.asarray(given_B), (b,)), xp)
-  time, slot = xp.arange(t)[:, None], xp.arange(slots)
+  time, slot = xp.arange(t)[None, :, None], xp.arange(slots)[None, None]
   kept_BxTxK = slot < keep_BxT[:, :, None]
   # One sort does it all: given tokens first, tokens beyond `keep` last.
   rank = ranks(t, slots, given_B=given_B, order=order, xp=xp) + xp.where(kept_BxTxK, 0, 2 * t * slots)
   places = xp.argsort(rank.reshape(b, -1), axis=1)
-  valid = xp.arange(t * slots) < kept_BxTxK.sum((1, 2))[:, None]
+  valid = xp.arange(t * slots)[None] < kept_BxTxK.sum((1, 2))[:, None]
   pick = lambda grid: xp.take_along_axis(xp.broadcast_to(grid, kept_BxTxK.shape).reshape(b, -1), places, 1)
   return Sequence(
     (pick(time) * valid).astype(np.int32), (pick(slot) * valid).astype(np.int32), valid, pick(given_BxTx1) & valid
@@ -77,14 +77,14 @@ def arrange(keep_BxT, given_B, slots: int, *, order: str, xp) -> Sequence:
 
 def ranks(steps: int, slots: int, given_B=0, *, order: str, xp):
   """int [B or 1, T, K]: which place comes before which other; all different, not consecutive. `xp` as in `arrange`."""
-  time, slot = xp.arange(steps)[:, None], xp.arange(slots)
+  time, slot = xp.arange(steps)[None, :, None], xp.arange(slots)[None, None]
   rank = slot * steps + time if order == "time_first" else time * slots + slot
   return rank + xp.where(_given(steps, xp.atleast_1d(xp.asarray(given_B)), xp), 0, steps * slots)
 
 
 def _given(steps: int, given_B, xp):
   """bool [B, T, 1]."""
-  return (xp.arange(steps) < given_B[:, None])[:, :, None]
+  return (xp.arange(steps)[None] < given_B[:, None])[:, :, None]
 
 
 def write(ids_BxTxK: np.ndarray, seq: Sequence) -> np.ndarray:

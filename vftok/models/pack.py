@@ -38,9 +38,9 @@ def pack(lengths_B, group: int, length: int) -> Packing:
     starts.append(used_R)
     fits.append(used_R + own_R <= length)
     used_R = used_R + jnp.where(fits[-1], own_R, 0)
-  starts_RxG, fits_RxG, at = jnp.stack(starts, 1), jnp.stack(fits, 1), jnp.arange(length)
+  starts_RxG, fits_RxG, at = jnp.stack(starts, 1), jnp.stack(fits, 1), jnp.arange(length)[None]
   first, last = starts_RxG[:, :, None], (starts_RxG + lengths_RxG)[:, :, None]
-  inside_RxGxL = fits_RxG[:, :, None] & (at >= first) & (at < last)
+  inside_RxGxL = fits_RxG[:, :, None] & (at[None] >= first) & (at[None] < last)
   segment_RxL = jnp.where(inside_RxGxL.any(1), inside_RxGxL.argmax(1), -1).astype(jnp.int32)
   whose_RxL = jnp.maximum(segment_RxL, 0)
   source_RxL = whose_RxL * length + at - jnp.take_along_axis(starts_RxG, whose_RxL, axis=1)

@@ -111,7 +111,7 @@ class RouterNet(nn.Module):
     cfg = self.cfg
     x = _patches(self, latents_BxTxhxwxC)
     b, t, *_ = x.shape
-    register = _table(self, "register", 1) + _table(self, "register_times", cfg.steps)[:t, None]
+    register = _table(self, "register", 1)[None] + _table(self, "register_times", cfg.steps)[:t, None]
     x = jnp.concatenate([x, jnp.broadcast_to(register, (b, t, 1, cfg.dim))], axis=2)
     x = _stack(cfg)(einops.rearrange(x, "b t s d -> b (t s) d"), Layout(t, cfg.patches, 1, "time_block_causal"))
     x = einops.rearrange(x, "b (t s) d -> b t s d", t=t)
@@ -119,7 +119,7 @@ class RouterNet(nn.Module):
     init = partitioned(nn.initializers.zeros, None, None)
     common = self.param("common", init, (cfg.steps, len(cfg.levels) - 1))[:t]
     own = Linear(len(cfg.levels), ("embed", None), zero_init=True, dtype="float32", name="head")(x[:, :, -1])
-    drops = jnp.exp(jnp.clip(common + own[..., :1] + SHAPE * own[..., 1:], -12.0, 6.0))
+    drops = jnp.exp(jnp.clip(common[None] + own[..., :1] + SHAPE * own[..., 1:], -12.0, 6.0))
     falling = jnp.cumsum(drops[..., ::-1], axis=-1)[..., ::-1]
     return jnp.concatenate([falling, jnp.zeros_like(falling[..., :1])], axis=-1)
 
@@ -154,8 +154,8 @@ def _patches(module, latents_BxTxhxwxC):
   x = einops.rearrange(x, "b t h w d -> b t (h w) d")
   moved = x - jnp.concatenate([x[:, :1], x[:, :-1]], axis=1)
   x = Linear(cfg.dim, (None, "embed"), dtype=cfg.dtype, name="patch_in")(jnp.concatenate([x, moved], axis=-1))
-  times = _table(module, "times", cfg.steps)[: x.shape[1], None]
-  return x.astype(jnp.float32) + _table(module, "places", cfg.patches) + times
+  times = _table(module, "times", cfg.steps)[None, : x.shape[1], None]
+  return x.astype(jnp.float32) + _table(module, "places", cfg.patches)[None, None] + times
 
 
 def _stack(cfg):

@@ -114,7 +114,7 @@ class Block(Weights):
       "adaln_kernel", (d, cfg.adaln, 6, d), ("embed", None, None, "embed_out"), nn.initializers.zeros
     )
     bias = self._param("adaln_bias", (cfg.adaln, 6, d), (None, None, None), nn.initializers.zeros)
-    m_BxEx6xD = jnp.einsum("BD,DExF->BExF", nn.silu(cond_BxD).astype(cfg.dtype), kernel) + bias
+    m_BxEx6xD = jnp.einsum("BD,DExF->BExF", nn.silu(cond_BxD).astype(cfg.dtype), kernel) + bias[None]
     # Left to itself XLA gives some devices the vectors of others' samples: E = 1 on a mesh of data, fsdp and tensor.
     m_BxEx6xD = constrain(m_BxEx6xD, "batch", None, None, None)
     return [by_kind(part, self.layout) for part in parts(m_BxEx6xD, 2)]

@@ -10,7 +10,7 @@ from jax import lax
 
 from vftok.models import conv as C
 from vftok.models import cudnn
-from vftok.models.layers import partitioned
+from vftok.models.layers import partitioned, ranked
 from vftok.runtime import target
 
 EPS = 1e-6
@@ -47,7 +47,7 @@ class Norm(nn.Module):
     inv = lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + EPS)
     if C.on_cpu():  # statistics in one pass, everything else in a second one, fused with its neighbours
       mean, inv = lax.optimization_barrier((mean, inv))
-    y = (x - mean) * inv * scale + bias
+    y = (x - mean) * inv * ranked(scale, x.ndim) + ranked(bias, x.ndim)
     return (silu(y) if self.act else y).astype(self.dtype)
 
 
@@ -67,7 +67,7 @@ class Conv(nn.Module):
     shape = (*self.shape, x.shape[-1], self.features)
     kernel = self.param("kernel", partitioned(self.init, *names), shape)
     bias = self.param("bias", partitioned(self.bias_init, *names[-1:]), shape[-1:])
-    return self.op(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)
+    return self.op(x, kernel.astype(self.dtype)) + ranked(bias.astype(self.dtype), x.ndim)
 
 
 class Resample(nn.Module):
@@ -80,7 +80,7 @@ class Resample(nn.Module):
   @nn.compact
   def __call__(self, x):
     init = partitioned(nn.initializers.constant(2.0), None)
-    a = nn.sigmoid(self.param("mix_factor", init, (1,))).astype(self.dtype)
+    a = ranked(nn.sigmoid(self.param("mix_factor", init, (1,))).astype(self.dtype), x.ndim)
     conv = Conv(x.shape[-1], (3, 3, 3), self.dtype, self.op, name="conv")
     return a * self.plain(x) + (1 - a) * conv(x)
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from vftok.models.attention import Layout, attend, attend_causal, attend_seen
 from vftok.models.flow import chosen
-from vftok.models.layers import layer_norm, matmul, parts, repeated, xavier
+from vftok.models.layers import layer_norm, matmul, parts, ranked, repeated, xavier
 from vftok.runtime.sharding import constrain
 
 
@@ -60,10 +60,10 @@ class Norm(nn.Module):
     scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, axes), shape)
     bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, axes), shape)
     if self.eps == 1e-5 and self.over == (-1,):
-      return layer_norm(x) * scale + bias
+      return layer_norm(x) * ranked(scale, x.ndim) + ranked(bias, x.ndim)
     centered = x - x.mean(axis=self.over, keepdims=True)
     variance = jnp.mean(centered * centered, axis=self.over, keepdims=True)
-    return centered * jax.lax.rsqrt(variance + self.eps) * scale + bias
+    return centered * jax.lax.rsqrt(variance + self.eps) * ranked(scale, x.ndim) + ranked(bias, x.ndim)
 
 
 class Blocks(nn.Module):
@@ -104,7 +104,7 @@ class Block(nn.Module):
     kernel = self._param("qkv_kernel", (d, 3, n, e), ("embed", None, "heads", "head_dim"), xavier(d, 3 * d))
     qkv = matmul(x_BxNxD.astype(self.cfg.dtype), kernel)
     if self.cfg.qkv_bias:
-      qkv += self._param("qkv_bias", (3, n, e), (None, "heads", "head_dim"), nn.initializers.zeros)
+      qkv += self._param("qkv_bias", (3, n, e), (None, "heads", "head_dim"), nn.initializers.zeros)[None, None]
     q, k, v = (part.swapaxes(1, 2) for part in parts(qkv, 2))
     if not self.cfg.causal:
       out = attend_groups(q, k, v, self.groups, kept_BxN)
@@ -114,14 +114,15 @@ class Block(nn.Module):
       out = attend_causal(q, k, v).swapaxes(1, 2)
     kernel = self._param("proj_kernel", (n, e, d), ("heads", "head_dim", "embed"), xavier(d, d))
     bias = self._param("proj_bias", (d,), ("embed",), nn.initializers.zeros)
-    return jnp.tensordot(out, kernel, axes=2) + bias
+    return jnp.tensordot(out, kernel, axes=2) + bias[None, None]
 
   def _mlp(self, x_BxNxD):
     d, h = self.cfg.dim, self.cfg.hidden
     up = x_BxNxD.astype(self.cfg.dtype) @ self._param("up_kernel", (d, h), ("embed", "mlp"), xavier(d, h))
-    up += self._param("up_bias", (h,), ("mlp",), nn.initializers.zeros)
+    up += self._param("up_bias", (h,), ("mlp",), nn.initializers.zeros)[None, None]
     down = self._param("down_kernel", (h, d), ("mlp", "embed"), xavier(h, d))
-    return jax.nn.gelu(up, approximate=False) @ down + self._param("down_bias", (d,), ("embed",), nn.initializers.zeros)
+    bias = self._param("down_bias", (d,), ("embed",), nn.initializers.zeros)
+    return jax.nn.gelu(up, approximate=False) @ down + bias[None, None]
 
   def _param(self, name, shape, axes, init):
     return self.param(name, nn.with_logical_partitioning(init, axes), shape).astype(self.cfg.dtype)
@@ -140,7 +141,7 @@ def attend_dropped(q_BxnxLxe, k_BxnxLxe, v_BxnxLxe, key, rate: float) -> jax.Arr
   """As `attend_causal`, with a share `rate` of the weights at 0 and the others larger by as much."""
   length, e = q_BxnxLxe.shape[2:]
   logits = jnp.einsum("Bnle,Bnme->Bnlm", q_BxnxLxe, k_BxnxLxe, preferred_element_type=jnp.float32) * e**-0.5
-  weights = jax.nn.softmax(jnp.where(jnp.tri(length, dtype=bool), logits, -1e30), axis=-1)
+  weights = jax.nn.softmax(jnp.where(jnp.tri(length, dtype=bool)[None, None], logits, -1e30), axis=-1)
   kept = chosen(key, 1 - rate, weights.shape)
   weights = jnp.where(kept, weights / (1 - rate), 0.0).astype(v_BxnxLxe.dtype)
   return jnp.einsum("Bnlm,Bnme->Bnle", weights, v_BxnxLxe)

@@ -13,8 +13,6 @@ from typing import Any
 
 from absl import app, logging
 
-INTERRUPTED = "stopped: the same command goes on from what was finished."
-FAULTS = (ValueError, OSError, RuntimeError, ModuleNotFoundError)  # of the user's input or machine: one sentence each
 JOIN_SECONDS = 60
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 

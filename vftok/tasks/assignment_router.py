@@ -6,9 +6,7 @@ chooses is known, under any preference (arXiv 2603.12267, section 3.3; section 5
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,16 +22,14 @@ from vftok.models.config_json import from_dict
 from vftok.models.flops import stack_flops
 from vftok.models.router import RouterConfig, net
 from vftok.models.transformer import StackConfig
-from vftok.runtime.files import whole_file
 from vftok.runtime.words import brief
-from vftok.tasks import Metrics, mean
+from vftok.tasks import Metrics
+from vftok.tasks.router import SAMPLE, RouterTask
 from vftok.tokenizer.programs import to_float
 
-SAMPLE = 512  # clips of each source that the losses are standardised by
 
-
-class AssignmentRouterTask:
-  """Parameters are the router's own tree; nothing is frozen."""
+class AssignmentRouterTask(RouterTask):
+  """A router of classes over pixels; what it learns from is known of every assignment."""
 
   def __init__(self, cfg: ConfigDict):
     self.cfg, self.loss_cfg = cfg, cfg.loss
@@ -64,12 +60,6 @@ class AssignmentRouterTask:
       found += [records[i]["losses"][:, 0, 0] for i in range(min(SAMPLE, len(records)))]
     return np.stack(found)
 
-  def init(self, key: jax.Array) -> Any:
-    return self.router.init(key)
-
-  def frozen(self) -> Any:
-    return {}
-
   def start(self, params, batches) -> Any:
     if not self.cfg.init_from:
       return params
@@ -84,32 +74,17 @@ class AssignmentRouterTask:
     return self.reward(losses_BxAx1xn[:, :, 0, 0], self.keep_AxT, self.loss_cfg.preference, xp=jnp)
 
   def loss(self, params, frozen, batch, keys_B, step) -> tuple[jax.Array, Metrics]:
-    """Cross-entropy with the best assignment, or with softmax(reward / loss.soft) where that is not 0."""
+    """`chosen`, of clips that are mirrored where the config asks for it."""
     video = to_float(batch["latents"])
     if self.loss_cfg.flip:
       turned_B = jax.vmap(jax.random.bernoulli)(keys_B)
       video = jnp.where(turned_B[:, None, None, None, None], video[:, :, :, ::-1], video)
     logits_BxA = net(self.router.cfg).apply({"params": params}, video)
-    reward_BxA = self.rewards(batch["losses"])
-    best_B = reward_BxA.argmax(1)
-    soft = self.loss_cfg.soft
-    target = jax.nn.softmax(reward_BxA / soft, -1) if soft else jax.nn.one_hot(best_B, len(self.keep_AxT))
-    error_B = -(target * jax.nn.log_softmax(logits_BxA, -1)).sum(1)
-    got_B = jnp.take_along_axis(reward_BxA, logits_BxA.argmax(1)[:, None], 1)[:, 0]
-    share_B = (got_B - reward_BxA.min(1)) / jnp.maximum(reward_BxA.max(1) - reward_BxA.min(1), 1e-9)
-    metrics = {"error": mean(error_B), "top1": mean((logits_BxA.argmax(1) == best_B).astype(jnp.float32))}
-    return error_B.mean(), metrics | {"share of reward": mean(share_B)}
-
-  @property
-  def dtype(self) -> str:
-    return self.router.cfg.dtype
+    return self.chosen(logits_BxA, self.rewards(batch["losses"]))
 
   def flops(self) -> float:
     cfg = self.router.cfg
     return 3 * stack_flops(StackConfig(cfg.dim, cfg.depth, cfg.head_dim), cfg.steps * cfg.patches + 1)
-
-  def media(self, params, frozen, batch) -> dict[str, np.ndarray]:
-    return {}
 
   def evaluate(self, params, frozen, batches: Iterable[dict], total: int, split: str, out) -> dict[str, float]:
     """Table 8: how often the best is found, and how much of the reward; writes router.json into `out`."""
@@ -119,11 +94,7 @@ class AssignmentRouterTask:
       rewards.append(np.asarray(self.rewards(jnp.asarray(batch["losses"][good])), np.float64))
       logits.append(np.asarray(self.router.predict(params, to_float(batch["latents"]))[good]))
     reward_NxA, logits_NxA = np.concatenate(rewards), np.concatenate(logits)
-    values = {name: float(value) for name, value in self._values(reward_NxA, logits_NxA).items()}
-    Path(out).mkdir(parents=True, exist_ok=True)
-    with whole_file(Path(out) / "router.json") as path:
-      path.write_text(json.dumps({"split": split, "preference": self.loss_cfg.preference, **values}, indent=2) + "\n")
-    return values
+    return self.written(self._values(reward_NxA, logits_NxA), split, out, preference=self.loss_cfg.preference)
 
   def _values(self, reward_NxA, logits_NxA) -> dict[str, float]:
     best, worst, order = reward_NxA.max(1), reward_NxA.min(1), np.argsort(-logits_NxA, axis=1)
@@ -138,6 +109,3 @@ class AssignmentRouterTask:
     hit = order == reward_NxA.argmax(1)[:, None]
     found |= {"clips": len(best), "top1": hit[:, 0].mean(), "top5": hit[:, :5].any(1).mean()}
     return found | {"tokens": self.keep_AxT[order[:, 0]].sum(1).mean()}
-
-  def save(self, params, frozen, directory) -> None:
-    self.router.save(params, directory)

@@ -27,6 +27,7 @@ from vftok.models.config_json import from_dict
 from vftok.models.flops import stack_flops
 from vftok.models.flow import gaussian
 from vftok.models.router import RouterConfig, net
+from vftok.models.transformer import StackConfig
 from vftok.runtime.files import whole_file
 from vftok.runtime.words import brief
 from vftok.tasks import Metrics, mean
@@ -76,10 +77,7 @@ class RouterTask:
     return loaded if source.cfg.measure == self.measure else {**loaded, **common}
 
   def loss(self, params, frozen, batch, keys_B, step) -> tuple[jax.Array, Metrics]:
-    """Of curves: mean squared error of losses beside the clip's mean, in units of `drop_scale`.
-
-    Of classes: cross-entropy with the best assignment, or with softmax(reward / loss.soft) where that is not 0.
-    """
+    """Mean squared error of losses beside the clip's mean, in units of `drop_scale`; of classes, `chosen`."""
     cfg = self.router.cfg
     latents = batch["latents"].astype(jnp.float32)
     if self.loss_cfg.noise:  # thousands of clips are few: what a router may rely on has to survive it
@@ -95,18 +93,23 @@ class RouterTask:
     return total / jnp.maximum(weight, 1), {"error": (total, weight)}
 
   def _class_loss(self, logits_BxA, table_BxTxm) -> tuple[jax.Array, Metrics]:
-    reward, soft = self.router.reward(), self.loss_cfg.soft
+    reward = self.router.reward()
     keep_AxT = search.all_assignments(self.meta["levels"], self.meta["steps"])
     level_AxT = np.searchsorted(self.meta["levels"], keep_AxT)
     loss_BxA = sum(table_BxTxm[:, t, level_AxT[:, t]] for t in range(keep_AxT.shape[1]))
     cost_A = keep_AxT.sum(1) / reward.length_std
     reward_BxA = -self.loss_cfg.preference * loss_BxA / reward.loss_std - (2 - self.loss_cfg.preference) * cost_A
-    best_B, ours_B = reward_BxA.argmax(1), logits_BxA.argmax(1)
-    target = jax.nn.softmax(reward_BxA / soft, -1) if soft else jax.nn.one_hot(best_B, len(keep_AxT))
+    return self.chosen(logits_BxA, reward_BxA)
+
+  def chosen(self, logits_BxA, reward_BxA) -> tuple[jax.Array, Metrics]:
+    """Cross-entropy with the best assignment, or with softmax(reward / loss.soft) where that is not 0."""
+    soft, best_B, ours_B = self.loss_cfg.soft, reward_BxA.argmax(1), logits_BxA.argmax(1)
+    target = jax.nn.softmax(reward_BxA / soft, -1) if soft else jax.nn.one_hot(best_B, reward_BxA.shape[1])
     error_B = -(target * jax.nn.log_softmax(logits_BxA, -1)).sum(1)
     got_B = jnp.take_along_axis(reward_BxA, ours_B[:, None], 1)[:, 0]
     share_B = (got_B - reward_BxA.min(1)) / jnp.maximum(reward_BxA.max(1) - reward_BxA.min(1), 1e-9)
-    return error_B.mean(), {"error": mean(error_B), "top1": mean(ours_B == best_B), "share of reward": mean(share_B)}
+    hit_B = (ours_B == best_B).astype(jnp.float32)
+    return error_B.mean(), {"error": mean(error_B), "top1": mean(hit_B), "share of reward": mean(share_B)}
 
   def _table(self, losses_BxNxTxt):
     """[B, T, m]: the clip's loss with one step at one level, beside that at all tokens."""
@@ -133,8 +136,6 @@ class RouterTask:
 
   def flops(self) -> float:
     cfg = self.router.cfg
-    from vftok.models.transformer import StackConfig
-
     return 3 * stack_flops(StackConfig(cfg.dim, cfg.depth, cfg.head_dim), cfg.steps * (cfg.patches + 1))
 
   def media(self, params, frozen, batch) -> dict[str, np.ndarray]:
@@ -151,7 +152,7 @@ class RouterTask:
       tables.append(self._table(batch["losses"])[good])
     if self.router.cfg.head == "classes":
       values = self._class_values(np.concatenate(tables), np.concatenate([part[0] for part in parts]))
-      return self._written(values, split, out)
+      return self.written(values, split, out, measure=self.measure)
     predicted, level_BxNxT, loss_BxN = (np.concatenate(part) for part in zip(*parts, strict=True))
     cfg = self.router.cfg
     values = {"clips": len(predicted)} | explained(predicted, level_BxNxT, loss_BxN, cfg.levels, cfg.size)
@@ -168,13 +169,14 @@ class RouterTask:
         for name, loss in found.items():
           values |= {f"loss/mean {budget}/{name}": loss}
           values |= {f"percentile/mean {budget}/{name}": percentile(-loss, -best, -worst)} if name != "oracle" else {}
-    return self._written(values, split, out)
+    return self.written(values, split, out, measure=self.measure)
 
-  def _written(self, values: dict, split: str, out) -> dict[str, float]:
+  def written(self, values: dict, split: str, out, **facts) -> dict[str, float]:
+    """`values` as floats, which now stand in router.json of the directory `out`."""
     values = {name: float(value) for name, value in values.items()}
     Path(out).mkdir(parents=True, exist_ok=True)
     with whole_file(Path(out) / "router.json") as path:
-      path.write_text(json.dumps({"split": split, "measure": self.measure, **values}, indent=2) + "\n")
+      path.write_text(json.dumps({"split": split, **facts, **values}, indent=2) + "\n")
     return values
 
   def _class_values(self, tables, logits) -> dict[str, float]:

@@ -14,6 +14,7 @@ from vftok.models import flow, fsq
 from vftok.models.config import TokenizerConfig
 from vftok.models.decoder import Decoder
 from vftok.models.encoder import Encoder
+from vftok.tokens import kept_slots
 
 
 def reads(part: str, leaves=None):
@@ -112,7 +113,7 @@ def soft_tokens(cfg: TokenizerConfig, params, ids_BxTxk, keep_BxT):
   """(float32 [B, T, k, D], bool [B, T, k]): codes as the decoder's `codes_in` projects them, 0 where not kept; kept."""
   into = {name: value.astype(jnp.float32) for name, value in params["decoder"]["codes_in"].items()}
   x = fsq.ids_to_codes(ids_BxTxk, cfg.levels) @ into["kernel"] + into.get("bias", 0.0)
-  kept = jnp.arange(ids_BxTxk.shape[2]) < keep_BxT[:, :, None]
+  kept = kept_slots(keep_BxT, ids_BxTxk.shape[2])
   return jnp.where(kept[..., None], x, 0.0), kept
 
 

@@ -29,13 +29,13 @@ from vftok.data.configured import eval_loader
 from vftok.data.loader import first_clips
 from vftok.evals import budget_pictures
 from vftok.evals.reconstruction import noise_of, score_rows
+from vftok.runtime.ending import or_exit
 from vftok.runtime.files import whole_file
 from vftok.runtime.process import begin
 from vftok.show import page
 from vftok.show.progress import COMPILING, progress
 from vftok.tokenizer.api import Tokenizer
 from vftok.tokenizer.checks import guidance_of
-from vftok.tools.command import or_exit
 from vftok.train.experiment import define_config
 from vftok.train.experiment import run as run_main
 

@@ -12,7 +12,6 @@ import dataclasses
 import json
 import os
 import re
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,6 +25,7 @@ from absl import app, flags
 from jax.experimental import topologies
 
 from vftok.runtime import sharding, target
+from vftok.runtime.ending import or_exit
 from vftok.runtime.files import whole_file
 from vftok.tools import hlo
 from vftok.tools.aot_programs import plan
@@ -54,11 +54,10 @@ CHIPS = {
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected argument {argv[1]!r}: options start with --, config values with --config.")
-  try:
-    options = flags.FLAGS
-    report = compile_program(options.config, options.topology, options.mesh, options.program, options.batch)
-  except (ValueError, ModuleNotFoundError) as error:
-    sys.exit(f"error: {error}")
+  options = flags.FLAGS
+  report = or_exit(
+    lambda: compile_program(options.config, options.topology, options.mesh, options.program, options.batch)
+  )
   text = json.dumps(report, indent=2) + "\n"
   if flags.FLAGS.out:
     with whole_file(flags.FLAGS.out) as path:

@@ -34,6 +34,7 @@ from vftok.models.router import RouterConfig
 from vftok.models.transformer import StackConfig
 from vftok.models.vae import VAE, VAEConfig
 from vftok.runtime import target
+from vftok.runtime.ending import exit_code
 from vftok.tokenizer import programs
 from vftok.tokenizer.api import Tokenizer
 from vftok.tokens import VideoTokens
@@ -64,11 +65,11 @@ def seconds(fn: Callable[[], Any], repeats: int) -> float:
   return statistics.median(times)
 
 
-def matmul_rate(repeats: int = 9) -> float:
+def matmul_rate() -> float:
   """FLOP/s of a jitted 2048^3 float32 matmul: the yardstick."""
   a = jax.random.normal(jax.random.key(0), (2048, 2048))
   matmul = jax.jit(lambda x, y: x @ y)
-  return 2 * 2048**3 / seconds(lambda: matmul(a, a), repeats)
+  return 2 * 2048**3 / seconds(lambda: matmul(a, a), 9)
 
 
 class Report:
@@ -179,7 +180,10 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--repeats", type=int, default=7, help="timed calls per row; the median counts")
   parser.add_argument("--only", default="", help="rows whose name begins so, such as 'decode keep 256'")
   parser.add_argument("--skip-vae", action="store_true", help="leave out the true-width VAE (about two minutes)")
-  args = parser.parse_args(argv)
+  return exit_code("bench", run, parser.parse_args(argv))
+
+
+def run(args: argparse.Namespace) -> None:
   report, ratios = Report(args.repeats, args.only), {}
   for mask in ("time_block_causal", "full"):
     ratios |= bench_transformers(report, mask)
@@ -192,7 +196,6 @@ def main(argv: list[str] | None = None) -> int:
     "cost": {name: round(value, 3) for name, value in ratios.items() if not math.isnan(value)},
   }
   print(json.dumps(out, indent=2))
-  return 0
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from vftok.data.clip import ClipSpec, load_clip, moments
 from vftok.data.loader import make_loader
 from vftok.data.sources import source_of
 from vftok.io.container import VideoBytes, opened, rate
+from vftok.runtime.ending import exit_code
 
 
 def video_of(record):
@@ -145,7 +146,10 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--fps", type=float, default=8.0, help="frames per second of a clip; 0 keeps the video's own")
   parser.add_argument("--batch", type=int, default=16)
   parser.add_argument("--seconds", type=float, default=15.0, help="how long each row is timed")
-  args = parser.parse_args(argv)
+  return exit_code("bench_data", run, parser.parse_args(argv))
+
+
+def run(args: argparse.Namespace) -> None:
   entry = {"kind": "clips", "split": args.split}
   if args.source != "clips":
     entry = {"kind": "video_folder", "split": args.split, "path": args.source}
@@ -159,7 +163,6 @@ def main(argv: list[str] | None = None) -> int:
     "rows": rows,
   }
   print(json.dumps(out, indent=2))
-  return 0
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from vftok.generator.request import request
 from vftok.models.ar import ARConfig
 from vftok.models.config import GeneratorConfig
 from vftok.runtime import memory, target
+from vftok.runtime.ending import exit_code
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,7 +34,10 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--batch", type=int, default=1, help="sequences at once (default 1)")
   parser.add_argument("--guidance", type=float, default=2.0, help="1 for none (default 2)")
   parser.add_argument("--cached-only", action="store_true", help="leave out whole forward passes")
-  args = parser.parse_args(argv)
+  return exit_code("bench_generator", run, parser.parse_args(argv))
+
+
+def run(args: argparse.Namespace) -> None:
   memory.keep_memory()
   ar = ARConfig(vocab=args.vocab, steps=5, slots=args.slots, depth=args.depth, n_classes=10)
   gen = Generator(GeneratorConfig(ar))
@@ -53,14 +57,13 @@ def main(argv: list[str] | None = None) -> int:
   out["last_quarter_over_first"] = round(quarters[-1] / quarters[0], 3)
   if args.cached_only:
     print(json.dumps(out))
-    return 0
+    return
   for name, at in (("whole", length), ("half", length // 2)):
     out[f"uncached_tokens_per_second_at_{name}_length"] = round(1 / _uncached(gen, params, at), 3)
   out["cached_over_uncached_at_half_length"] = round(
     out["tokens_per_second"] / out["uncached_tokens_per_second_at_half_length"], 2
   )
   print(json.dumps(out, indent=2))
-  return 0
 
 
 def _cached(gen: Generator, params, batch: int, guidance: float) -> list[float]:

@@ -20,10 +20,10 @@ from absl import flags
 
 from vftok.data.configured import train_loader
 from vftok.runtime import sharding
+from vftok.runtime.ending import or_exit
 from vftok.runtime.process import begin
 from vftok.tasks import make_task
 from vftok.tools.bench import matmul_rate
-from vftok.tools.command import or_exit
 from vftok.tools.trace import PROGRAM
 from vftok.train import optim
 from vftok.train.experiment import define_config

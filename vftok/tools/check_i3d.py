@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vftok.runtime.ending import exit_code
+
 SHA256 = "ced67e1cf1f97e168cdf271851a4d0b6d382ab7936e7bcbb39aaa87239c324b6"
 _ROOT = "vision-0.14.1"
 # UCF-101 has its label in the file's name; what the Kinetics clips show was looked at (far away in the last one).
@@ -35,14 +37,17 @@ _FRAMES, _PARTS, _FIRST = 64, 3, 5  # I3D was trained on 64 frames at 25 per sec
 def main(argv=None) -> int:
   parser = argparse.ArgumentParser(prog="vftok.tools.check_i3d", description="I3D on action clips with known labels.")
   parser.add_argument("archive", nargs="?", default="pytorch-vision_0.14.1.orig.tar.gz", type=Path)
-  archive = parser.parse_args(argv).archive
+  return exit_code("check_i3d", run, parser.parse_args(argv))
+
+
+def run(args: argparse.Namespace) -> int:
+  archive = args.archive
   if not archive.is_file():
     print(f"skipped: there is no {archive}; apt-get source --download-only pytorch-vision gets it.")
     return 0
   with archive.open("rb") as file:
     if (found := hashlib.file_digest(file, "sha256").hexdigest()) != SHA256:
-      print(f"{archive} has sha256 {found}, expected {SHA256}: get it from Debian.", file=sys.stderr)
-      return 2
+      raise ValueError(f"{archive} has sha256 {found}, expected {SHA256}: get it from Debian.")
   rows = check(archive)
   print(json.dumps(rows, indent=2))
   return 0 if all(row["rank"] <= _FIRST for row in rows) else 1

@@ -20,6 +20,7 @@ import numpy as np
 from absl import flags
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
 
 from vftok.data import shards
 from vftok.data.dataset_writer import keep_log, whole_directory, work_directory
@@ -128,6 +129,14 @@ def write_chunks(
     for c, part in parts.items():
       shards.write_shard(path_of(c), features, examples(part))
   return [path_of(c) for c in chunks]
+
+
+def directory_of(cfg: ConfigDict, kind: str, hint: str) -> str:
+  """Where the config looks for its set of a kind. Raises ValueError, which ends with a hint, where it names none."""
+  for source in cfg.data.sources.values():
+    if source.kind == kind:
+      return source.directory
+  raise ValueError(f"config.data.sources names no {kind}, expected one of kind {kind!r}: {hint}.")
 
 
 def present_splits(splits: dict[str, dict[str, dict[str, Any]]], what: str) -> dict[str, dict[str, Source]]:

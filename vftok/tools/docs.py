@@ -10,8 +10,8 @@ import sys
 import warnings
 from pathlib import Path
 
+from vftok.runtime.ending import exit_code
 from vftok.runtime.optional import required
-from vftok.tools.command import exit_code
 
 PACKAGE = Path(__file__).parents[1]
 

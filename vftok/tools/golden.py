@@ -7,12 +7,16 @@ import pathlib
 import tempfile
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from vftok.convert import reference_config, reference_weights
+from vftok.tasks.one_pass_loss import OnePassLoss
+from vftok.tasks.one_pass_objectives import OBJECTIVES, Shown
 from vftok.tokenizer.api import Tokenizer
+from vftok.tokenizer.learner import Made
 
 
 class Errors:
@@ -62,3 +66,9 @@ def load_golden_model(path: pathlib.Path):
   tok, params, metadata = open_golden(path)
   _, names = reference_config.parse(json.loads(metadata["config"]), tok.cfg.vae)
   return tok, params, reference_weights.rules(tok.cfg, names), metadata
+
+
+def vq_losses(z_BxTxKxc, codes_BxTxKxc, kept_BxTxK) -> dict[str, jax.Array]:
+  """Training's terms "codebook" and "commit" of features and codes as they are compared, means over kept tokens."""
+  shown = Shown(OnePassLoss(), None, Made(None, z_BxTxKxc, codes_BxTxKxc, None, kept_BxTxK), None, None)
+  return {name: OBJECTIVES[name](shown).mean() for name in ("codebook", "commit")}

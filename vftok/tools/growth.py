@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from vftok.runtime.ending import exit_code
+
 # Nothing heavy loads in the parent: Linux counts its memory into the peak of the processes it starts.
 
 BASE = {"frames": 17, "keep": 256, "size": 128, "batch": 1}
@@ -32,7 +34,10 @@ STEPS = 2  # of the solver
 
 
 def main(argv=None) -> int:
-  args = _parser().parse_args(argv)
+  return exit_code("growth", run, _parser().parse_args(argv))
+
+
+def run(args: argparse.Namespace) -> int:
   if args.here:
     axis, value = args.here.split("=")
     measured = dataset(int(value)) if axis == "dataset" else video(**{**BASE, axis: int(value)})

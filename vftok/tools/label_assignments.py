@@ -23,6 +23,7 @@ from vftok.frozen.metrics.weights import load_lpips
 from vftok.tokenizer.programs import to_float
 
 MOST = 4096  # assignments that are tried one by one
+WEIGHT = 1.2  # w_q that a summary is of
 
 
 def recipe(asked: Label, tok, params) -> dict[str, Any]:
@@ -97,14 +98,14 @@ def losses_of(tok, params, net, video_BxFxHxWx3, keep_AxT) -> jax.Array:
   return jnp.moveaxis(jax.lax.map(under, jnp.asarray(keep_AxT)), 0, 1)
 
 
-def summary(directory, meta, weight: float = 1.2) -> str:
+def summary(directory, meta) -> str:
   """What the best assignments of "val" are like, beside the best uniform one of each clip."""
   source = read_curves("val", directory=directory)
   loss_NxA = np.stack([source[i]["losses"][:, 0, 0] for i in range(len(source))])
   keep = all_assignments(meta["levels"], meta["steps"])
   if not loss_NxA.std() > 0:
     return "all assignments lose the same: is the tokenizer trained?"
-  rewards = Reward.fitted(loss_NxA, meta["levels"], meta["steps"])(loss_NxA, keep, weight)
+  rewards = Reward.fitted(loss_NxA, meta["levels"], meta["steps"])(loss_NxA, keep, WEIGHT)
   tokens = keep[rewards.argmax(1)].sum(1).mean()
   lost = loss_NxA[np.arange(len(loss_NxA)), rewards.argmax(1)].mean()
-  return f"w_q {weight:g}: the best assignments have {tokens:.1f} tokens and LPIPS {lost:.4f}, {len(loss_NxA)} clips"
+  return f"w_q {WEIGHT:g}: the best assignments have {tokens:.1f} tokens and LPIPS {lost:.4f}, {len(loss_NxA)} clips"

@@ -29,6 +29,7 @@ from vftok.data.dataset_writer import is_made
 from vftok.data.loader import make_loader
 from vftok.frozen.metrics.weights import load_lpips
 from vftok.models.flow import gaussian
+from vftok.runtime.ending import or_exit
 from vftok.runtime.process import begin
 from vftok.tokenizer import programs
 from vftok.tokenizer.api import Tokenizer
@@ -38,13 +39,13 @@ from vftok.tools.chunks import (
   check_batch,
   copied,
   define_flags,
+  directory_of,
   make_set,
   present_splits,
   shared,
   write_chunks,
   writing,
 )
-from vftok.tools.command import or_exit
 from vftok.train.experiment import run as run_main
 
 CHUNK = 64  # clips of a shard: minutes of work
@@ -55,20 +56,12 @@ def main(argv: list[str]) -> None:
   cfg = flags.FLAGS.config
 
   def run() -> None:
-    out = flags.FLAGS.out or directory_of(cfg)
+    out = flags.FLAGS.out or directory_of(cfg, "curves", "pass configs/router.py:mini")
     print(label(cfg, out, workers=flags.FLAGS.workers))
     if not jax.process_index():
       print(label_assignments.summary(out, meta) if (meta := read_meta(out)).get("every") else agreement(out))
 
   or_exit(run)
-
-
-def directory_of(cfg: ConfigDict) -> str:
-  """Where the config looks for its curves. Raises ValueError where it names none."""
-  for source in cfg.data.sources.values():
-    if source.kind == "curves":
-      return source.directory
-  raise ValueError("config.data.sources names no curves, expected one of kind 'curves': pass configs/router.py:mini.")
 
 
 def label(cfg: ConfigDict, out: str | os.PathLike, *, workers: int = 0) -> str:

@@ -21,9 +21,9 @@ from vftok.data.packed import CODECS, write_packed
 from vftok.data.sources import Source, source_of
 from vftok.io.container import VideoBytes
 from vftok.io.video import check_fps, iter_frames
+from vftok.runtime.ending import exit_code
 from vftok.runtime.files import check_target
 from vftok.show.progress import progress
-from vftok.tools.command import exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,6 +10,7 @@ import argparse
 import pathlib
 import sys
 
+import flax.traverse_util as traverse
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +19,7 @@ from safetensors.numpy import load_file
 from vftok.convert import vidtok
 from vftok.models import fsq, masks
 from vftok.models.vae import VAE, kl
+from vftok.runtime.ending import exit_code
 from vftok.tools.golden import Errors, first, last
 from vftok.tools.parity_evatok import check_evatok
 from vftok.tools.parity_flextok import check_flextok
@@ -72,12 +74,8 @@ def check_vae(path: pathlib.Path) -> Errors:
   errors = Errors(g)
   weights = {k.removeprefix("w.vidtok."): v for k, v in g.items() if k.startswith("w.")}
   cfg = vidtok.infer_config({k: v.shape for k, v in weights.items()})
-  params: dict = {}
-  for key, (where, kind) in vidtok.rules(cfg).items():
-    node = params
-    for name in where[:-1]:
-      node = node.setdefault(name, {})
-    node[where[-1]] = jnp.asarray(vidtok.KINDS[kind][0](weights[key]))
+  flat = {rule.path: jnp.asarray(rule.to_ours(weights[key], ())) for key, rule in vidtok.rules(cfg).items()}
+  params = traverse.unflatten_dict(flat)
   encode = jax.jit(lambda x: VAE(cfg).apply({"params": params}, x, method=VAE.encode))
   decode = jax.jit(lambda z: VAE(cfg).apply({"params": params}, z, method=VAE.decode))
   mean, logvar = encode(last(g["in.video"]))
@@ -124,7 +122,10 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("directory", type=pathlib.Path)
   parser.add_argument("--tolerance", type=float, default=TOLERANCE)
   parser.add_argument("--all", action="store_true", help="a line per tensor, not only the worst of each file")
-  args = parser.parse_args(argv)
+  return exit_code("parity", run, parser.parse_args(argv))
+
+
+def run(args: argparse.Namespace) -> int:
   failed = False
   print("| file | tensors compared | worst relative L2 | at |\n| --- | --- | --- | --- |")
   for name, check in CHECKS.items():

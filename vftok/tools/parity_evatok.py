@@ -15,10 +15,12 @@ from safetensors.numpy import load_file, save_file
 
 from vftok.families.evatok import vq
 from vftok.families.evatok.config import EvatokConfig
-from vftok.families.evatok.networks import Decoder, Encoder, kept_slots
+from vftok.families.evatok.networks import Decoder, Encoder
+from vftok.models.layers import unit
 from vftok.tokenizer.families import load
 from vftok.tokenizer.programs import exact
-from vftok.tools.golden import Errors, first, last
+from vftok.tokens import kept_slots
+from vftok.tools.golden import Errors, first, last, vq_losses
 
 
 def write_model(path: pathlib.Path, directory: str | pathlib.Path) -> dict:
@@ -51,7 +53,13 @@ def _run(cfg: EvatokConfig, params, video, keep):
     best = jax.lax.top_k(vq.cosines(z, codebook), 2)[0]
     codes = vq.codes_of(vq.ids_of(z, codebook), codebook)
     _, dec = Decoder(cfg).apply({"params": params["decoder"]}, codes, keep, collect=True)
-    return z, enc, best, codes, dec, vq.losses(z, codebook, kept_slots(keep, cfg.slots))
+    return z, enc, best, codes, dec, losses_of(z, codebook, kept_slots(keep, cfg.slots))
+
+
+def losses_of(z, codebook, kept) -> dict[str, jax.Array]:
+  """The quantiser's terms as EVATok weighs them beside each other."""
+  found = vq_losses(unit(z), vq.codes_of(vq.ids_of(z, codebook), codebook), kept)
+  return {**found, "commit": 0.25 * found["commit"], "entropy": vq.entropy(unit(z), unit(codebook), kept)}
 
 
 def _check_assignment(errors: Errors, tok, params, video, at: str, counts_T) -> None:

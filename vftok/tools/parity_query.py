@@ -16,7 +16,7 @@ from vftok.families.query import masks, nets, vq
 from vftok.families.query import programs as query
 from vftok.families.query.larp_ar import load_larp_ar
 from vftok.tokenizer import families
-from vftok.tools.golden import Errors, first, last
+from vftok.tools.golden import Errors, first, last, vq_losses
 
 INPUTS = {"larp_small": ("ar.w.", "fp.w.", "ar.labels", "fp.cond_video")}
 
@@ -76,14 +76,18 @@ def _check_larp_stages(errors: Errors, tok, params, video) -> None:
   errors.close("tok.z_normed", vq.compared(cfg.vq, z))
   errors.close("tok.codebook", vq.compared(cfg.vq, table))
   errors.close("tok.score_margin", _margin(tok, params, z))
-  errors.close("tok.regularized_z", vq.straight_through(cfg.vq, table, z, ids))
+  u, codes = vq.compared(cfg.vq, z), vq.codes_of(cfg.vq, table, ids)
+  passed = u + (codes - u)
+  errors.close("tok.regularized_z", passed)
   tokens = tok.encode(params, video)
   errors.equal("tok.ids", tokens.ids[:, 0])
-  losses = tok.vq_losses(params, video)
-  for key, name in (("tok.loss_commit", "commit"), ("tok.loss_codebook", "codebook"), ("tok.loss_q", "loss")):
-    errors.close(key, losses[name])
+  losses = vq_losses(u, codes, np.ones(ids.shape, bool))
+  for name, value in losses.items():
+    errors.close(f"tok.loss_{name}", value)
+  weights = {"commit": cfg.vq.commitment_loss_weight, "codebook": cfg.vq.codebook_loss_weight}
+  errors.close("tok.loss_q", sum(weight * losses[name] for name, weight in weights.items()))
   decode = jax.jit(lambda c: nets.Decoder(cfg).apply({"params": params["decoder"]}, c, params["fixed"], collect=True))
-  frames, named = decode(vq.straight_through(cfg.vq, table, z, ids))
+  frames, named = decode(passed)
   errors.close("tok.decoded", first(frames))
   for key, name in (
     ("tok.bottleneck_out", "projected"),

@@ -35,11 +35,11 @@ from vftok.data.packaged_clips import CLIPS, DEBIAN_CLIPS
 from vftok.io import packaged
 from vftok.io.display import Display
 from vftok.io.video import decoded, video_info
+from vftok.runtime.ending import exit_code
 from vftok.runtime.files import cache_dir
 from vftok.runtime.lock import locked
 from vftok.runtime.process import local
 from vftok.show.progress import progress
-from vftok.tools.command import exit_code
 
 SPLITS = ("train", "val_time", "val_source")
 MAX_FPS = 30

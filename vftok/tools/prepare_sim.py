@@ -21,11 +21,11 @@ from PIL import Image, ImageDraw
 
 from vftok.data.dataset_writer import is_made, whole_directory, work_directory, write_tfds
 from vftok.data.sim import CAMERAS, COLOURS, FLOORS, FPS, MOTIONS, OBJECTS, SIMPLE_OBJECTS, SKIES, SimSource
+from vftok.runtime.ending import exit_code, leave_signals
 from vftok.runtime.files import cache_dir, whole_file
 from vftok.runtime.lock import locked
 from vftok.runtime.process import local
 from vftok.show.progress import progress
-from vftok.tools.command import exit_code, leave_signals
 
 CHUNK = 64  # clips per file of the unfinished work
 SHOWN = 24  # clips of the contact sheet

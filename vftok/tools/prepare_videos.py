@@ -30,10 +30,10 @@ from vftok.io.container import VideoBytes
 from vftok.io.sides import NoSuchSplit
 from vftok.io.video import check_fps, iter_frames
 from vftok.io.video_writer import video_writer
+from vftok.runtime.ending import exit_code, leave_signals
 from vftok.runtime.lock import locked
 from vftok.runtime.process import local
 from vftok.show.progress import progress
-from vftok.tools.command import exit_code, leave_signals
 
 NAME, VERSION = "vftok_videos", "1.0.0"
 BAD = "bad_clips.jsonl"

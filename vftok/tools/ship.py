@@ -22,9 +22,9 @@ from vftok.io import hub
 from vftok.io.int8 import narrowed
 from vftok.models.config_json import FORMAT_GENERATOR, FORMAT_ROUTER, FORMAT_VAE
 from vftok.models.flow import GUIDANCES
+from vftok.runtime.ending import exit_code
 from vftok.tokenizer.api import Tokenizer
 from vftok.tokenizer.identity import fingerprint
-from vftok.tools.command import exit_code
 
 OTHERS = {FORMAT_GENERATOR: Generator, FORMAT_ROUTER: Router}
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from vftok.runtime.ending import exit_code
 from vftok.runtime.files import whole_file
 from vftok.show.page import markdown_table
 from vftok.show.progress import progress
@@ -195,14 +196,13 @@ TABLES = (
 def main(argv: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(prog="python -m vftok.tools.sizing", description=__doc__.split("\n\n")[0])
   parser.add_argument("--again", action="store_true", help="compile everything anew (about an hour on two cores)")
-  args = parser.parse_args(argv)
+  return exit_code("sizing", run, parser.parse_args(argv))
+
+
+def run(args: argparse.Namespace) -> None:
   folder, page = ROOT / "launch" / "aot", ROOT / "launch" / "README.md"
   folder.mkdir(exist_ok=True)
-  try:
-    compile_rows((*SIZES, *PROGRAMS, *SCALING, *LENGTHS), folder, args.again)
-  except RuntimeError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+  compile_rows((*SIZES, *PROGRAMS, *SCALING, *LENGTHS), folder, args.again)
   scaling_plot(SCALING, folder, folder / "scaling.png")
   text = page.read_text()
   for name, rows, table in TABLES:
@@ -210,7 +210,6 @@ def main(argv: list[str] | None = None) -> int:
   with whole_file(page) as path:
     path.write_text(text)
   print(f"{page}, {folder / 'scaling.png'}")
-  return 0
 
 
 if __name__ == "__main__":

@@ -28,19 +28,20 @@ from vftok.data.dataset_writer import is_made
 from vftok.data.loader import make_loader
 from vftok.data.sources import Source
 from vftok.data.tokens import NAME, VERSION, features, finish_tokens, stored
+from vftok.runtime.ending import or_exit
 from vftok.runtime.process import begin
 from vftok.tools.chunks import (
   check_batch,
   copied,
   cut,
   define_flags,
+  directory_of,
   make_set,
   present_splits,
   shared,
   write_chunks,
   writing,
 )
-from vftok.tools.command import or_exit
 from vftok.train.experiment import run as run_main
 
 CHUNK = 1024  # clips of a shard
@@ -49,14 +50,8 @@ CHUNK = 1024  # clips of a shard
 def main(argv: list[str]) -> None:
   begin(argv, distributed=flags.FLAGS.distributed)
   cfg = flags.FLAGS.config
-  or_exit(lambda: print(tokenize(cfg, flags.FLAGS.out or _directory(cfg), workers=flags.FLAGS.workers)))
-
-
-def _directory(cfg: ConfigDict) -> str:
-  for source in cfg.data.sources.values():
-    if source.kind == "tokens":
-      return source.directory
-  raise ValueError("config.data.sources names no tokens, expected one of kind 'tokens': this config trains on video.")
+  out = lambda: flags.FLAGS.out or directory_of(cfg, "tokens", "this config trains on video")
+  or_exit(lambda: print(tokenize(cfg, out(), workers=flags.FLAGS.workers)))
 
 
 def tokenize(cfg: ConfigDict, out: str | os.PathLike, *, workers: int = 0) -> str:

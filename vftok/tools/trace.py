@@ -12,11 +12,14 @@ from __future__ import annotations
 import argparse
 import collections
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from jax.profiler import ProfileData
+
+from vftok.runtime.ending import exit_code
 
 PROGRAM = "program.txt"  # the optimised program beside a trace
 
@@ -101,14 +104,17 @@ def table(calls: list[Kernel], names: dict[str, str], top: int) -> str:
   return "\n".join(["| ms | share | calls | what |", "| ---: | ---: | ---: | --- |", *lines])
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(prog="python -m vftok.tools.trace", description=__doc__.split("\n\n")[0])
   parser.add_argument("directory", type=Path)
   parser.add_argument("--hlo", type=Path, help=f"the optimised program, as text; default: {PROGRAM} in the directory")
   parser.add_argument("--module", default="train_step", help="only programs with this in their name; '' for all")
   parser.add_argument("--depth", type=int, default=4, help="of module names")
   parser.add_argument("--top", type=int, default=30)
-  args = parser.parse_args(argv)
+  return exit_code("trace", run, parser.parse_args(argv))
+
+
+def run(args: argparse.Namespace) -> None:
   everything = kernels(args.directory)
   calls = [call for call in everything if args.module in call.module] or everything
   program = args.hlo or args.directory / PROGRAM
@@ -119,4 +125,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-  main()
+  sys.exit(main())

@@ -114,22 +114,22 @@ class Checkpoints:
         f"the same command again, which goes on from {'the start' if whole is None else f'step {whole}'}."
       ) from error
 
-  def restore(self, target: TrainState, step: int | None = None) -> Restored:
-    """The newest checkpoint that is whole (or that of `step`), onto the shapes and shardings of `target`.
+  def restore(self, target: TrainState) -> Restored:
+    """The newest checkpoint that is whole, onto the shapes and shardings of `target`.
 
     A newer one that is damaged is named on stdout, and set aside as STEP.damaged where this may write.
 
     Raises:
       ValueError: the checkpoint is of another model, or all of them are damaged.
     """
-    return self._first_whole([step] if step is not None else self.steps(), lambda s: self._read(s, target, False))
+    return self._first_whole(lambda s: self._read(s, target, False))
 
   def restore_part(self, target: dict[str, Any]) -> Restored:
     """As `restore`, of some fields of a TrainState only; `target` and the state are dicts of these."""
-    return self._first_whole(self.steps(), lambda s: self._read(s, target, True))
+    return self._first_whole(lambda s: self._read(s, target, True))
 
-  def _first_whole(self, steps: list[int], read) -> Restored:
-    reasons = []
+  def _first_whole(self, read) -> Restored:
+    steps, reasons = self.steps(), []
     for step in steps:
       found, reason = None, "another process could not read it"
       try:

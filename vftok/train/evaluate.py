@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 from vftok.data.configured import BAD_CLIPS, eval_loader
 from vftok.data.folder import opened_once
 from vftok.data.loader import first_clips
-from vftok.evals.protocol import Clips, Protocol, fingerprint, leave
+from vftok.evals.clips import Clips
+from vftok.evals.protocol import Protocol, fingerprint, leave
 from vftok.runtime import sharding
 from vftok.runtime.lock import locked
 from vftok.runtime.process import local

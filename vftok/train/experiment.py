@@ -16,13 +16,13 @@ from __future__ import annotations
 import inspect
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
+from vftok.runtime.ending import or_exit
 from vftok.train.wrong_flags import check_file, sentence, told
 
 # Parts of a config whose keys are the user's: how many levels of names lie above a source. None: any JSON object.
@@ -48,11 +48,11 @@ def define_config(text: str, values: flags.FlagValues = flags.FLAGS) -> flags.Fl
 
 def run(main: Callable[[list[str]], Any]) -> None:
   """As `absl.app.run`; flags that cannot be used end the program with 1 after one sentence."""
-  app.run(main, flags_parser=parse)
+  app.run(main, flags_parser=lambda argv: or_exit(lambda: parse(argv)))
 
 
 def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
-  """Sets all flags of absl. Returns the words that are none. Raises SystemExit with a sentence."""
+  """Sets all flags of absl. Returns the words that are none. Raises ValueError with a sentence."""
   whole, rest = _split(list(argv))
   _argv[:] = rest
   try:
@@ -62,7 +62,7 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[s
       assign(values.config, path, text)
     check_sources(values.config, {path for path, _ in whole})
   except (flags.Error, ValueError, TypeError, AttributeError, KeyError, OSError) as error:
-    sys.exit(f"error: {sentence(error, rest, values)}")
+    raise ValueError(sentence(error, rest, values)) from error
   return words
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from vftok.families.evatok import vq
 from vftok.families.evatok.api import EVATok
 from vftok.families.evatok.config import EvatokConfig
-from vftok.families.evatok.networks import Decoder, Encoder, kept_slots
+from vftok.families.evatok.networks import Decoder, Encoder
 from vftok.frozen import features
 from vftok.frozen.features.frames import FeatureNet, resize
 from vftok.io import hub
@@ -34,6 +34,7 @@ from vftok.models.layers import Linear, trunc_normal, unit
 from vftok.models.router import RouterConfig, net
 from vftok.runtime.words import brief, cut
 from vftok.tokenizer.learner import Made
+from vftok.tokens import kept_slots
 
 COUNTS = ("all", "assignments", "router")
 

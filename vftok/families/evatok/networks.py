@@ -15,18 +15,10 @@ import jax.numpy as jnp
 
 from vftok.families.evatok.config import EvatokConfig, QFormerConfig, pooled_grid
 from vftok.models.attention import attend_seen
-from vftok.models.layers import Linear, Weights, layer_norm, matmul, patchify, repeated, trunc_normal, unpatchify
+from vftok.models.layers import Linear, Weights, matmul, patchify, repeated, trunc_normal, unpatchify
+from vftok.models.vit import Norm
 from vftok.runtime.sharding import constrain
-
-
-class LayerNorm(nn.Module):
-  """LayerNorm with a scale and a bias, eps 1e-5; computed and returned in float32."""
-
-  @nn.compact
-  def __call__(self, x_xD):
-    make = lambda name, init: self.param(name, nn.with_logical_partitioning(init, ("embed",)), x_xD.shape[-1:])
-    scale, bias = make("scale", nn.initializers.ones), make("bias", nn.initializers.zeros)
-    return layer_norm(x_xD) * scale.astype(jnp.float32) + bias.astype(jnp.float32)
+from vftok.tokens import kept_slots
 
 
 class Layer(Weights):
@@ -41,11 +33,12 @@ class Layer(Weights):
 
   @nn.compact
   def __call__(self, x_BxNxD, place_NxD, refs_BxMxD, ref_keys_BxMxD, seen_BxN, seen_BxM):
-    a = LayerNorm(name="norm1")(x_BxNxD)
-    x_BxNxD = x_BxNxD + self._attention("self", a + place_NxD, a + place_NxD, a, seen_BxN)
-    a = LayerNorm(name="norm2")(x_BxNxD)
-    x_BxNxD = x_BxNxD + self._attention("cross", a + place_NxD, ref_keys_BxMxD, refs_BxMxD, seen_BxM)
-    x_BxNxD = x_BxNxD + self._mlp_gelu(LayerNorm(name="norm3")(x_BxNxD))
+    a = Norm(name="norm1")(x_BxNxD)
+    placed = a + place_NxD[None]
+    x_BxNxD = x_BxNxD + self._attention("self", placed, placed, a, seen_BxN)
+    a = Norm(name="norm2")(x_BxNxD)
+    x_BxNxD = x_BxNxD + self._attention("cross", a + place_NxD[None], ref_keys_BxMxD, refs_BxMxD, seen_BxM)
+    x_BxNxD = x_BxNxD + self._mlp_gelu(Norm(name="norm3")(x_BxNxD))
     return x_BxNxD, (x_BxNxD if self.collect else None)
 
   def _attention(self, name: str, queries_BxNxD, keys_BxMxD, values_BxMxD, seen_BxM):
@@ -53,20 +46,20 @@ class Layer(Weights):
     kernel = self._param(f"{name}_qkv_kernel", (d, 3, n, d // n), ("embed", None, "heads", "head_dim"), trunc_normal)
     bias = self._param(f"{name}_qkv_bias", (3, n, d // n), (None, "heads", "head_dim"), nn.initializers.zeros)
     q, k, v = (
-      (matmul(x.astype(self.cfg.dtype), kernel[:, i]) + bias[i]).swapaxes(1, 2)
+      (matmul(x.astype(self.cfg.dtype), kernel[:, i]) + bias[None, None, i]).swapaxes(1, 2)
       for i, x in enumerate((queries_BxNxD, keys_BxMxD, values_BxMxD))
     )
     out_BxnxNxe = attend_blocks(q, k, v, self.steps, seen_BxM)
     kernel = self._param(f"{name}_out_kernel", (n, d // n, d), ("heads", "head_dim", "embed"), trunc_normal)
     y = jnp.einsum("BnNE,nED->BND", out_BxnxNxe, kernel)
-    return y + self._param(f"{name}_out_bias", (d,), ("embed",), nn.initializers.zeros)
+    return y + self._param(f"{name}_out_bias", (d,), ("embed",), nn.initializers.zeros)[None, None]
 
   def _mlp_gelu(self, x_BxNxD):
     d, h = self.cfg.dim, self.cfg.dim * self.cfg.mlp_ratio
     up = matmul(x_BxNxD.astype(self.cfg.dtype), self._param("up_kernel", (d, h), ("embed", "mlp"), trunc_normal))
-    up = nn.gelu(up + self._param("up_bias", (h,), ("mlp",), nn.initializers.zeros), approximate=False)
+    up = nn.gelu(up + self._param("up_bias", (h,), ("mlp",), nn.initializers.zeros)[None, None], approximate=False)
     down = matmul(up, self._param("down_kernel", (h, d), ("mlp", "embed"), trunc_normal))
-    return down + self._param("down_bias", (d,), ("embed",), nn.initializers.zeros)
+    return down + self._param("down_bias", (d,), ("embed",), nn.initializers.zeros)[None, None]
 
 
 def attend_blocks(q_BxnxNxd, k_BxnxMxd, v_BxnxMxd, steps: int, seen_BxM) -> jax.Array:
@@ -99,8 +92,8 @@ class QFormer(nn.Module):
     x_BxNxD = constrain(flat(queries_BxTxpxD), "batch", "length", None)
     layers = repeated(Layer, cfg.depth, scan=cfg.scan, remat=cfg.remat)(cfg, t, collect, name="layers")
     seen = flat(seen_BxTxp), flat(seen_BxTxr)
-    x_BxNxD, outputs = layers(x_BxNxD, place_NxD, refs_BxMxD, refs_BxMxD + place_MxD, *seen)
-    x_BxTxpxD = LayerNorm(name="norm")(x_BxNxD).reshape(queries_BxTxpxD.shape)
+    x_BxNxD, outputs = layers(x_BxNxD, place_NxD, refs_BxMxD, refs_BxMxD + place_MxD[None], *seen)
+    x_BxTxpxD = Norm(name="norm")(x_BxNxD).reshape(queries_BxTxpxD.shape)
     return (x_BxTxpxD, outputs) if collect else x_BxTxpxD
 
 
@@ -116,7 +109,7 @@ class Encoder(nn.Module):
   def __call__(self, video_BxFxHxWx3, keep_BxT, *, collect: bool = False):
     cfg, half = self.cfg, self.cfg.encoder
     patches = _into("patch_in", half.dim, half.dtype)(patchify(video_BxFxHxWx3, cfg.patch)).astype(jnp.float32)
-    grid_BxTxhxwxD = LayerNorm(name="norm_in")(patches) if cfg.norm_in else patches
+    grid_BxTxhxwxD = Norm(name="norm_in")(patches) if cfg.norm_in else patches
     pooled_BxTxKxD = nested_means(grid_BxTxhxwxD, cfg.slots.bit_length() - 1)
     queries = _out_of("pool_out", half.dim, half.dtype)(pooled_BxTxKxD).astype(jnp.float32)
     refs = einops.rearrange(grid_BxTxhxwxD, "b t h w d -> b t (h w) d")
@@ -144,7 +137,7 @@ class Decoder(nn.Module):
     refs = _into("codes_in", cfg.neck or half.dim, half.dtype)(codes_BxTxKxc).astype(jnp.float32)
     if cfg.neck:
       refs = _into("neck", half.dim, half.dtype)(refs).astype(jnp.float32)
-    refs = LayerNorm(name="norm_in")(refs) if cfg.norm_in else refs
+    refs = Norm(name="norm_in")(refs) if cfg.norm_in else refs
     queries = jnp.broadcast_to(refs[:, :, :1], (*refs.shape[:2], cfg.places, half.dim))
     out = QFormer(half, name="qformer")(queries, refs, jnp.ones(queries.shape[:3], bool), kept, collect=collect)
     out, layers = out if collect else (out, None)
@@ -165,11 +158,6 @@ def nested_means(x_BxTxhxwxD, levels: int) -> jax.Array:
     rows, columns = pooled_grid(level)
     groups.append(einops.reduce(x_BxTxhxwxD, "b t (i h) (j w) d -> b t (i j) d", "mean", i=rows, j=columns))
   return jnp.concatenate(groups, axis=2)
-
-
-def kept_slots(keep_BxT, slots: int) -> jax.Array:
-  """bool [B, T, K], True for the first `keep` of each step."""
-  return jnp.arange(slots) < keep_BxT[..., None]
 
 
 def _into(name: str, features: int, dtype: str) -> Linear:

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 
 from vftok.families.evatok import vq
 from vftok.families.evatok.config import EvatokConfig
-from vftok.families.evatok.networks import Decoder, Encoder, kept_slots
+from vftok.families.evatok.networks import Decoder, Encoder
 from vftok.io.leaves import Leaves, leaves_of
 from vftok.tokenizer.programs import exact, reads, to_float
+from vftok.tokens import kept_slots
 
 Params = dict[str, Any]
 

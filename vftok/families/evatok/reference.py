@@ -15,7 +15,7 @@ import numpy as np
 
 from vftok.families.evatok.config import EvatokConfig, QFormerConfig, check
 from vftok.io import hub
-from vftok.io.layout import LINEAR, LINEAR_2IN, SAME, VECTOR, Rule, converted
+from vftok.io.layout import LINEAR, LINEAR_2IN, VECTOR, Rules, converted, exported
 from vftok.runtime.words import brief, is_whole
 
 NUMBERS = {  # their key -> (our field, index in it)
@@ -101,53 +101,39 @@ def config_of(cfg: EvatokConfig) -> dict[str, Any]:
   return out | ({"neck_width": cfg.neck} if cfg.neck else {}) | ({"ln_pre": True} if cfg.norm_in else {})
 
 
-def rules(cfg: EvatokConfig) -> dict[str, Rule]:
+def rules(cfg: EvatokConfig) -> Rules:
   """Their key -> where and how it is ours."""
-  table = {"quantize.embedding.weight": Rule(("quantizer", "codebook"), (), *SAME)}
-
-  def linear(key: str, *path: str) -> None:
-    table[f"{key}.weight"] = Rule((*path, "kernel"), (), *LINEAR)
-    table[f"{key}.bias"] = Rule((*path, "bias"), (), *VECTOR)
-
-  def norm(key: str, *path: str, index=()) -> None:
-    table[f"{key}.weight"] = Rule((*path, "scale"), index, *SAME)
-    table[f"{key}.bias"] = Rule((*path, "bias"), index, *SAME)
-
-  linear("patch_embed", "encoder", "patch_in")
-  linear("encoder.global_proj", "encoder", "pool_out")
-  linear("head", "decoder", "head")
+  table = Rules()
+  table.add("quantize.embedding.weight", ("quantizer", "codebook"))
+  table.linear("patch_embed", ("encoder", "patch_in"))
+  table.linear("encoder.global_proj", ("encoder", "pool_out"))
+  table.linear("head", ("decoder", "head"))
+  near = "conv" if cfg.neck else "proj"
+  table.linear(f"quant_{near}", ("encoder", "head"))
+  table.linear(f"post_quant_{near}", ("decoder", "codes_in"))
   if cfg.neck:
-    linear("encoder.conv_out", "encoder", "neck")
-    linear("quant_conv", "encoder", "head")
-    linear("post_quant_conv", "decoder", "codes_in")
-    linear("decoder.decoder_embed", "decoder", "neck")
-  else:
-    linear("quant_proj", "encoder", "head")
-    linear("post_quant_proj", "decoder", "codes_in")
+    table.linear("encoder.conv_out", ("encoder", "neck"))
+    table.linear("decoder.decoder_embed", ("decoder", "neck"))
   for half, queries, refs in (("encoder", "latent_token_", ""), ("decoder", "", "latent_token_")):
-    table[f"{half}.{queries}positional_embedding"] = Rule((half, "qformer", "query_places"), (), *TABLE)
-    table[f"{half}.{refs}positional_embedding"] = Rule((half, "qformer", "ref_places"), (), *TABLE)
+    table.add(f"{half}.{queries}positional_embedding", (half, "qformer", "query_places"), TABLE)
+    table.add(f"{half}.{refs}positional_embedding", (half, "qformer", "ref_places"), TABLE)
     if cfg.norm_in:
-      norm(f"{half}.ln_pre", half, "norm_in")
-    norm(f"{half}.ln_post", half, "qformer", "norm")
+      table.norm(f"{half}.ln_pre", (half, "norm_in"))
+    table.norm(f"{half}.ln_post", (half, "qformer", "norm"))
     for i in range(getattr(cfg, half).depth):
-      _layer(table, norm, f"{half}.transformer.{i}", (half, "qformer", "layers"), i)
+      _layer(table, f"{half}.transformer.{i}", (half, "qformer", "layers"), i)
   return table
 
 
-def _layer(table: dict[str, Rule], norm, key: str, path: tuple[str, ...], i: int) -> None:
+def _layer(table: Rules, key: str, path: tuple[str, ...], i: int) -> None:
   for name, module in (("self", "self_attn"), ("cross", "multihead_attn")):
-    table |= {
-      f"{key}.{module}.in_proj_weight": Rule((*path, f"{name}_qkv_kernel"), (i,), *LINEAR),  # rows q, k, v
-      f"{key}.{module}.in_proj_bias": Rule((*path, f"{name}_qkv_bias"), (i,), *VECTOR),
-      f"{key}.{module}.out_proj.weight": Rule((*path, f"{name}_out_kernel"), (i,), *LINEAR_2IN),
-      f"{key}.{module}.out_proj.bias": Rule((*path, f"{name}_out_bias"), (i,), *VECTOR),
-    }
+    table.add(f"{key}.{module}.in_proj_weight", (*path, f"{name}_qkv_kernel"), LINEAR, (i,))  # rows q, k, v
+    table.add(f"{key}.{module}.in_proj_bias", (*path, f"{name}_qkv_bias"), VECTOR, (i,))
+    table.layer(f"{key}.{module}.out_proj", (*path, f"{name}_out"), i, how=LINEAR_2IN)
   for name, module in (("up", "linear1"), ("down", "linear2")):
-    table[f"{key}.{module}.weight"] = Rule((*path, f"{name}_kernel"), (i,), *LINEAR)
-    table[f"{key}.{module}.bias"] = Rule((*path, f"{name}_bias"), (i,), *VECTOR)
+    table.layer(f"{key}.{module}", (*path, name), i)
   for name in ("norm1", "norm2", "norm3"):
-    norm(f"{key}.{name}", *path, name, index=(i,))
+    table.norm(f"{key}.{name}", (*path, name), (i,))
 
 
 def plain_keys(keys: Iterable[str]) -> dict[str, str]:
@@ -173,22 +159,15 @@ def plain_keys(keys: Iterable[str]) -> dict[str, str]:
 def load(checkpoint: hub.Checkpoint, leaves_of) -> tuple[EvatokConfig, dict[str, Any]]:
   """(config, float32 parameters) of such a file; `leaves_of(config)` says what leaves a model has."""
   cfg = parse(checkpoint.config)
-  table, names = rules(cfg), plain_keys(checkpoint.shapes)
-  hub.report_keys(checkpoint.path, table.keys() - names.keys(), names.keys() - table.keys())
   leaves = leaves_of(cfg)
-  sources = {key: (checkpoint, name) for key, name in names.items()}
-  return cfg, converted(table, sources, leaves, dict.fromkeys(leaves, np.float32))
+  sources = {key: (checkpoint, name) for key, name in plain_keys(checkpoint.shapes).items()}
+  return cfg, converted(checkpoint.path, rules(cfg), sources, leaves, dict.fromkeys(leaves, np.float32))
 
 
 def export(cfg: EvatokConfig, params, directory: str | os.PathLike) -> None:
   """Writes config.json and model.safetensors in that layout, whole or not at all."""
-  config, tensors = config_of(cfg), {}
-  for key, rule in rules(cfg).items():
-    leaf = params
-    for name in rule.path:
-      leaf = leaf[name]
-    tensors[key] = rule.to_theirs(np.asarray(leaf)[rule.index])
-  hub.save_files(directory, tensors, config)
+  config = config_of(cfg)
+  hub.save_files(directory, exported(rules(cfg), params), config)
 
 
 def _pair(values: Mapping[str, Any], key: str) -> tuple[int, int]:

@@ -9,7 +9,6 @@ from vftok.models.layers import unit
 
 TEMPERATURE = 0.01  # of the softmax over squared distances in the entropy term
 LOG_EPS = 1e-5
-COMMIT = 0.25  # weight of the commitment beside the codebook's 1
 
 
 def cosines(z_xc, codebook_Vxc) -> jax.Array:
@@ -41,29 +40,11 @@ def passed_on(z_xc, codes_xc, *, rotate: bool = True) -> jax.Array:
   return z_xc - 2 * dot(z_xc, r) * r + 2 * dot(z_xc, e) * q
 
 
-def losses(z_BxTxKxc, codebook_Vxc, kept_BxTxK) -> dict[str, jax.Array]:
-  """The quantiser's terms, each a float32 scalar over kept slots only.
-
-  Returns:
-    codebook: mean square between sg(z) and the code, both normalised; commit: 0.25 of it with the gradient for z.
-    entropy: mean entropy of p less the entropy of the mean p, with p = softmax(-distance^2 / 0.01) over the codes; its
-      weight (0.02) is not in it.
-  """
-  z, table = unit(z_BxTxKxc), unit(codebook_Vxc)
-  codes = table[jnp.argmax(z @ table.T, axis=-1)]
-  weight_BxTxK = kept_BxTxK / jnp.maximum(kept_BxTxK.sum(), 1)
-  mean = lambda x_BxTxK: jnp.sum(jnp.where(kept_BxTxK, x_BxTxK, 0.0) * weight_BxTxK)
-  stop = jax.lax.stop_gradient
-  square = lambda a, b: mean(jnp.square(a - b).mean(-1))
-  return {
-    "codebook": square(stop(z), codes),
-    "commit": COMMIT * square(z, stop(codes)),
-    "entropy": entropy(z, table, kept_BxTxK),
-  }
-
-
 def entropy(z_BxTxKxc, table_Vxc, kept_BxTxK) -> jax.Array:
-  """The entropy term of `losses`, of features and codes that are normalised already."""
+  """Scalar: mean entropy of p less the entropy of the mean p, with p = softmax(-distance^2 / 0.01) over the codes.
+
+  Over kept slots only; features and codes are normalised already.
+  """
   cosine_BxTxKxV = z_BxTxKxc @ table_Vxc.T
   weight_BxTxK = kept_BxTxK / jnp.maximum(kept_BxTxK.sum(), 1)
   mean = lambda x_BxTxK: jnp.sum(jnp.where(kept_BxTxK, x_BxTxK, 0.0) * weight_BxTxK)

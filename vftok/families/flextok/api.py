@@ -65,8 +65,7 @@ def load(name: str | os.PathLike, *, dtype: str | None = None) -> tuple[FlexTok,
     cfg = dataclasses.replace(cfg, decoder=dataclasses.replace(cfg.decoder, readout=readout))
     check(cfg)
   rules = released.rules(cfg, names)
-  hub.report_keys(checkpoint.path, rules.keys() - shapes.keys(), shapes.keys() - rules.keys())
-  params = converted(rules, sources, abstract_params(cfg))
+  params = converted(checkpoint.path, rules, sources, abstract_params(cfg))
   warnings.warn(LICENCE, stacklevel=4)  # whose code called `vftok.load`
   return FlexTok(cfg if dtype is None else cfg.with_dtype(dtype)), params
 

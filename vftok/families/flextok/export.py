@@ -7,16 +7,13 @@ import json
 import os
 from typing import Any
 
-import flax.linen as nn
-import flax.traverse_util as traverse
-import numpy as np
-
 from vftok.convert.export import CANONICAL
 from vftok.convert.export_config import decoder_part, encoder_part
 from vftok.convert.reference_config import Names
 from vftok.families.flextok.config import FlexTokConfig
 from vftok.families.flextok.released import MASKS, PACKER, REGISTERS, UNPACKER, parse, rules
 from vftok.io import hub
+from vftok.io.layout import exported
 
 _PICTURES = {
   "RegistersTemporal2D": REGISTERS,
@@ -28,14 +25,8 @@ _VIDEO_ONLY = ("t_max", "cross_timestep_attention_config", "compile_block_mask")
 
 def save(cfg: FlexTokConfig, params, directory: str | os.PathLike) -> None:
   """Writes config.json and model.safetensors, whole or not at all: names and config as they were read, if they were."""
-  flat = traverse.flatten_dict(nn.unbox(params))
   config, names = as_read(cfg) or (released_config(cfg), CANONICAL)
-  table = rules(cfg, names)
-  hub.save_files(
-    directory,
-    {key: rule.to_theirs(np.asarray(flat[rule.path])[rule.index]) for key, rule in table.items()},
-    config,
-  )
+  hub.save_files(directory, exported(rules(cfg, names), params), config)
 
 
 def as_read(cfg: FlexTokConfig) -> tuple[dict[str, Any], Names] | None:

@@ -13,7 +13,7 @@ from vftok.convert.wiring import HARMLESS, Wiring, check_arguments, check_target
 from vftok.families.flextok import vae_weights
 from vftok.families.flextok.config import FlexTokConfig
 from vftok.families.flextok.vae import KLConfig
-from vftok.io.layout import SAME, Rule
+from vftok.io.layout import Rules
 from vftok.models.config_checks import check
 from vftok.runtime.words import brief, is_number
 
@@ -206,10 +206,10 @@ def _check_interpolated(cfg: FlexTokConfig, encoder: ImageWiring, decoder: Image
         )
 
 
-def rules(cfg: FlexTokConfig, names: Names) -> dict[str, Rule]:
+def rules(cfg: FlexTokConfig, names: Names) -> Rules:
   """Torch key -> Rule, for every tensor the config asks for."""
   table = reference_weights.network_rules(cfg, names)
   table.update({VAE_PREFIX + key: rule for key, rule in vae_weights.rules(cfg.vae, ("vae",)).items()})
   registers = f"encoder.module_dict.{names.encoder['registers']}.registers"
-  table[registers] = Rule(("encoder", "registers"), (0,), *SAME)  # flat, without an axis of time
+  table.add(registers, ("encoder", "registers"), index=(0,))  # flat, without an axis of time
   return table

@@ -16,6 +16,7 @@ from jax import lax
 
 from vftok.models import conv as C
 from vftok.models.config_checks import DTYPES, MAX_BLOCKS, MAX_SIZE
+from vftok.models.layers import ranked
 from vftok.models.vae import LOGVAR_RANGE
 from vftok.models.vae_blocks import EPS, Attention, Conv, ResBlock, silu
 from vftok.runtime.words import brief
@@ -98,7 +99,7 @@ class GroupNorm(nn.Module):
     x = x_BxFxHxWxC.astype(jnp.float32).reshape(*shape[:2], -1, self.groups, c // self.groups)
     x = x - x.mean((2, 4), keepdims=True)
     x = x * lax.rsqrt(jnp.square(x).mean((2, 4), keepdims=True) + EPS)
-    y = x.reshape(shape) * scale + bias
+    y = x.reshape(shape) * ranked(scale, 5) + ranked(bias, 5)
     return (silu(y) if self.act else y).astype(self.dtype)
 
 

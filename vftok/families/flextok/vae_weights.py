@@ -15,68 +15,49 @@ import numpy as np
 from vftok.convert import vidtok
 from vftok.families.flextok.vae import KLConfig
 from vftok.io import hub
-from vftok.io.layout import LINEAR, VECTOR, Rule, converted
+from vftok.io.layout import Rules, converted
 from vftok.io.leaves import Leaves, leaves_of
 from vftok.runtime.words import brief, is_number, is_whole
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+_CONV, _POINT = vidtok.KINDS["conv2d"], vidtok.KINDS["point2d"]
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # of older files
-_KIND = {
-  "conv2d": (lambda a, shape: vidtok.KINDS["conv2d"][0](a), vidtok.KINDS["conv2d"][1]),
-  "point2d": (lambda a, shape: vidtok.KINDS["point2d"][0](a), vidtok.KINDS["point2d"][1]),
-  "linear": LINEAR,
-}
 
 
-def rules(cfg: KLConfig, path: tuple[str, ...] = ()) -> dict[str, Rule]:
+def rules(cfg: KLConfig, path: tuple[str, ...] = ()) -> Rules:
   """diffusers key -> Rule, for every tensor of the VAE; ours lie below `path`."""
-  table = _Table(path)
+  table = Rules()
   for side, way in (("encoder", "down"), ("decoder", "up")):
-    _side(table, cfg, side, way)
+    _side(table, cfg, (*path, side), way)
   for key, side, name, there in (
     ("quant_conv", "encoder", "code_out", cfg.code_out),
     ("post_quant_conv", "decoder", "code_in", cfg.code_in),
   ):
     if there:
-      table.conv(key, side, name, kind="point2d")
-  return table.rules
+      table.linear(key, (*path, side, name), how=_POINT)
+  return table
 
 
-class _Table:
-  """Rules of norms, convolutions and residual blocks, by their place in the file and in ours."""
-
-  def __init__(self, path: tuple[str, ...]):
-    self.path, self.rules = path, {}
-
-  def _pair(self, theirs: str, ours: tuple[str, ...], weight: str, kind) -> None:
-    self.rules[f"{theirs}.weight"] = Rule((*self.path, *ours, weight), (), *kind)
-    self.rules[f"{theirs}.bias"] = Rule((*self.path, *ours, "bias"), (), *VECTOR)
-
-  def norm(self, theirs: str, *ours: str) -> None:
-    self._pair(theirs, ours, "scale", VECTOR)
-
-  def conv(self, theirs: str, *ours: str, kind: str = "conv2d") -> None:
-    self._pair(theirs, ours, "kernel", _KIND[kind])
-
-  def block(self, theirs: str, *ours: str, shortcut: bool = False) -> None:
-    for n in "12":
-      self.norm(f"{theirs}.norm{n}", *ours, f"norm{n}")
-      self.conv(f"{theirs}.conv{n}", *ours, f"conv{n}")
-    if shortcut:
-      self.conv(f"{theirs}.conv_shortcut", *ours, "shortcut", kind="point2d")
+def _block(table: Rules, theirs: str, ours: tuple[str, ...], shortcut: bool = False) -> None:
+  for n in "12":
+    table.norm(f"{theirs}.norm{n}", (*ours, f"norm{n}"))
+    table.linear(f"{theirs}.conv{n}", (*ours, f"conv{n}"), how=_CONV)
+  if shortcut:
+    table.linear(f"{theirs}.conv_shortcut", (*ours, "shortcut"), how=_POINT)
 
 
-def _side(table: _Table, cfg: KLConfig, side: str, way: str) -> None:
-  table.conv(f"{side}.conv_in", side, "conv_in")
-  table.conv(f"{side}.conv_out", side, "conv_out")
-  table.norm(f"{side}.conv_norm_out", side, "norm_out")
+def _side(table: Rules, cfg: KLConfig, path: tuple[str, ...], way: str) -> None:
+  side = path[-1]
+  table.linear(f"{side}.conv_in", (*path, "conv_in"), how=_CONV)
+  table.linear(f"{side}.conv_out", (*path, "conv_out"), how=_CONV)
+  table.norm(f"{side}.conv_norm_out", (*path, "norm_out"))
   for n in (0, 1):
-    table.block(f"{side}.mid_block.resnets.{n}", side, "mid", f"block_{n + 1}")
+    _block(table, f"{side}.mid_block.resnets.{n}", (*path, "mid", f"block_{n + 1}"))
   if cfg.attention:
-    theirs, ours = f"{side}.mid_block.attentions.0", (side, "mid", "attn")
-    table.norm(f"{theirs}.group_norm", *ours, "norm")
+    theirs, ours = f"{side}.mid_block.attentions.0", (*path, "mid", "attn")
+    table.norm(f"{theirs}.group_norm", (*ours, "norm"))
     for name, mine in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "out")):
-      table.conv(f"{theirs}.{name}", *ours, mine, kind="linear")
+      table.linear(f"{theirs}.{name}", (*ours, mine))
   levels = list(enumerate(cfg.widths))
   if way == "up":
     levels.reverse()  # in the file they come from the smallest picture on
@@ -84,10 +65,10 @@ def _side(table: _Table, cfg: KLConfig, side: str, way: str) -> None:
   for place, (i, width) in enumerate(levels):
     for j in range(cfg.blocks + (way == "up")):
       theirs = f"{side}.{way}_blocks.{place}.resnets.{j}"
-      table.block(theirs, side, f"{way}_{i}_block_{j}", shortcut=j == 0 and before != width)
+      _block(table, theirs, (*path, f"{way}_{i}_block_{j}"), shortcut=j == 0 and before != width)
     before = width
     if place < len(levels) - 1:
-      table.conv(f"{side}.{way}_blocks.{place}.{way}samplers.0.conv", side, f"{way}_{i}_space")
+      table.linear(f"{side}.{way}_blocks.{place}.{way}samplers.0.conv", (*path, f"{way}_{i}_space"), how=_CONV)
 
 
 def plain_key(key: str) -> str:
@@ -185,9 +166,7 @@ def load_vae(name: str | os.PathLike) -> tuple[KLConfig, dict[str, Any]]:
     raise ValueError(f"{weights.path} cannot be read: {str(error).rstrip('.')}; pass another file.") from None
   if wrong := stated_otherwise(cfg, config):
     raise ValueError(f"{weights.path} has a config of {wrong}: check that both are of one model.")
-  table = rules(cfg)
-  hub.report_keys(weights.path, table.keys() - sources.keys(), sources.keys() - table.keys())
-  return cfg, converted(table, sources, abstract_params(cfg))
+  return cfg, converted(weights.path, rules(cfg), sources, abstract_params(cfg))
 
 
 def stated_otherwise(cfg: KLConfig, config: Mapping[str, Any]) -> str:

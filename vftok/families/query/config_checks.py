@@ -6,7 +6,8 @@ import dataclasses
 
 import jax
 
-from vftok.families.query.config import QueryConfig, parse, to_json
+from vftok.families.query.config import QueryConfig
+from vftok.families.query.released import parse, to_json
 from vftok.models.config_checks import DTYPES
 from vftok.models.config_json import KINDS
 from vftok.runtime.words import brief

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vftok.models.ar import RMSNorm
 from vftok.models.attention import attend_causal, attend_filled
 from vftok.models.layers import matmul, parts, repeated, trunc_normal, xavier
 from vftok.runtime.sharding import constrain
@@ -109,25 +110,13 @@ class LarpAR(nn.Module):
     """
     table = self.position_table.astype(jnp.float32)
     table = jax.lax.stop_gradient(table) if self.cfg.use_fixed_pe else table
-    x = x_BxLxD.astype(jnp.float32) + jax.lax.dynamic_slice_in_dim(table, position, x_BxLxD.shape[1])
+    x = x_BxLxD.astype(jnp.float32) + jax.lax.dynamic_slice_in_dim(table, position, x_BxLxD.shape[1])[None]
     if cache is None:
       (x, _, _), _ = self.blocks((x, None, 0), position)
     else:
       (x, cache, _), _ = self.blocks((x, cache, 0), position)
     x = self.norm(constrain(x, "batch", "length", None)).astype(self.cfg.dtype)
     return matmul(x, self.head.astype(self.cfg.dtype), jnp.float32), cache
-
-
-class RMSNorm(nn.Module):
-  """x / rms(x) * scale in float32."""
-
-  eps: float
-
-  @nn.compact
-  def __call__(self, x):
-    x = x.astype(jnp.float32)
-    scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("embed",)), x.shape[-1:])
-    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps) * scale
 
 
 class Block(nn.Module):
@@ -155,7 +144,7 @@ class Block(nn.Module):
       y = attend_causal(q, k, v)
     else:
       rows = position + jnp.arange(x.shape[1])
-      y = attend_filled(q, k, v, jnp.arange(k.shape[2])[None, None] <= rows[:, None], position + x.shape[1])
+      y = attend_filled(q, k, v, jnp.arange(k.shape[2])[None, None] <= rows[None, :, None], position + x.shape[1])
     y = jnp.tensordot(y.swapaxes(1, 2), kernel("proj", (n, e, d), ("heads", "head_dim", "embed"), (d, d)), axes=2)
     x = x + y.astype(jnp.float32)
     up = matmul(cast(norm("n2")(x)), kernel("up", (d, 2, h), ("embed", None, "mlp"), (d, h)))

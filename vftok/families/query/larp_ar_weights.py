@@ -11,15 +11,12 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
-import flax.traverse_util as traverse
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vftok.families.query.larp_ar_net import LarpAR, LarpARConfig
 from vftok.io import hub
-from vftok.io.layout import LINEAR, LINEAR_2IN, SAME, Rule, converted
+from vftok.io.layout import LEADING, LINEAR, LINEAR_2IN, SAME, Rules, converted, exported
 from vftok.io.leaves import leaves_of
 from vftok.models.config_checks import MAX_DEPTH, MAX_SIZE, MAX_TOKENS
 from vftok.models.sincos import sincos_1d
@@ -112,18 +109,15 @@ def to_json(cfg: LarpARConfig) -> dict[str, Any]:
   return config
 
 
-def rules(cfg: LarpARConfig) -> dict[str, Rule]:
+def rules(cfg: LarpARConfig) -> Rules:
   """Their key -> where and how it is ours."""
-  whole = lambda how, *path: Rule(path, (), *how)
-  position = (lambda a, shape: a.reshape(shape), lambda a: a[None])
-  table = {
-    "tok_embeddings.weight": whole(SAME, "token_table"),
-    "abs_pe": whole(position, "position_table"),
-    "norm.weight": whole(SAME, "norm", "scale"),
-    "output.weight": whole(LINEAR, "head"),
-  }
+  table = Rules()
+  table.add("tok_embeddings.weight", ("token_table",))
+  table.add("abs_pe", ("position_table",), LEADING)
+  table.norm("norm", ("norm",), bias=False)
+  table.add("output.weight", ("head",), LINEAR)
   if not cfg.frame_prediction:
-    table["cls_embedding.embedding_table.weight"] = whole(SAME, "class_table")
+    table.add("cls_embedding.embedding_table.weight", ("class_table",))
   for i in range(cfg.n_layer):
     at = f"layers.{i}"
     for key, path, how in (
@@ -133,9 +127,9 @@ def rules(cfg: LarpARConfig) -> dict[str, Rule]:
       ("attention.wo", ("proj",), LINEAR_2IN),
       ("feed_forward.w2", ("down",), LINEAR),
     ):
-      table[f"{at}.{key}.weight"] = Rule(("blocks", *path), (i,), *how)
+      table.add(f"{at}.{key}.weight", ("blocks", *path), how, (i,))
     for branch, key in enumerate(("w1", "w3")):  # silu(w1 x) * w3 x
-      table[f"{at}.feed_forward.{key}.weight"] = Rule(("blocks", "up"), (i, slice(None), branch), *LINEAR)
+      table.add(f"{at}.feed_forward.{key}.weight", ("blocks", "up"), LINEAR, (i, slice(None), branch))
   return table
 
 
@@ -164,16 +158,12 @@ def load(name: str | os.PathLike) -> tuple[LarpARConfig, dict[str, Any]]:
     cfg = parse(checkpoint.config)
   except ValueError as error:
     raise ValueError(f"{cut(checkpoint.path, 120)} is no LARP generator: {error}") from None
-  table, shapes = rules(cfg), checkpoint.shapes
-  rows = shapes.get("tok_embeddings.weight", (0,))[:1]
+  rows = checkpoint.shapes.get("tok_embeddings.weight", (0,))[:1]
   if not cfg.frame_prediction and rows > (cfg.vocab_size,):  # ids that a class-to-video model of LARP never reads
     raise ValueError(f"{cut(checkpoint.path, 120)} has {rows[0]} ids of {cfg.vocab_size}: {ADAPTOK}")
-  hub.report_keys(checkpoint.path, table.keys() - shapes.keys(), shapes.keys() - table.keys())
-  return cfg, converted(table, {key: (checkpoint, key) for key in table}, abstract_params(cfg))
+  return cfg, converted(checkpoint.path, rules(cfg), checkpoint.sources(), abstract_params(cfg))
 
 
 def save(cfg: LarpARConfig, params: Any, directory: str | os.PathLike) -> None:
   """Writes the released layout, whole or not at all."""
-  flat = traverse.flatten_dict(nn.unbox(params))
-  tensors = {key: rule.to_theirs(np.asarray(flat[rule.path])[rule.index]) for key, rule in rules(cfg).items()}
-  hub.save_files(directory, tensors, to_json(cfg))
+  hub.save_files(directory, exported(rules(cfg), params), to_json(cfg))

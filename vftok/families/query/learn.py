@@ -20,6 +20,7 @@ from vftok.models.flops import vit_flops
 from vftok.models.flow import drawn_ids
 from vftok.models.layers import unit
 from vftok.tokenizer.learner import Made, Predicted
+from vftok.tokens import kept_slots
 
 
 def larp(model: dict[str, Any], loss_cfg) -> QueryLearner:
@@ -99,7 +100,7 @@ class QueryLearner:
       ids = self._ids(quantizer, z, draw_B)
     u, codes = vq.compared(cfg.vq, z), vq.codes_of(cfg.vq, quantizer["table"], ids)
     passed = u + jax.lax.stop_gradient(codes - u)
-    kept = jnp.arange(cfg.group_tokens) < keep_BxT[:, :, None]
+    kept = kept_slots(keep_BxT, cfg.group_tokens)
     keep_BxT = keep_BxT if cfg.nested else None
     frames = Decoder(cfg).apply({"params": params["decoder"]}, passed, fixed, keep_BxT)
     predicted = None

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from vftok.families.query import masks
 from vftok.families.query.config import QueryConfig
-from vftok.models.layers import Linear, patchify, unpatchify
+from vftok.models.layers import Linear, patchify, ranked, unpatchify
 from vftok.models.vit import Blocks, BlocksConfig, Norm, dropped
+from vftok.tokens import kept_slots
 
 HEAD_EPS = 1e-6
 
@@ -73,15 +74,15 @@ class Encoder(Part):
     cfg, d = self.cfg, self.cfg.encoder_hidden_size
     patches = einops.rearrange(patchify(video_BxFxHxWx3, cfg.patch), "b t h w d -> b (t h w) d")
     patches = Linear(d, (None, "embed"), dtype=cfg.dtype, name="patch_in")(patches).astype(jnp.float32)
-    placed = patches + self._of_grid("patch_positions", cfg.learned_encoder_patch_pe, fixed, d)
+    placed = patches + self._of_grid("patch_positions", cfg.learned_encoder_patch_pe, fixed, d)[None]
     if cfg.use_encoder_patch_token_type_embed:
-      placed = placed + self._table("patch_type", (d,))
+      placed = placed + ranked(self._table("patch_type", (d,)), 3)
     if cfg.learned_encoder_latent_query_embed:
       queries = self._table("queries", (cfg.bottleneck_token_num, d))
     else:
       queries = jax.lax.stop_gradient(fixed["queries"].astype(jnp.float32))
     if cfg.use_encoder_latent_query_token_type_embed:
-      queries = queries + self._table("query_type", (d,))
+      queries = queries + self._table("query_type", (d,))[None]
     x = jnp.concatenate([placed, jnp.broadcast_to(queries, (len(placed), *queries.shape))], axis=1)
     run = Blocks(encoder_blocks(cfg), encoder_groups(cfg), name="blocks")
     if not collect:
@@ -131,18 +132,18 @@ class Decoder(Part):
     cfg, d = self.cfg, self.cfg.decoder_hidden_size
     b, steps, k, _ = codes_BxTxkxC.shape
     projected = self.project(codes_BxTxkxC)
-    kept = None if keep_BxT is None else jnp.arange(k) < keep_BxT[:, :, None]
+    kept = None if keep_BxT is None else kept_slots(keep_BxT, k)
     if kept is not None:
       projected = jnp.where(kept[..., None], projected, 0.0)
     table = self.latent_positions if cfg.learned_decoder_latent_pe else fixed["latent_positions"]
     table = table.astype(jnp.float32)
     table = table if cfg.learned_decoder_latent_pe else jax.lax.stop_gradient(table)
-    latents = (projected + table.reshape(steps, -1, d)[:, :k]).reshape(b, steps * k, d)
+    latents = (projected + table.reshape(1, steps, -1, d)[:, :, :k]).reshape(b, steps * k, d)
     if cfg.use_decoder_latent_token_type_embed:
-      latents = latents + self.latent_type
+      latents = latents + ranked(self.latent_type, 3)
     queries = self._of_grid("patch_queries", cfg.learned_decoder_patch_query_embed, fixed, d)
     if cfg.use_decoder_patch_query_token_type_embed:
-      queries = queries + self.query_type
+      queries = queries + self.query_type[None]
     queries = jnp.broadcast_to(queries, (b, *queries.shape))
     if kept is not None:
       kept = jnp.concatenate([kept.reshape(b, -1), jnp.ones(queries.shape[:2], bool)], axis=1)
@@ -164,10 +165,10 @@ class Scorer(Part):
   @nn.compact
   def __call__(self, features_BxNxD, projected_BxNxD, keep_BxT):
     cfg, d = self.cfg, self.cfg.scorer_hidden_size
-    kept_BxN = (jnp.arange(cfg.group_tokens) < keep_BxT[:, :, None]).reshape(len(keep_BxT), -1)
+    kept_BxN = kept_slots(keep_BxT, cfg.group_tokens).reshape(len(keep_BxT), -1)
     x = jnp.concatenate([features_BxNxD, projected_BxNxD], axis=-1)
     x = Linear(d, (None, "embed"), name="project")(jnp.where(kept_BxN[..., None], x, 0.0))
-    x = x + self._table("latent_positions", (cfg.bottleneck_token_num, d))
+    x = x + self._table("latent_positions", (cfg.bottleneck_token_num, d))[None]
     everything = masks.groups("none", 1, 0, cfg.bottleneck_token_num, patches_first=True)
     blocks = BlocksConfig(d, cfg.scorer_num_heads, cfg.scorer_depth, 4 * d, dtype=cfg.dtype)
     x = Norm(name="norm")(Blocks(blocks, everything, name="blocks")(x, kept_BxN))
@@ -190,6 +191,6 @@ class Prior(nn.Module):
     init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed"))
     table = self.param("positions", init, (prior.length, prior.dim)).astype(jnp.float32)
     x = Linear(prior.dim, (None, "embed"), name="in")(codes_BxLxC.astype(jnp.float32))
-    x = x + (table[: x.shape[1]] if positions_BxL is None else jnp.take(table, positions_BxL, axis=0))
+    x = x + (table[None, : x.shape[1]] if positions_BxL is None else jnp.take(table, positions_BxL, axis=0))
     x = Norm(name="norm")(Blocks(prior_blocks(self.cfg), name="blocks")(dropped(self, prior.dropout, x)))
     return Linear(c, ("embed", None), name="out")(x)

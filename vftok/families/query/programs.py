@@ -13,6 +13,7 @@ from vftok.families.query.nets import CodesIn, Decoder, Encoder, Prior, Scorer
 from vftok.families.query.params import abstract_params
 from vftok.models.layers import unit
 from vftok.tokenizer.programs import exact, reads
+from vftok.tokens import kept_slots
 
 
 @reads("encoder", abstract_params)
@@ -67,7 +68,7 @@ def prior(cfg: QueryConfig, params, ids_BxTxK, keep_BxT=None):
   with exact(cfg.dtype):
     ids, positions = ids_BxTxK.reshape(len(ids_BxTxK), -1), None
     if keep_BxT is not None:
-      kept = (jnp.arange(cfg.group_tokens) < keep_BxT[:, :, None]).reshape(ids.shape)
+      kept = kept_slots(keep_BxT, cfg.group_tokens).reshape(ids.shape)
       positions = jnp.argsort(~kept, axis=1, stable=True)
       ids = jnp.take_along_axis(ids, positions, axis=1)
       positions = positions[:, :-1]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vftok.families.query import params as parameters
-from vftok.families.query import programs, vq, weights
+from vftok.families.query import programs, weights
 from vftok.families.query.config import QueryConfig
 from vftok.runtime.words import brief, is_whole
 from vftok.tokenizer.checks import check_dtype, check_key, check_tokens, check_video
@@ -119,12 +119,6 @@ class QueryTokenizer(OnePass):
       raise ValueError("this model's ids are of nearest codes, expected of a softmax to draw from: use encode.")
     video = self._chunk(video)
     return VideoTokens.full(programs.encode(self.cfg, params, video, key)[0], self.chunk_frames, nested=self.nested)
-
-  def vq_losses(self, params: Params, video, keep=None) -> dict[str, jax.Array]:
-    """Scalars "commit", "codebook" and "loss" of one chunk; keep int [B, T]: of tokens that count."""
-    ids, z, _ = programs.encode(self.cfg, params, self._chunk(video))
-    kept = None if keep is None else jnp.arange(self.registers) < jnp.asarray(keep)[..., None]
-    return vq.losses(self.cfg.vq, params["quantizer"]["table"], z, ids, kept)
 
   def prior_logits(self, params: Params, tokens: VideoTokens) -> jax.Array:
     """The AR prior's logits float32 [B, T K - 1, V] of the ids of one chunk, from the second one on (LARP section 4).

@@ -1,4 +1,4 @@
-"""The table of codes: features -> ids -> codes, and the losses that train both. Pure functions of a table.
+"""The table of codes: features -> ids -> codes. Pure functions of a table.
 
 Letters: V codes of c channels. The table is a parameter: as stored, it need not be normalised.
 """
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from vftok.families.query.config import VQConfig
 from vftok.models.flow import drawn_ids
-from vftok.models.layers import unit
+from vftok.models.layers import ranked, unit
 
 
 def compared(cfg: VQConfig, x_xC) -> jax.Array:
@@ -22,7 +22,7 @@ def scores(cfg: VQConfig, table_VxC, z_xC) -> jax.Array:
   """float32 [..., V], highest at the id to take: products with all codes, or negative squared distances less |z|^2."""
   codes = compared(cfg, table_VxC)
   products = compared(cfg, z_xC) @ codes.T
-  return products if cfg.stochastic else 2 * products - jnp.sum(codes * codes, axis=-1)
+  return products if cfg.stochastic else 2 * products - ranked(jnp.sum(codes * codes, axis=-1), products.ndim)
 
 
 def ids_of(cfg: VQConfig, table_VxC, z_xC, key=None, inverse_temperature=None) -> jax.Array:
@@ -43,26 +43,3 @@ def ids_of(cfg: VQConfig, table_VxC, z_xC, key=None, inverse_temperature=None) -
 def codes_of(cfg: VQConfig, table_VxC, ids) -> jax.Array:
   """float32 [..., c] of ids; of what is no id, some code or other."""
   return compared(cfg, jnp.take(table_VxC, ids, axis=0, mode="clip"))
-
-
-def straight_through(cfg: VQConfig, table_VxC, z_xC, ids) -> jax.Array:
-  """Codes whose gradient is the features': u + stop(e - u)."""
-  u = compared(cfg, z_xC)
-  return u + jax.lax.stop_gradient(codes_of(cfg, table_VxC, ids) - u)
-
-
-def losses(cfg: VQConfig, table_VxC, z_BxNxC, ids_BxN, kept_BxN=None) -> dict[str, jax.Array]:
-  """Scalars "commit" and "codebook", mean squared distances of features to their codes, and "loss", their weighted sum.
-
-  Only features learn from "commit" and only codes from "codebook" (LARP section 5). kept_BxN: tokens that count.
-  """
-  u, codes = compared(cfg, z_BxNxC), codes_of(cfg, table_VxC, ids_BxN)
-  kept = jnp.ones(ids_BxN.shape, bool) if kept_BxN is None else kept_BxN
-
-  def mean(a, b):
-    per_token = jnp.mean((a - b) ** 2, axis=-1)
-    return jnp.sum(jnp.where(kept, per_token, 0)) / jnp.maximum(kept.sum(), 1)
-
-  commit, codebook = mean(u, jax.lax.stop_gradient(codes)), mean(codes, jax.lax.stop_gradient(u))
-  weighted = cfg.commitment_loss_weight * commit + cfg.codebook_loss_weight * codebook
-  return {"commit": commit, "codebook": codebook, "loss": weighted}

@@ -8,18 +8,14 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
-import flax.traverse_util as traverse
-import numpy as np
-
-from vftok.families.query import config as configs
-from vftok.families.query.config import PRIOR_HEADS, PriorConfig, QueryConfig
+from vftok.families.query.config import PriorConfig, QueryConfig
 from vftok.families.query.config_checks import check_scorer
 from vftok.families.query.nets import decoder_blocks, encoder_blocks
 from vftok.families.query.params import abstract_params
 from vftok.families.query.positions import fixed_shapes
+from vftok.families.query.released import PRIOR_HEADS, parse, to_json
 from vftok.io import hub
-from vftok.io.layout import LINEAR, LINEAR_2IN, SAME, VECTOR, Rule, converted
+from vftok.io.layout import LEADING, LINEAR_2IN, SAME, VECTOR, Rule, Rules, converted, convolution, exported
 from vftok.models.config_checks import MAX_DEPTH, MAX_SIZE
 from vftok.models.vit import BlocksConfig
 from vftok.runtime.words import brief, cut, is_whole
@@ -35,50 +31,26 @@ TABLES = {  # ours -> theirs
 }
 
 
-ONE = (lambda a, shape: a.reshape(shape), lambda a: a[None])  # [1, N, D] <-> [N, D], [1, t, 1, 1, D] <-> [t, 1, 1, D]
-TYPE = (lambda a, shape: a.reshape(shape), lambda a: a[None, None])  # [1, 1, D] <-> [D]
+TYPE = (VECTOR[0], lambda a: a[None, None])  # [1, 1, D] <-> [D]
 
 
-def _patches(cfg: QueryConfig):
-  """A convolution's [D, 3, (t,) h, w] <-> a matrix [t h w 3, D], channel fastest."""
-  t, p, _ = cfg.patch
-  window = (p, p) if t == 1 else (t, p, p)
-  axes = (*range(2, 2 + len(window)), 1, 0)
-  back = (len(axes) - 1, len(axes) - 2, *range(len(window)))
-  return (
-    lambda a, shape: a.transpose(axes).reshape(shape),
-    lambda a: a.reshape(*window, 3, -1).transpose(back),
-  )
-
-
-def rules(cfg: QueryConfig) -> dict[str, Rule]:
+def rules(cfg: QueryConfig) -> Rules:
   """Their key -> where and how it is ours, for every tensor of the file that `cfg` stands for."""
-  table: dict[str, Rule] = {}
-
-  def add(key, path, how, index=()):
-    table[key] = Rule(path, index, *how)
-
-  def linear(key, *path):
-    add(f"{key}.weight", (*path, "kernel"), LINEAR)
-    add(f"{key}.bias", (*path, "bias"), VECTOR)
-
-  def norm(key, *path):
-    add(f"{key}.weight", (*path, "scale"), SAME)
-    add(f"{key}.bias", (*path, "bias"), SAME)
-
-  add("x_embedder.proj.weight", ("encoder", "patch_in", "kernel"), _patches(cfg))
-  add("x_embedder.proj.bias", ("encoder", "patch_in", "bias"), VECTOR)
+  table = Rules()
+  add, linear, norm = table.add, table.linear, table.norm
+  window = cfg.patch if cfg.patch[0] > 1 else cfg.patch[1:]
+  linear("x_embedder.proj", ("encoder", "patch_in"), how=convolution(window))
   fixed = fixed_shapes(cfg)
   for name, key in TABLES.items():
     part = "encoder" if key.startswith("encoder") else "decoder"
     if name in fixed:
-      add(key, ("fixed", name), SAME if name == "queries" else ONE)
+      add(key, ("fixed", name), SAME if name == "queries" else LEADING)
     elif name in ("queries", "latent_positions"):
-      add(key, (part, name), SAME if name == "queries" else ONE)
+      add(key, (part, name), SAME if name == "queries" else LEADING)
     else:
       for axis in "thw":
         key = "encode_w_embed" if (part, axis) == ("encoder", "w") else f"{part}_{axis}_embed"  # so spelled in files
-        add(key, (part, f"{name}_{axis}"), ONE)
+        add(key, (part, f"{name}_{axis}"), LEADING)
   for switch, path in (
     ("encoder_patch", ("encoder", "patch_type")),
     ("encoder_latent_query", ("encoder", "query_type")),
@@ -87,63 +59,56 @@ def rules(cfg: QueryConfig) -> dict[str, Rule]:
   ):
     if getattr(cfg, f"use_{switch}_token_type_embed"):
       add(f"{switch}_token_type_embed", path, TYPE)
-  _block_rules(add, "encoder.blocks", ("encoder", "blocks", "layers"), encoder_blocks(cfg))
-  _block_rules(add, "decoder.blocks", ("decoder", "blocks", "layers"), decoder_blocks(cfg))
-  linear("bottleneck.in_linear", "quantizer", "in")
+  _block_rules(table, "encoder.blocks", ("encoder", "blocks", "layers"), encoder_blocks(cfg))
+  _block_rules(table, "decoder.blocks", ("decoder", "blocks", "layers"), decoder_blocks(cfg))
+  linear("bottleneck.in_linear", ("quantizer", "in"))
   if cfg.vq.norm != "none":
-    norm(f"bottleneck.{cfg.vq.norm_module}", "quantizer", "norm")
+    norm(f"bottleneck.{cfg.vq.norm_module}", ("quantizer", "norm"))
   add("bottleneck.regularizer.embedding.weight", ("quantizer", "table"), SAME)
   if cfg.vq.stochastic_temperature < 0:
     add(INVERSE, ("quantizer", "inverse_temperature"), SAME)
-  linear("bottleneck.out_linear", "decoder", "codes_in")
-  norm("final_layer.norm_final", "decoder", "norm")
-  linear("final_layer.linear", "decoder", "head")
+  linear("bottleneck.out_linear", ("decoder", "codes_in"))
+  norm("final_layer.norm_final", ("decoder", "norm"))
+  linear("final_layer.linear", ("decoder", "head"))
   if cfg.prior is not None:
-    _prior_rules(add, linear, norm, cfg.prior)
+    _prior_rules(table, cfg.prior)
   if cfg.scorer:
-    linear("scorer.project", "scorer", "project")
+    linear("scorer.project", ("scorer", "project"))
     add("scorer.latent_pe", ("scorer", "latent_positions"), SAME)
     stack = BlocksConfig(cfg.scorer_hidden_size, cfg.scorer_num_heads, cfg.scorer_depth, 4 * cfg.scorer_hidden_size)
-    _block_rules(add, "scorer.blocks", ("scorer", "blocks", "layers"), stack)
-    norm("scorer.ln_post", "scorer", "norm")
-    linear("scorer.ffn.0", "scorer", "hidden")
-    linear("scorer.ffn.2", "scorer", "out")
+    _block_rules(table, "scorer.blocks", ("scorer", "blocks", "layers"), stack)
+    norm("scorer.ln_post", ("scorer", "norm"))
+    linear("scorer.ffn.0", ("scorer", "hidden"))
+    linear("scorer.ffn.2", ("scorer", "out"))
   return table
 
 
-def _block_rules(add, key: str, path: tuple[str, ...], cfg: BlocksConfig) -> None:
+def _block_rules(table: Rules, key: str, path: tuple[str, ...], cfg: BlocksConfig) -> None:
   for i in range(cfg.depth):
     at = f"{key}.{i}"
     for name in ("norm1", "norm2"):
-      add(f"{at}.{name}.weight", (*path, name, "scale"), SAME, (i,))
-      add(f"{at}.{name}.bias", (*path, name, "bias"), SAME, (i,))
-    add(f"{at}.attn.qkv.weight", (*path, "qkv_kernel"), LINEAR, (i,))
-    add(f"{at}.attn.proj.weight", (*path, "proj_kernel"), LINEAR_2IN, (i,))
-    add(f"{at}.attn.proj.bias", (*path, "proj_bias"), SAME, (i,))
+      table.norm(f"{at}.{name}", (*path, name), (i,))
+    table.layer(f"{at}.attn.qkv", (*path, "qkv"), i, bias=False)
+    table.layer(f"{at}.attn.proj", (*path, "proj"), i, how=LINEAR_2IN)
     for theirs, ours in (("fc1", "up"), ("fc2", "down")):
-      add(f"{at}.mlp.{theirs}.weight", (*path, f"{ours}_kernel"), LINEAR, (i,))
-      add(f"{at}.mlp.{theirs}.bias", (*path, f"{ours}_bias"), SAME, (i,))
+      table.layer(f"{at}.mlp.{theirs}", (*path, ours), i)
 
 
-def _prior_rules(add, linear, norm, cfg: PriorConfig) -> None:
-  linear(f"{PRIOR}input_proj", "prior", "in")
-  linear(f"{PRIOR}head", "prior", "out")
-  norm(f"{PRIOR}ln_f", "prior", "norm")
-  add(f"{PRIOR}pos_emb", ("prior", "positions"), ONE)
+def _prior_rules(table: Rules, cfg: PriorConfig) -> None:
+  table.linear(f"{PRIOR}input_proj", ("prior", "in"))
+  table.linear(f"{PRIOR}head", ("prior", "out"))
+  table.norm(f"{PRIOR}ln_f", ("prior", "norm"))
+  table.add(f"{PRIOR}pos_emb", ("prior", "positions"), LEADING)
   path = ("prior", "blocks", "layers")
   for i in range(cfg.depth):
     at = f"{PRIOR}blocks.{i}"
     for theirs, ours in (("ln1", "norm1"), ("ln2", "norm2")):
-      add(f"{at}.{theirs}.weight", (*path, ours, "scale"), SAME, (i,))
-      add(f"{at}.{theirs}.bias", (*path, ours, "bias"), SAME, (i,))
+      table.norm(f"{at}.{theirs}", (*path, ours), (i,))
     for branch, name in enumerate(("query", "key", "value")):
-      add(f"{at}.attn.{name}.weight", (*path, "qkv_kernel"), LINEAR, (i, slice(None), branch))
-      add(f"{at}.attn.{name}.bias", (*path, "qkv_bias"), VECTOR, (i, branch))
-    add(f"{at}.attn.proj.weight", (*path, "proj_kernel"), LINEAR_2IN, (i,))
-    add(f"{at}.attn.proj.bias", (*path, "proj_bias"), SAME, (i,))
+      table.layer(f"{at}.attn.{name}", (*path, "qkv"), i, branch)
+    table.layer(f"{at}.attn.proj", (*path, "proj"), i, how=LINEAR_2IN)
     for theirs, ours in (("mlp.0", "up"), ("mlp.2", "down")):
-      add(f"{at}.{theirs}.weight", (*path, f"{ours}_kernel"), LINEAR, (i,))
-      add(f"{at}.{theirs}.bias", (*path, f"{ours}_bias"), SAME, (i,))
+      table.layer(f"{at}.{theirs}", (*path, ours), i)
 
 
 def load(name: str | os.PathLike, prior_heads: int | None = None) -> tuple[QueryConfig, dict[str, Any]]:
@@ -153,21 +118,18 @@ def load(name: str | os.PathLike, prior_heads: int | None = None) -> tuple[Query
     ValueError: a config that vftok does not know, or a file that does not fit it.
   """
   checkpoint = hub.open_checkpoint(name)
-  cfg = with_parts_of(configs.parse(checkpoint.config), checkpoint, prior_heads)
+  cfg = with_parts_of(parse(checkpoint.config), checkpoint, prior_heads)
   table, shapes = rules(cfg), checkpoint.shapes
   if not cfg.learned_encoder_latent_query_embed and len(shapes.get(TABLES["queries"], ())) == 3:
-    table[TABLES["queries"]] = Rule(("fixed", "queries"), (), *ONE)  # whether the axis is there is not published
+    table[TABLES["queries"]] = Rule(("fixed", "queries"), (), *LEADING)  # whether the axis is there is not published
   if INVERSE in table and shapes.get(INVERSE) == (1,):  # nor is this
-    table[INVERSE] = Rule(table[INVERSE].path, (), *ONE)
-  hub.report_keys(checkpoint.path, table.keys() - shapes.keys(), shapes.keys() - table.keys())
-  return cfg, converted(table, {key: (checkpoint, key) for key in table}, abstract_params(cfg))
+    table[INVERSE] = Rule(table[INVERSE].path, (), *LEADING)
+  return cfg, converted(checkpoint.path, table, checkpoint.sources(), abstract_params(cfg))
 
 
 def save(cfg: QueryConfig, params: Any, directory: str | os.PathLike) -> None:
   """Writes the released layout, whole or not at all: config.json and model.safetensors."""
-  flat = traverse.flatten_dict(nn.unbox(params))
-  tensors = {key: rule.to_theirs(np.asarray(flat[rule.path])[rule.index]) for key, rule in rules(cfg).items()}
-  hub.save_files(directory, tensors, configs.to_json(cfg))
+  hub.save_files(directory, exported(rules(cfg), params), to_json(cfg))
 
 
 def with_parts_of(cfg: QueryConfig, file: hub.Checkpoint, prior_heads: int | None) -> QueryConfig:

@@ -25,7 +25,7 @@ from vftok.frozen.features.frames import FeatureNet
 from vftok.frozen.features.vit import ViTConfig
 from vftok.frozen.features.vjepa2 import VJEPA2, VJEPA2Module
 from vftok.io import hub
-from vftok.io.layout import LINEAR, LINEAR_2IN, VECTOR, Rule, converted
+from vftok.io.layout import LEADING, LINEAR, LINEAR_2IN, VECTOR, Rules, converted, convolution, exported
 from vftok.runtime.words import brief, cut
 
 MAX_DEPTH, MAX_SIZE = 1_024, 65_536
@@ -119,17 +119,14 @@ def load(kind: str, path: str | os.PathLike, heads: int | None = None, **options
   names = next((n for n in LAYOUTS[kind] if f"{n.patch}.weight" in shapes), LAYOUTS[kind][0])
   net = _infer(kind, file.path, shapes, names, heads, options)
   table = rules(net, names)
-  _report(kind, file.path, table.keys() - shapes.keys(), shapes.keys() - table.keys())
-  leaves = abstract_params(net)
-  return net, converted(table, {key: (file, keys[key]) for key in table}, leaves, dict.fromkeys(leaves, np.float32))
+  leaves, sources = abstract_params(net), {key: (file, keys[key]) for key in shapes}
+  return net, converted(file.path, table, sources, leaves, dict.fromkeys(leaves, np.float32), _named(kind))
 
 
 def save(net: FeatureNet, params, directory: str | os.PathLike) -> None:
   """Writes the parameters in the layout of `transformers`, as model.safetensors; whole or not at all."""
   kind = "dinov2" if isinstance(net, DINOv2) else "vjepa2"
-  flat = traverse.flatten_dict(params)
-  table = rules(net, LAYOUTS[kind][0])
-  tensors = {key: rule.to_theirs(np.asarray(flat[rule.path])[rule.index]) for key, rule in table.items()}
+  tensors = exported(rules(net, LAYOUTS[kind][0]), params)
   hub.save_files(directory, tensors, {"model_type": kind, "num_attention_heads": net.vit.heads})
 
 
@@ -142,51 +139,30 @@ def abstract_params(net: FeatureNet) -> dict[tuple[str, ...], jax.ShapeDtypeStru
   return traverse.flatten_dict(nn.unbox(jax.eval_shape(init))["params"])
 
 
-def rules(net: FeatureNet, names: Names) -> dict[str, Rule]:
+def rules(net: FeatureNet, names: Names) -> Rules:
   """Plain torch key -> where it goes, for every tensor the net needs."""
-  table: dict[str, Rule] = {}
-
-  def add(key, path, conversion, index=()):
-    table[key] = Rule(path, index, *conversion)
-
+  table = Rules()
+  add, norm = table.add, table.norm
   window = (net.tubelet, net.patch, net.patch) if isinstance(net, VJEPA2) else (net.patch, net.patch)
-  add(f"{names.patch}.weight", ("patch_in", "kernel"), _convolution(window))
-  add(f"{names.patch}.bias", ("patch_in", "bias"), VECTOR)
+  table.linear(names.patch, ("patch_in",), how=convolution(window))
   if names.class_token:
     add(names.class_token, ("class_token",), (VECTOR[0], lambda a: a[None, None]))
-    add(names.positions, ("positions",), (VECTOR[0], lambda a: a[None]))
+    add(names.positions, ("positions",), LEADING)
     if net.registers:
-      add(names.registers, ("registers",), (VECTOR[0], lambda a: a[None]))
-  add(f"{names.norm}.weight", ("blocks", "norm", "scale"), VECTOR)
-  add(f"{names.norm}.bias", ("blocks", "norm", "bias"), VECTOR)
+      add(names.registers, ("registers",), LEADING)
+  norm(names.norm, ("blocks", "norm"))
   at = ("blocks", "layers")
   for i in range(net.vit.depth):
     layer = f"{names.layer}.{i}"
-    for norm in ("norm1", "norm2"):
-      add(f"{layer}.{norm}.weight", (*at, norm, "scale"), VECTOR, (i,))
-      add(f"{layer}.{norm}.bias", (*at, norm, "bias"), VECTOR, (i,))
+    for name in ("norm1", "norm2"):
+      norm(f"{layer}.{name}", (*at, name), (i,))
     for j, name in enumerate(names.qkv):
-      part = (i,) if len(names.qkv) == 1 else (i, slice(None), j)
-      add(f"{layer}.{name}.weight", (*at, "qkv_kernel"), LINEAR, part)
-      add(f"{layer}.{name}.bias", (*at, "qkv_bias"), VECTOR, (i,) if len(names.qkv) == 1 else (i, j))
-    for name, ours, conversion in (
-      (names.proj, "proj", LINEAR_2IN),
-      ("mlp.fc1", "up", LINEAR),
-      ("mlp.fc2", "down", LINEAR),
-    ):
-      add(f"{layer}.{name}.weight", (*at, f"{ours}_kernel"), conversion, (i,))
-      add(f"{layer}.{name}.bias", (*at, f"{ours}_bias"), VECTOR, (i,))
+      table.layer(f"{layer}.{name}", (*at, "qkv"), i, None if len(names.qkv) == 1 else j)
+    for name, ours, how in ((names.proj, "proj", LINEAR_2IN), ("mlp.fc1", "up", LINEAR), ("mlp.fc2", "down", LINEAR)):
+      table.layer(f"{layer}.{name}", (*at, ours), i, how=how)
     for j, name in enumerate(names.scales):
       add(f"{layer}.{name}", (*at, f"scale{j + 1}"), VECTOR, (i,))
   return table
-
-
-def _convolution(window: tuple[int, ...]):
-  """torch [D, C, *window] <-> ours [prod(window) * C, D], channel fastest."""
-  n = len(window)
-  to_ours = lambda a, shape: a.transpose(*range(2, n + 2), 1, 0).reshape(shape)
-  to_theirs = lambda a: a.reshape(*window, -1, a.shape[-1]).transpose(n + 1, n, *range(n))
-  return to_ours, to_theirs
 
 
 def _infer(kind, path, shapes: Mapping[str, tuple[int, ...]], names: Names, heads, options) -> FeatureNet:
@@ -194,7 +170,7 @@ def _infer(kind, path, shapes: Mapping[str, tuple[int, ...]], names: Names, head
 
   def size(key: str, rank: int) -> tuple[int, ...]:
     if key not in shapes:
-      _report(kind, path, [key], [])
+      hub.report_keys(path, [key], [], _named(kind))
     if len(shapes[key]) != rank:
       raise ValueError(f"{path} holds {key} with shape {tuple(shapes[key])}, expected {rank} axes: fetch it again.")
     if not all(0 < n <= MAX_SIZE for n in shapes[key]):
@@ -234,5 +210,5 @@ def _plain(kind: str, key: str) -> str:
   return next((key.removeprefix(p) for p in PREFIXES[kind] if key.startswith(p)), key)
 
 
-def _report(kind, path, missing, unknown) -> None:
-  hub.report_keys(path, missing, unknown, f"{kind} net like {SOURCES[kind]}")
+def _named(kind: str) -> str:
+  return f"{kind} net like {SOURCES[kind]}"

@@ -21,14 +21,14 @@ import numpy as np
 from vftok.frozen.features.frames import IMAGENET_MEAN, IMAGENET_STD
 from vftok.frozen.features.vit import Block, ViTConfig
 from vftok.io import hub
-from vftok.io.layout import LINEAR, LINEAR_2IN, VECTOR, Rule
+from vftok.io.layout import LINEAR, LINEAR_2IN, VECTOR, Rules, converted, convolution
 from vftok.models.layers import Linear, patchify
 
 PREFIX = "videomae."
 # Known and not needed: masks and decoder of pre-training, norms and classifier on top.
 UNUSED = r"encoder_to_decoder\.weight|mask_token|decoder\..+|(fc_norm|layernorm|classifier)\.(weight|bias)"
 LAYER = "encoder.layer"
-SOURCE = "MCG-NJU/videomae-base"
+NAMED = "VideoMAE like MCG-NJU/videomae-base"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,20 +100,8 @@ def load(path: str | os.PathLike, *, heads: int | None = None, **fields: Any) ->
   keys = {key.removeprefix(PREFIX): key for key in file.shapes}
   shapes = {key: file.shapes[name] for key, name in keys.items() if not re.fullmatch(UNUSED, key)}
   net = _infer(file.path, shapes, heads, fields)
-  table = rules(net)
-  _report(file.path, table.keys() - shapes.keys(), shapes.keys() - table.keys())
-  leaves = abstract_params(net)
-  flat = {leaf: np.zeros(spec.shape, np.float32) for leaf, spec in leaves.items()}  # keys have no bias: it stays 0
-  for key, rule in table.items():
-    wanted = rule.to_theirs(np.broadcast_to(np.int8(0), leaves[rule.path].shape)[rule.index]).shape
-    if tuple(shapes[key]) != wanted:
-      raise ValueError(
-        f"{file.path} holds {keys[key]} with shape {tuple(shapes[key])}, expected {wanted}: fetch it again."
-      )
-  for name, value in file.tensors(keys[key] for key in table):
-    rule = table[name.removeprefix(PREFIX)]
-    flat[rule.path][rule.index] = rule.to_ours(value.astype(np.float32), flat[rule.path][rule.index].shape)
-  return net, traverse.unflatten_dict({leaf: jax.device_put(value) for leaf, value in flat.items()})
+  leaves, sources = abstract_params(net), {key: (file, keys[key]) for key in shapes}
+  return net, converted(file.path, rules(net), sources, leaves, dict.fromkeys(leaves, np.float32), NAMED)
 
 
 def abstract_params(net: VideoMAE) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
@@ -123,34 +111,28 @@ def abstract_params(net: VideoMAE) -> dict[tuple[str, ...], jax.ShapeDtypeStruct
   return traverse.flatten_dict(nn.unbox(jax.eval_shape(init))["params"])
 
 
-def rules(net: VideoMAE) -> dict[str, Rule]:
+def rules(net: VideoMAE) -> Rules:
   """Plain key -> where it goes, for every tensor the net needs."""
-  window, table = (net.tubelet, net.patch, net.patch), {}
-  to_ours = lambda a, shape: a.transpose(2, 3, 4, 1, 0).reshape(shape)
-  to_theirs = lambda a: a.reshape(*window, -1, a.shape[-1]).transpose(4, 3, 0, 1, 2)
-  patches = "embeddings.patch_embeddings.projection"
-  table[f"{patches}.weight"] = Rule(("patch_in", "kernel"), (), to_ours, to_theirs)
-  table[f"{patches}.bias"] = Rule(("patch_in", "bias"), (), *VECTOR)
+  table, patches = Rules(), convolution((net.tubelet, net.patch, net.patch))
+  table.linear("embeddings.patch_embeddings.projection", ("patch_in",), how=patches)
   for i in range(net.vit.depth):
     layer, attention = f"{LAYER}.{i}", f"{LAYER}.{i}.attention.attention"
     for theirs, ours in (("layernorm_before", "norm1"), ("layernorm_after", "norm2")):
-      table[f"{layer}.{theirs}.weight"] = Rule(("layers", ours, "scale"), (i,), *VECTOR)
-      table[f"{layer}.{theirs}.bias"] = Rule(("layers", ours, "bias"), (i,), *VECTOR)
+      table.norm(f"{layer}.{theirs}", ("layers", ours), (i,))
     for j, name in enumerate(("query", "key", "value")):
-      table[f"{attention}.{name}.weight"] = Rule(("layers", "qkv_kernel"), (i, slice(None), j), *LINEAR)
-      if name != "key":
-        table[f"{attention}.{name[0]}_bias"] = Rule(("layers", "qkv_bias"), (i, j), *VECTOR)
+      table.layer(f"{attention}.{name}", ("layers", "qkv"), i, j, bias=False)
+      if name != "key":  # keys have no bias: it stays 0
+        table.add(f"{attention}.{name[0]}_bias", ("layers", "qkv_bias"), VECTOR, (i, j))
     parts = (("attention.output", "proj", LINEAR_2IN), ("intermediate", "up", LINEAR), ("output", "down", LINEAR))
-    for theirs, ours, conversion in parts:
-      table[f"{layer}.{theirs}.dense.weight"] = Rule(("layers", f"{ours}_kernel"), (i,), *conversion)
-      table[f"{layer}.{theirs}.dense.bias"] = Rule(("layers", f"{ours}_bias"), (i,), *VECTOR)
+    for theirs, ours, how in parts:
+      table.layer(f"{layer}.{theirs}.dense", ("layers", ours), i, how=how)
   return table
 
 
 def _infer(path, shapes, heads, fields) -> VideoMAE:
   """The net whose sizes the tensors have."""
   patches, hidden = "embeddings.patch_embeddings.projection.weight", f"{LAYER}.0.intermediate.dense.bias"
-  _report(path, [key for key in (patches, hidden) if key not in shapes], [])
+  hub.report_keys(path, [key for key in (patches, hidden) if key not in shapes], [], NAMED)
   if len(shapes[patches]) != 5 or len(shapes[hidden]) != 1:
     raise ValueError(f"{path} holds {patches} with shape {tuple(shapes[patches])}, expected 5 axes: fetch it again.")
   dim, _, tubelet, patch, _ = shapes[patches]
@@ -160,12 +142,3 @@ def _infer(path, shapes, heads, fields) -> VideoMAE:
     raise ValueError(f"{path} has width {dim}, which {heads} heads do not divide: pass heads=.")
   fields = {"taps": tuple(depth * n // 4 for n in range(5)), **fields}
   return VideoMAE(ViTConfig(dim, depth, heads, shapes[hidden][0]), patch, tubelet, **fields)
-
-
-def _report(path, missing, unknown) -> None:
-  parts = []
-  for found, what in ((sorted(missing), "lacks"), (sorted(unknown), "has the unknown")):
-    if found:
-      parts.append(f"{what} {', '.join(found[:3])}" + (f" and {len(found) - 3} more" if len(found) > 3 else ""))
-  if parts:
-    raise ValueError(f"{path} {' and '.join(parts)}, expected the tensors of a VideoMAE like {SOURCE}.")

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from vftok.frozen.features.frames import FeatureNet, smallest_multiple
 from vftok.models.attention import Layout, attend
 from vftok.models.layers import partitioned, trunc_normal
+from vftok.models.vit import Norm
 
 EPS = 1e-6
 
@@ -65,7 +66,7 @@ class Blocks(nn.Module):
       metadata_params={nn.PARTITION_NAME: "layers"},
     )
     x_BxNxD, _ = scanned(self.cfg, name="layers")(x_BxNxD.astype(jnp.float32), rope)
-    return Norm(name="norm")(x_BxNxD)
+    return Norm(EPS, name="norm")(x_BxNxD)
 
 
 class Block(nn.Module):
@@ -76,7 +77,7 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x_BxNxD, rope):
     for name, branch in (("1", lambda x: self._attention(x, rope)), ("2", self._mlp)):
-      y = branch(Norm(name=f"norm{name}")(x_BxNxD)).astype(jnp.float32)
+      y = branch(Norm(EPS, name=f"norm{name}")(x_BxNxD)).astype(jnp.float32)
       if self.cfg.layer_scale:
         y = y * self.param(f"scale{name}", partitioned(nn.initializers.ones, "embed"), (self.cfg.dim,))
       x_BxNxD = x_BxNxD + y
@@ -108,17 +109,6 @@ class Block(nn.Module):
     kernel = self.param(f"{name}_kernel", partitioned(trunc_normal, *axes), shape)
     bias = self.param(f"{name}_bias", partitioned(nn.initializers.zeros, *axes[inputs:]), shape[inputs:])
     return kernel.astype(self.cfg.dtype), bias.astype(self.cfg.dtype)
-
-
-class Norm(nn.Module):
-  """LayerNorm over the last axis with scale and bias, eps 1e-6, in float32."""
-
-  @nn.compact
-  def __call__(self, x):
-    scale = self.param("scale", partitioned(nn.initializers.ones, "embed"), x.shape[-1:])
-    bias = self.param("bias", partitioned(nn.initializers.zeros, "embed"), x.shape[-1:])
-    centered = x - x.mean(axis=-1, keepdims=True)
-    return centered * jax.lax.rsqrt(jnp.mean(centered * centered, axis=-1, keepdims=True) + EPS) * scale + bias
 
 
 def rotate(x_BxnxNxe, cos_Nxe, sin_Nxe) -> jax.Array:

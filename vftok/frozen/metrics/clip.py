@@ -20,7 +20,7 @@ import numpy as np
 
 from vftok.frozen.text import tokenizer, weights
 from vftok.frozen.text.layers import Attention, layer_norm
-from vftok.io.layout import Rule
+from vftok.io.layout import Rules, convolution
 from vftok.models.layers import Linear, partitioned, patchify, repeated, trunc_normal
 from vftok.runtime.words import brief, cut
 
@@ -187,19 +187,17 @@ def _config_of(path, config) -> CLIPConfig:
   )
 
 
-def table_of(net: CLIPConfig) -> weights.Table:
+def table_of(net: CLIPConfig) -> Rules:
   """Tensor name -> where it goes."""
-  table = weights.Table()
-  table.same("text_model.embeddings.token_embedding.weight", ("text_tokens",))
-  table.same("text_model.embeddings.position_embedding.weight", ("text_positions",))
-  table.same("vision_model.embeddings.position_embedding.weight", ("image_positions",))
-  table.same("vision_model.embeddings.class_embedding", ("class_token",))
-  to_ours = lambda a, shape: a.transpose(2, 3, 1, 0).reshape(shape)
-  to_theirs = lambda a: a.reshape(net.patch, net.patch, 3, -1).transpose(3, 2, 0, 1)
-  table["vision_model.embeddings.patch_embedding.weight"] = Rule(("patch_in", "kernel"), (), to_ours, to_theirs)
-  table.norm("text_model.final_layer_norm", ("text_norm",), bias=True)
-  table.norm("vision_model.pre_layrnorm", ("image_norm_in",), bias=True)  # as it is spelled in the files
-  table.norm("vision_model.post_layernorm", ("image_norm",), bias=True)
+  table = Rules()
+  table.add("text_model.embeddings.token_embedding.weight", ("text_tokens",))
+  table.add("text_model.embeddings.position_embedding.weight", ("text_positions",))
+  table.add("vision_model.embeddings.position_embedding.weight", ("image_positions",))
+  table.add("vision_model.embeddings.class_embedding", ("class_token",))
+  table.linear("vision_model.embeddings.patch_embedding", ("patch_in",), how=convolution((net.patch,) * 2), bias=False)
+  table.norm("text_model.final_layer_norm", ("text_norm",))
+  table.norm("vision_model.pre_layrnorm", ("image_norm_in",))  # as it is spelled in the files
+  table.norm("vision_model.post_layernorm", ("image_norm",))
   table.linear("text_projection", ("text_out",), bias=False)
   table.linear("visual_projection", ("image_out",), bias=False)
   linears = {f"self_attn.{n}_proj": ("attention", n) for n in ("q", "k", "v", "out")}
@@ -208,7 +206,7 @@ def table_of(net: CLIPConfig) -> weights.Table:
     for i in range(tower.depth):
       at = f"{name}_model.encoder.layers.{i}"
       for theirs, ours in linears.items():
-        table.linear(f"{at}.{theirs}", (name, *ours), (i,), bias=True)
+        table.linear(f"{at}.{theirs}", (name, *ours), (i,))
       for n in ("1", "2"):
-        table.norm(f"{at}.layer_norm{n}", (name, f"norm{n}"), (i,), bias=True)
+        table.norm(f"{at}.layer_norm{n}", (name, f"norm{n}"), (i,))
   return table

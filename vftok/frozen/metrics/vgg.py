@@ -13,6 +13,7 @@ import numpy as np
 
 from vftok.frozen.metrics.i3d import max_pool
 from vftok.models import conv as C
+from vftok.models.layers import ranked
 
 # ImageNet's mean and deviation, 0.485.. and 0.229.. of [0, 1], for images in [-1, 1].
 _MEAN, _STD = np.float32([-0.030, -0.088, -0.188]), np.float32([0.458, 0.448, 0.450])
@@ -130,7 +131,7 @@ class Conv(nn.Module):
     shape = (self.window, self.window, x.shape[-1], self.features)
     kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=(0, 1, 2)), shape)
     bias = self.param("bias", nn.initializers.zeros, (self.features,))
-    return nn.relu(C.conv2d(x[None], kernel, self.stride, ((self.padding, self.padding),) * 2)[0] + bias)
+    return nn.relu(C.conv2d(x[None], kernel, self.stride, ((self.padding, self.padding),) * 2)[0] + ranked(bias, 4))
 
 
 def convert(flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -148,7 +149,7 @@ def convert(flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _scaled(images):
-  return (images - _MEAN) / _STD
+  return (images - ranked(_MEAN, 4)) / ranked(_STD, 4)
 
 
 def _unit(x):

@@ -18,6 +18,7 @@ from vftok.frozen.text import tokenizer, weights
 from vftok.frozen.text.encoder import TextEncoder
 from vftok.frozen.text.layers import Attention, layer_norm
 from vftok.io import hub
+from vftok.io.layout import Rules
 from vftok.io.packaged import fetch_all
 from vftok.models.layers import Linear, partitioned, repeated, trunc_normal
 from vftok.runtime.words import brief, cut
@@ -124,11 +125,11 @@ def config_of(where: str | os.PathLike, config: dict[str, Any], dtype: str) -> B
   return net
 
 
-def table_of(net: BertConfig) -> weights.Table:
-  table = weights.Table()
+def table_of(net: BertConfig) -> Rules:
+  table = Rules()
   for ours, theirs in (("tokens", "word"), ("positions", "position"), ("types", "token_type")):
-    table.same(f"embeddings.{theirs}_embeddings.weight", (ours, "embedding"))
-  table.norm("embeddings.LayerNorm", ("norm",), bias=True)
+    table.add(f"embeddings.{theirs}_embeddings.weight", (ours, "embedding"))
+  table.norm("embeddings.LayerNorm", ("norm",))
   linears = {
     "attention.self.query": ("attention", "q"),
     "attention.self.key": ("attention", "k"),
@@ -140,7 +141,7 @@ def table_of(net: BertConfig) -> weights.Table:
   for i in range(net.depth):
     at = f"encoder.layer.{i}"
     for theirs, ours in linears.items():
-      table.linear(f"{at}.{theirs}", ("layers", *ours), (i,), bias=True)
-    table.norm(f"{at}.attention.output.LayerNorm", ("layers", "norm1"), (i,), bias=True)
-    table.norm(f"{at}.output.LayerNorm", ("layers", "norm2"), (i,), bias=True)
+      table.linear(f"{at}.{theirs}", ("layers", *ours), (i,))
+    table.norm(f"{at}.attention.output.LayerNorm", ("layers", "norm1"), (i,))
+    table.norm(f"{at}.output.LayerNorm", ("layers", "norm2"), (i,))
   return table

@@ -18,6 +18,7 @@ import numpy as np
 from vftok.frozen.text import tokenizer, weights
 from vftok.frozen.text.encoder import TextEncoder
 from vftok.frozen.text.layers import Attention
+from vftok.io.layout import Rules
 from vftok.models.layers import Linear, partitioned, repeated, trunc_normal
 from vftok.runtime.words import brief, cut
 
@@ -212,9 +213,9 @@ def _activation(where, config, default: str) -> tuple[str, bool]:
   return name, gated
 
 
-def table_of(net: T5Config, embedding: str) -> weights.Table:
-  table = weights.Table()
-  table.same(embedding, ("tokens", "embedding"))
+def table_of(net: T5Config, embedding: str) -> Rules:
+  table = Rules()
+  table.add(embedding, ("tokens", "embedding"))
   table.norm("encoder.final_layer_norm", ("norm",), bias=False)
   up = {"wi_0": "up", "wi_1": "gate"} if net.gated else {"wi": "up"}
   for i in range(net.depth):
@@ -223,7 +224,7 @@ def table_of(net: T5Config, embedding: str) -> weights.Table:
       table.linear(f"{attention}.SelfAttention.{theirs}", ("layers", "attention", ours), (i,), bias=False)
     if net.bias_per_layer or i == 0:
       path, index = (("layers", "bias", "table"), (i,)) if net.bias_per_layer else (("bias", "table"), ())
-      table.same(f"{attention}.SelfAttention.relative_attention_bias.weight", path, index)
+      table.add(f"{attention}.SelfAttention.relative_attention_bias.weight", path, index=index)
     for theirs, ours in (*up.items(), ("wo", "down")):
       table.linear(f"{mlp}.DenseReluDense.{theirs}", ("layers", ours), (i,), bias=False)
     table.norm(f"{attention}.layer_norm", ("layers", "norm1"), (i,), bias=False)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from vftok.frozen.text.encoder import Net, abstract_params
 from vftok.io import hub
-from vftok.io.layout import LINEAR, SAME, VECTOR, Rule, converted
+from vftok.io.layout import Rule, converted
 from vftok.runtime.words import brief, cut, is_number, is_whole
 
 MAX_DEPTH, MAX_SIZE = 1_024, 10_000_000
@@ -46,27 +46,9 @@ def read(
     ValueError: tensors missing, neither needed nor `unused`, or misshapen.
   """
   known = {key for key in files if not re.fullmatch(unused, key)} | (files.keys() & table.keys())
-  hub.report_keys(where, table.keys() - known, known - table.keys(), what)
   leaves = abstract_params(net)
   dtypes = {path: jnp.dtype(dtype if path[-1] in ("kernel", "embedding") else "float32") for path in leaves}
-  return converted(table, {key: (files[key], key) for key in table}, leaves, dtypes)
-
-
-class Table(dict[str, Rule]):
-  """Tensor name -> Rule; `index` is the layer where a leaf holds all layers, `bias` whether there is one."""
-
-  def linear(self, key: str, path, index=(), *, bias: bool) -> None:
-    self[f"{key}.weight"] = Rule((*path, "kernel"), index, *LINEAR)
-    if bias:
-      self[f"{key}.bias"] = Rule((*path, "bias"), index, *VECTOR)
-
-  def norm(self, key: str, path, index=(), *, bias: bool) -> None:
-    self[f"{key}.weight"] = Rule((*path, "scale"), index, *VECTOR)
-    if bias:
-      self[f"{key}.bias"] = Rule((*path, "bias"), index, *VECTOR)
-
-  def same(self, key: str, path, index=()) -> None:
-    self[key] = Rule(path, index, *SAME)
+  return converted(where, table, {key: (files[key], key) for key in known}, leaves, dtypes, what)
 
 
 def whole_number(where, config: Mapping[str, Any], key: str, default: int | None = None, high: int = MAX_SIZE) -> int:

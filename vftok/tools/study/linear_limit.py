@@ -24,6 +24,7 @@ from vftok.evals.reconstruction import VAE, score_rows
 from vftok.models import fsq
 from vftok.models.decoder import draft_of
 from vftok.models.layers import patchify, unpatchify
+from vftok.runtime.ending import or_exit
 from vftok.runtime.process import begin
 from vftok.show import page
 from vftok.tasks.linear_codes import principal
@@ -34,6 +35,10 @@ from vftok.train.experiment import run as run_main
 
 def main(argv: list[str]) -> None:
   begin(argv, distributed=False)
+  or_exit(run)
+
+
+def run() -> None:
   cfg, (tok, params) = flags.FLAGS.config, Tokenizer.load(flags.FLAGS.model)
   sources, sizes = cfg.eval.sets.to_dict()[flags.FLAGS.set], [int(n) for n in flags.FLAGS.sizes]
   train = {name: {**source, "split": "train"} for name, source in sources.items()}

@@ -23,12 +23,12 @@ from vftok.budget.label import Label
 from vftok.budget.search import all_assignments
 from vftok.evals import budget_pictures
 from vftok.frozen.metrics.weights import load_lpips
+from vftok.runtime.ending import or_exit
 from vftok.runtime.files import whole_file
 from vftok.runtime.process import begin
 from vftok.show import page
 from vftok.show.progress import progress
 from vftok.tokenizer.api import Tokenizer
-from vftok.tools.command import or_exit
 from vftok.tools.label_budgets import clips_of
 from vftok.train.experiment import define_config
 from vftok.train.experiment import run as run_main

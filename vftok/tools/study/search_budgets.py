@@ -27,6 +27,7 @@ from vftok.budget.auto import Auto
 from vftok.budget.label import Label
 from vftok.budget.reward import Reward, lengths, percentile
 from vftok.budget.router import find
+from vftok.runtime.ending import or_exit
 from vftok.runtime.files import whole_file
 from vftok.runtime.process import begin
 from vftok.show import page
@@ -35,7 +36,6 @@ from vftok.tasks.curve_fits import summed
 from vftok.tasks.router import WEIGHTS
 from vftok.tokenizer import programs
 from vftok.tokenizer.api import Tokenizer
-from vftok.tools.command import or_exit
 from vftok.tools.label_budgets import clips_of
 from vftok.train.experiment import define_config
 from vftok.train.experiment import run as run_main

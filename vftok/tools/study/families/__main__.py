@@ -15,9 +15,9 @@ import sys
 import time
 from pathlib import Path
 
+from vftok.runtime.ending import exit_code
 from vftok.runtime.process import local
 from vftok.runtime.words import brief
-from vftok.tools.command import exit_code
 from vftok.tools.study.families.jobs import OutOfTime, Study
 from vftok.tools.study.families.pages import write
 
