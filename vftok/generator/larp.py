@@ -12,7 +12,7 @@ import numpy as np
 
 from vftok.families.query.larp_ar import LarpGenerator, load_larp_ar
 from vftok.generator.api import Generator, Params
-from vftok.generator.request import Fixed, request
+from vftok.generator.request import Adaptive, Fixed, request
 from vftok.models.ar import ARConfig
 from vftok.models.config import GeneratorConfig
 from vftok.runtime.words import brief
@@ -114,7 +114,7 @@ class Larp(Generator):
       raise ValueError(f"first_frames has {frames.shape[1]} frames, expected 1..{most - 1} of the clip's {most}.")
     return tok.encode(tok_params, np.pad(frames, ((0, 0), (0, most - frames.shape[1]), *((0, 0),) * 3), mode="edge"))
 
-  def _of(self, asked: Fixed, given) -> dict[str, Any]:
+  def _of(self, asked: Fixed | Adaptive, given) -> dict[str, Any]:
     """The condition as the model takes it."""
     if self.net.cfg.frame_prediction:
       if given is None:

@@ -236,7 +236,7 @@ def _check_condition(cfg: GeneratorConfig, given, steps: int) -> None:
   if not wanted:
     return
   if not isinstance(given, VideoTokens) or not np.array_equal(np.unique(given.keep, axis=0), [wanted]):
-    found = None if given is None else np.shape(getattr(given, "ids", given))
+    found = None if given is None else np.shape(given.ids if isinstance(given, VideoTokens) else given)
     raise ValueError(
       f"given is {brief(found)}, expected the tokens of {cfg.condition_frames} first frames, {wanted} in their time "
       "steps: this model goes on from such (vftok.generator.given)."

@@ -83,8 +83,9 @@ def sample(
     raise ValueError(f"frames is {brief(frames)}, expected 1 + a multiple of 4, or 0 for no end.")
   if first_frames is not None and len(np.shape(first_frames)) != 5:
     raise ValueError(f"first_frames have shape {cut(np.shape(first_frames))}, expected [B, 1 + 4j, H, W, 3].")
-  if gen.cfg.condition and (first_frames is None or np.shape(first_frames)[1] != gen.cfg.condition_frames):
-    raise ValueError(f"first_frames are {cut(np.shape(first_frames))}, expected {gen.cfg.condition_frames} frames.")
+  shape = () if first_frames is None else np.shape(first_frames)
+  if gen.cfg.condition and shape[1:2] != (gen.cfg.condition_frames,):
+    raise ValueError(f"first_frames are {cut(shape)}, expected {gen.cfg.condition_frames} frames.")
   at_once = tok.one_pass or tok.chunk_frames == 1  # pictures do not go on
   if at_once and (total != window or (first_frames is not None and not gen.remakes)):
     raise ValueError(f"this tokenizer decodes {window} frames at once: leave out frames and first frames.")

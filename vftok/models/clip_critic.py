@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from vftok.models.config_checks import DTYPES
-from vftok.models.layers import Linear, patchify
+from vftok.models.layers import Linear, partitioned, patchify
 from vftok.models.sincos import sincos_3d
 from vftok.models.vit import Blocks, BlocksConfig, Group, Norm
 from vftok.runtime.words import brief
@@ -46,7 +46,8 @@ class CriticConfig:
     sizes = (frames, height, width)
     if any(n % p for n, p in zip(sizes, self.patch, strict=True)):
       raise ValueError(f"critic.patch is {self.patch}, expected divisors of the clips' frames and size {sizes}.")
-    return tuple(n // p for n, p in zip(sizes, self.patch, strict=True))
+    t, h, w = (n // p for n, p in zip(sizes, self.patch, strict=True))
+    return t, h, w
 
 
 class ClipCritic(nn.Module):
@@ -62,11 +63,11 @@ class ClipCritic(nn.Module):
     x = Linear(d, (None, "embed"), dtype=cfg.dtype, name="patch_in")(patches).astype(jnp.float32)
     x = x + sincos_3d(grid, d)[None]
     if not cfg.per_patch:
-      init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("embed",))
+      init = partitioned(nn.initializers.normal(0.02), "embed")
       cls = jnp.broadcast_to(self.param("cls", init, (d,)).astype(jnp.float32), (b, 1, d))
       x = jnp.concatenate([cls, x], axis=1)
     n = x.shape[1]
     blocks = BlocksConfig(d, cfg.heads, cfg.depth, 4 * d, dtype=cfg.dtype, remat=cfg.remat)
-    x = Blocks(blocks, (Group(0, n, ((0, n),)),), name="blocks")(x)
+    x = jnp.asarray(Blocks(blocks, (Group(0, n, ((0, n),)),), name="blocks")(x))
     x = Norm(HEAD_EPS, name="norm")(x if cfg.per_patch else x[:, :1])
     return Linear(1, ("embed", None), name="head")(x)[..., 0]

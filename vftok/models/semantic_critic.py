@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vftok.models.layers import trunc_normal
+from vftok.models.layers import partitioned, trunc_normal
 
 VIRTUAL_BATCH = 8  # clips that are normalised together
 POWER_STEPS = 8  # of the iteration that finds the largest singular value
@@ -45,7 +45,7 @@ class ConvBlock(nn.Module):
   @nn.compact
   def __call__(self, x_BxNxD):
     x = SpectralConv(self.features, self.width, name="conv")(x_BxNxD)
-    make = lambda name, init: self.param(name, nn.with_logical_partitioning(init, ("embed",)), (self.features,))
+    make = lambda name, init: self.param(name, partitioned(init, "embed"), (self.features,))
     x = local_norm(x) * make("scale", nn.initializers.ones) + make("bias", nn.initializers.zeros)
     return nn.leaky_relu(x, 0.2)
 
@@ -59,8 +59,8 @@ class SpectralConv(nn.Module):
   @nn.compact
   def __call__(self, x_BxNxD):
     shape = (self.width, x_BxNxD.shape[-1], self.features)
-    kernel = self.param("kernel", nn.with_logical_partitioning(trunc_normal, (None, "embed", None)), shape)
-    bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, (None,)), (self.features,))
+    kernel = self.param("kernel", partitioned(trunc_normal, None, "embed", None), shape)
+    bias = self.param("bias", partitioned(nn.initializers.zeros, None), (self.features,))
     kernel = kernel / largest_singular(kernel.reshape(-1, self.features))
     half = self.width // 2
     around = jnp.concatenate([x_BxNxD[:, -half:], x_BxNxD, x_BxNxD[:, :half]], axis=1) if half else x_BxNxD

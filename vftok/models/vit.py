@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from vftok.models.attention import Layout, attend, attend_causal, attend_seen
 from vftok.models.flow import chosen
-from vftok.models.layers import layer_norm, matmul, parts, ranked, repeated, xavier
+from vftok.models.layers import layer_norm, matmul, partitioned, parts, ranked, repeated, xavier
 from vftok.runtime.sharding import constrain
 
 
@@ -125,7 +125,7 @@ class Block(nn.Module):
     return jax.nn.gelu(up, approximate=False) @ down + bias[None, None]
 
   def _param(self, name, shape, axes, init):
-    return self.param(name, nn.with_logical_partitioning(init, axes), shape).astype(self.cfg.dtype)
+    return self.param(name, partitioned(init, *axes), shape).astype(self.cfg.dtype)
 
 
 def dropped(module: nn.Module, rate: float, x) -> jax.Array:

@@ -64,7 +64,7 @@ class Generates(Task, Protocol):
     """(tokenizer, params) that its tokens are of."""
     ...
 
-  def evaluate_generation(self, params, out) -> dict[str, float]:
+  def evaluate_generation(self, params, out, asked: Any = None) -> dict[str, float]:
     """Generated clips against held-out ones; writes into the directory `out`."""
     ...
 

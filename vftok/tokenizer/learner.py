@@ -62,15 +62,19 @@ class Learner(Protocol):
 
   def frozen(self) -> Mapping[str, Any]:
     """Weights of other models that the step needs, by name, read from disk once."""
+    ...
 
   def heads(self, key: jax.Array) -> Any:
     """Boxed parameters that only training needs and no tokenizer stores, `params["heads"]` of `step`; or None."""
 
   def counts(self, frozen, video_BxFxHxWx3, keys_B) -> jax.Array:
     """int32 [B, T]: tokens of each time step that are trained with."""
+    ...
 
   def step(self, params, frozen, video_BxFxHxWx3, keep_BxT, keys_B, done) -> Made:
     """`video` in [-1, 1]; `done`: the share of the run that is over, 0 at its first step."""
+    ...
 
   def flops(self) -> float:
     """Forward FLOPs of one clip."""
+    ...
