@@ -162,7 +162,12 @@ def test_wrong_tokens_and_lengths_are_refused(made, tmp_path):
       make_task(wrong)
   meta = json.loads((out / "recipe.json").read_text())
   conditions = ({"frames": 0, "counts": [8]}, {"frames": 1, "counts": [True]})
-  for change in ({"counts": [0]}, {"counts": "x"}, *({"condition": condition} for condition in conditions)):
+  for change in (
+    {"counts": [0]},
+    {"counts": "x"},
+    {"text_shape": False},
+    *({"condition": condition} for condition in conditions),
+  ):
     (tmp_path / "recipe.json").write_text(json.dumps(meta | change))
     with pytest.raises(ValueError, match="is damaged"):
       read_meta(tmp_path)

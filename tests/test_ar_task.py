@@ -249,7 +249,7 @@ def test_the_command_line_samples(whole_run, tmp_path, capsys, monkeypatch):
   assert Path(out).stat().st_size and "tokens/s" in capsys.readouterr().out
   for words, message in (
     (["", out], "the prompt is empty"),
-    ([out], "expected a prompt"),
+    ([out], "expected PROMPT OUT, or OUT alone with --class"),
     (["a duck", out], "knows no text"),
     ([out, "--class", "9"], "label is 9"),
     ([out, "--class", "0", "--keep", "5"], "--keep is"),

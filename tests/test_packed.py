@@ -170,6 +170,15 @@ def test_headers_are_read_before_their_arrays(file, name, tmp_path):
   assert sentence in str(caught.value) and len(str(caught.value)) < 400
 
 
+def test_a_header_that_is_cut_short(file, tmp_path):
+  with zipfile.ZipFile(file) as whole, zipfile.ZipFile(tmp_path / "bad.npz", "w") as bad:
+    for member in whole.namelist():
+      data = whole.read(member)
+      bad.writestr(member, data.replace(b",), }", b",(, }") if member == "frames.npy" else data)
+  with pytest.raises(ValueError, match="frames is no array"):
+    packed("all", path=tmp_path / "bad.npz")
+
+
 @pytest.mark.parametrize("key", META)
 def test_bad_meta_is_refused(file, key, tmp_path):
   arrays, (value, sentence) = arrays_of(file), META[key]

@@ -227,7 +227,7 @@ def _array(archive: zipfile.ZipFile, key: str, kind: str, bad: Callable[[str], V
     try:
       header = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}[read_magic(file)]
       shape, _, dtype = header(file)
-    except (ValueError, KeyError, OverflowError):
+    except Exception:  # of all kinds, for NumPy reads headers as Python's own text
       raise bad(f"{key} is no array") from None
     same = dtype.kind == "U" if kind == "U" else dtype == np.dtype(kind)
     if not same or len(shape) != (key != "meta") or any(n < 0 for n in shape):

@@ -103,7 +103,7 @@ def read_meta(directory: str | os.PathLike) -> dict[str, Any]:
     ("condition", lambda c: whole(c["frames"]) and 0 < len(c["counts"]) < meta["shape"][0] and counts(c["counts"])),
   ):
     try:
-      fits = not meta.get(key) or usable(meta[key])
+      fits = meta.get(key) is None or usable(meta[key])
     except (KeyError, TypeError):
       fits = False
     if not fits:
