@@ -141,7 +141,7 @@ def test_a_generator_is_trained_on_its_tokens(tokens, model, tmp_path):
   with pytest.raises(ValueError, match="keep is 2, expected all 4"):
     gen.generate(params, jax.random.key(0), {"label": [1]}, keep=2)
   for wrong in ({"frames": 9}, {"first_frames": np.zeros((1, 1, 16, 16, 3), np.uint8)}):
-    with pytest.raises(ValueError, match="decodes 8 frames in one pass"):
+    with pytest.raises(ValueError, match="decodes 8 frames at once"):
       next(sample(gen, params, *model, jax.random.key(0), {"label": [1]}, **wrong))
   cfg.model.ar.slots = 2
   with pytest.raises(ValueError, match="expected 0 for all 4: the stored tokens have no order"):
@@ -167,7 +167,7 @@ def test_a_generator_is_trained_on_adaptoks_tokens(tmp_path):
   assert whole.video.shape == (1, 8, 16, 16, 3) and whole.made == 8 and half.made == 4
   assert np.array_equal(half.tokens.ids[:, :, :2], whole.tokens.ids[:, :, :2]) and np.all(half.tokens.keep == 2)
   assert not np.array_equal(half.video, whole.video)
-  with pytest.raises(ValueError, match="decodes 8 frames in one pass"):
+  with pytest.raises(ValueError, match="decodes 8 frames at once"):
     make(first_frames=np.zeros((1, 4, 16, 16, 3), np.uint8))
 
 

@@ -174,7 +174,7 @@ BAD_FILES = [
   (lambda c: c.update(max_seq_len=25), "abs_pe with shape (1, 24, 64), expected (1, 25, 64)"),
   (lambda c: c.update(frame_prediction=1), "frame_prediction = 1"),
   (lambda c: c.update(ffn_dim_multiplier=1e308), "ffn_dim_multiplier = 1e+308, expected 0.001 to 1000"),
-  (lambda c: c.update(norm_eps=float("inf")), "norm_eps = inf"),
+  (lambda c: c.update(norm_eps=float("inf")), "holds inf"),
   (lambda c: (c.clear(), c.update(golden_tokenizer())), "is no LARP generator"),
 ]
 
