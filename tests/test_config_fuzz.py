@@ -15,8 +15,8 @@ from model_files import load_with
 from vftok.convert import reference_config, semantok_ar
 from vftok.families.evatok import reference as evatok_reference
 from vftok.families.flextok import released as released_flextok
-from vftok.families.query import config as query_config
 from vftok.families.query import larp_ar_weights
+from vftok.families.query import released as query_released
 from vftok.frozen.metrics import clip
 from vftok.frozen.text import minilm, t5
 from vftok.io import hub, shipped
@@ -138,8 +138,8 @@ READERS = {  # a good config, and what reads it without weights
   "router": own("vftok-mini-router", RouterConfig),
   "VideoFlexTok": released("small", "config", lambda config: reference_config.parse(config, VAEConfig())),
   "FlexTok": flextok,
-  "LARP": released("larp_small", "config", query_config.parse),
-  "AdapTok": released("adaptok_small", "config", query_config.parse),
+  "LARP": released("larp_small", "config", query_released.parse),
+  "AdapTok": released("adaptok_small", "config", query_released.parse),
   "LARP's generator": released("larp_small", "ar_config", larp_ar_weights.parse),
   "EVATok": released("evatok_small", "config", evatok_reference.parse),
   "SemanTok's generator": lambda: (SEMANTOK, semantok_ar.parse),

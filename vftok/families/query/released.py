@@ -43,7 +43,7 @@ def parse(config: Mapping[str, Any]) -> QueryConfig:
   Raises:
     ValueError: the first key that is missing, unknown, mistyped, or has a value that no model has.
   """
-  adaptok = "mask_generator" in config
+  adaptok = {"bottleneck", "mask_generator"} <= config.keys()
   _check_keys(config, adaptok)
   values = {}
   for name in PLAIN if adaptok else PLAIN - ADAPTOK:
