@@ -41,6 +41,15 @@ def test_every_leaf_learns(learned):
   assert {path.split("'")[-2] for path in still} == {"table"} and len(still) == 2  # the sinusoids of both parts stay
 
 
+def test_flops_are_counted_before_anything_is_made():
+  task = make_task(flextok.smoke())
+  few, params = task.flops(), task.frozen()["vae"]
+  cfg = flextok.smoke()
+  cfg.model.encoder.stack.depth = 2
+  assert 0 < few < make_task(cfg).flops() and all(isinstance(x, jax.Array) for x in jax.tree.leaves(params))
+  np.asarray(jax.tree.leaves(params)[0])  # no tracer has stayed
+
+
 def test_what_is_saved_opens_as_a_released_one(learned, tmp_path):
   task, params, _ = learned
   task.save(params, task.frozen(), tmp_path / "model")
@@ -59,7 +68,7 @@ def test_it_sees_pictures_and_starts_from_its_own_kind():
     make_task(cfg)
   cfg = flextok.smoke()
   cfg.init_from = "vftok-mini"
-  with pytest.raises(ValueError, match="init_from is vftok-mini, which is no FlexTok"):
+  with pytest.raises(ValueError, match="init_from is 'vftok-mini', which is no FlexTok"):
     make_task(cfg).start({}, ())
 
 

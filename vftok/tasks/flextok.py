@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from vftok.families.flextok import vae_weights
 from vftok.families.flextok.api import FlexTok
 from vftok.families.flextok.config import FlexTokConfig
+from vftok.runtime.words import brief
 from vftok.tasks.tokenizer import TokenizerTask
 from vftok.tokenizer import families
 
@@ -34,13 +36,13 @@ class FlexTokTask(TokenizerTask):
   def _opened(self, name) -> tuple[FlexTok, Any]:
     tok, params = families.load(name)
     if not isinstance(tok, FlexTok):
-      raise ValueError(f"init_from is {name}, which is no FlexTok: name one, or leave it empty.")
+      raise ValueError(f"init_from is {brief(str(name))}, which is no FlexTok: name one, or leave it empty.")
     return tok, params
 
   def _encode_flops(self) -> float:
     """By XLA's count of the program: convolutions, attention and what is elementwise."""
     vae = self.tok.cfg.vae.module()
-    params = jax.eval_shape(lambda: self._random_vae)
     picture = jax.ShapeDtypeStruct((1, 1, *self.tok.frame_size, 3), jnp.float32)
+    params = nn.unbox(jax.eval_shape(vae.init, jax.random.key(0), picture))["params"]
     encode = jax.jit(lambda params, x: vae.apply({"params": params}, x, method="encode"))
     return float(encode.lower(params, picture).cost_analysis()["flops"])
