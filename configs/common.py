@@ -7,6 +7,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from vftok.io.packaged import cache_dir
+from vftok.tasks.losses import TokenizerLoss
 
 # The two public tokenizers and the pixels they are made for: of Kinetics-600 and of Panda-70M.
 RELEASED = {
@@ -114,6 +115,20 @@ def on_shapes(frames: int, **own) -> dict:
 def videos(**own) -> dict:
   """Sources of a folder of one's own videos."""
   return dict(videos=dict(kind="video_folder", path="videos", **own))
+
+
+def flow_paper(*, warmup: int, loss: dict, **own) -> ConfigDict:
+  """What published sizes of VideoFlexTok and FlexTok share: REPA to DINOv2-L, muP, counts shared by all time steps."""
+  repa = dict(share="shared", repa=1.0, features="dinov2", features_path="facebook/dinov2-large", show_guidance=0.0)
+  return base(
+    loss=TokenizerLoss(**repa, **loss),
+    optim=dict(lr=1.124e-3, warmup=warmup, mup_base_width=256, b2=0.99, weight_decay=0.02),  # lr, warmup; else unknown
+    ema=0.9998,  # unknown
+    log_every=50,
+    save_every=2000,
+    media_every=5000,
+    **own,
+  )
 
 
 def shapes(count: int = 64) -> dict:

@@ -82,7 +82,7 @@ def smoke():
 def _paper(encoder: int, decoder: int, **own):
   """Pictures of 256x256; REPA to DINOv2-L on the first block, counts by the uniform law."""
   pictures = lambda split: dict(pictures=dict(kind="image_folder", path="imagenet", split=split))
-  return common.base(
+  return common.flow_paper(
     task="flextok",
     title=f"FlexTok d{encoder}-d{decoder}",
     vae="flextok_vae_c16",  # a folder: EPFL-VILAB's, or another AutoencoderKL of 16 channels
@@ -92,22 +92,10 @@ def _paper(encoder: int, decoder: int, **own):
     model=model(
       encoder, decoder, KLConfig(), readout=(2, 1024), dtype="bfloat16", remat="dots_with_no_batch_dims_saveable"
     ),
-    loss=TokenizerLoss(
-      nested="uniform",
-      share="shared",
-      repa=1.0,
-      features="dinov2",
-      features_path="facebook/dinov2-large",
-      show_steps=20,
-      show_guidance=0.0,
-    ),
+    warmup=10_000,  # unknown
+    loss=dict(nested="uniform", show_steps=20),
     data=dict(sources=pictures("train"), frames=1, size=256, flip=True, workers=16),
     eval=dict(sets=dict(val=pictures("val")), clips=5000, guidance=7.5, guidance_kind="apg", steps=20, rfvd=False),
-    optim=dict(lr=1.124e-3, warmup=10_000, mup_base_width=256, b2=0.99, weight_decay=0.02),  # unknown
-    ema=0.9998,  # unknown
-    log_every=50,
-    save_every=2000,
-    media_every=5000,
     **own,
   )
 

@@ -231,7 +231,7 @@ WARMUP = 6_100  # 4 B tokens
 
 def _paper(encoder: int, decoder: int, *, size: int, patch, fsdp: int, remat: str = "nothing_saveable", **own):
   """Stage 1 of the paper: encoder and decoder of 64 * depth, REPA to DINOv2-L on the first block, muP."""
-  return common.base(
+  return common.flow_paper(
     task="tokenizer",
     title=f"VideoFlexTok d{encoder}-d{decoder}",
     vae=common.RELEASED["k600"]["tokenizer"],  # any model that carries the VidTok VAE
@@ -251,14 +251,8 @@ def _paper(encoder: int, decoder: int, *, size: int, patch, fsdp: int, remat: st
       remat=remat,
       sampling=dict(guidance="apg", scale=3.0, solver_steps=50),  # SemanTok's, of retrained decoders; released: 20
     ),
-    loss=TokenizerLoss(
-      share="shared",
-      repa=1.0,
-      features="dinov2",
-      features_path="facebook/dinov2-large",
-      show_steps=30,
-      show_guidance=0.0,
-    ),
+    warmup=WARMUP,
+    loss=dict(show_steps=30),
     data=dict(
       sources=common.videos(),
       size=size,
@@ -273,13 +267,6 @@ def _paper(encoder: int, decoder: int, *, size: int, patch, fsdp: int, remat: st
       guidance_kind="apg",
       steps=50,
     ),
-    optim=dict(
-      lr=1.124e-3, warmup=WARMUP, mup_base_width=256, b2=0.99, weight_decay=0.02
-    ),  # all but lr, warmup unknown
-    ema=0.9998,  # unknown
-    log_every=50,
-    save_every=2000,
-    media_every=5000,
     **own,
   )
 

@@ -102,7 +102,8 @@ def compile_cache(cache_dir):
 
 
 RANKED = (
-  "ar_inputs draft evatok evatok_model flextok heads larp_ar lengths models one_pass_loss order query vae".split()
+  *"ar_inputs draft evatok evatok_model flextok heads larp_ar lengths models one_pass_loss order".split(),
+  *"query query_parts vae".split(),
 )
 
 

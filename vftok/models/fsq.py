@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vftok.models.layers import ranked
+
 EPS = 1e-3
 
 
@@ -27,7 +29,7 @@ def basis(levels: Sequence[int]) -> np.ndarray:
 
 def bound(z, levels: Sequence[int]) -> jax.Array:
   """Squashes z [..., c] so that rounding gives `levels[j]` values in dimension j. float32 [..., c]."""
-  levels_c = _along(levels, z)
+  levels_c = ranked(np.asarray(levels), z.ndim)
   half = np.asarray((levels_c - 1) * (1 + EPS) / 2, np.float32)
   offset = np.where(levels_c % 2 == 0, 0.5, 0.0).astype(np.float32)
   shift = np.arctanh(offset / half)
@@ -39,25 +41,20 @@ def quantize(z, levels: Sequence[int]) -> jax.Array:
   chex.assert_axis_dimension(z, -1, len(levels))
   y = bound(z, levels)
   rounded = y + jax.lax.stop_gradient(jnp.round(y) - y)
-  return rounded / (_along(levels, z).astype(np.float32) // 2)
+  return rounded / (ranked(np.asarray(levels), z.ndim).astype(np.float32) // 2)
 
 
 def codes_to_ids(codes, levels: Sequence[int]) -> jax.Array:
   """int32 [...] ids of codes [..., c] made by `quantize`."""
-  half_width = _along(levels, codes) // 2
+  half_width = ranked(np.asarray(levels), codes.ndim) // 2
   digits = jnp.round(codes.astype(jnp.float32) * half_width.astype(np.float32)).astype(jnp.int32) + half_width
-  return jnp.sum(digits * _along(basis(levels), codes), axis=-1, dtype=jnp.int32)
+  return jnp.sum(digits * ranked(basis(levels), codes.ndim), axis=-1, dtype=jnp.int32)
 
 
 def ids_to_codes(ids, levels: Sequence[int]) -> jax.Array:
   """float32 [..., c] codes of ids int [...] in 0..prod(levels)-1."""
   ids = ids[..., None]
-  levels_c = _along(levels, ids).astype(np.int32)
+  levels_c = ranked(np.asarray(levels, np.int32), ids.ndim)
   half_width = levels_c // 2
-  digits = (ids // _along(basis(levels), ids)) % levels_c
+  digits = (ids // ranked(basis(levels), ids.ndim)) % levels_c
   return (digits - half_width).astype(jnp.float32) / half_width.astype(np.float32)
-
-
-def _along(values: Sequence[int] | np.ndarray, x) -> np.ndarray:
-  """One value for each entry of the last axis of x, with as many axes."""
-  return np.reshape(values, (1,) * (np.ndim(x) - 1) + (-1,))

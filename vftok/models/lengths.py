@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vftok.models.layers import ranked
+
 FORMATS = ("none", "length_first", "end_of_step")
 
 
@@ -115,7 +117,7 @@ def says_length(cfg: LengthFormat, ids):
 def allowed(cfg: LengthFormat, slot, xp: Any = np):
   """bool [..., V']: which ids can stand in slots int [...]; the rest get no probability, in training as in sampling."""
   first = (slot == 0)[..., None]
-  content = (xp.arange(cfg.total_vocab) < cfg.vocab).reshape((1,) * (first.ndim - 1) + (-1,))
+  content = ranked(xp.arange(cfg.total_vocab) < cfg.vocab, first.ndim)
   if cfg.lengths == "length_first":
     return xp.where(first, ~content, content)
   return content | ~first  # END needs a token before it; without lengths all ids are content

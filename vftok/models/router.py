@@ -17,10 +17,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from vftok.models.attention import Layout
+from vftok.models.config_checks import MAX_SIZE, MAX_STEPS
 from vftok.models.layers import Linear, partitioned, patchify, trunc_normal
 from vftok.models.transformer import Stack, StackConfig
 
-MAX_SIZE, MAX_STEPS = 65_536, 256
 HEADS = ("curves", "classes")
 SHAPE = 0.3  # a clip's curves differ in size first, in shape more slowly
 

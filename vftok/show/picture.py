@@ -153,7 +153,7 @@ def curves_png(
     axes.set_ylabel(name)
     axes.grid(color="#e3e3e3", linewidth=0.7)
     if levels:
-      axes.legend(fontsize=7, frameon=False)
+      axes.legend(fontsize=7, framealpha=0.9, edgecolor="none")
     axes.spines["right"].set_visible(False)
     above = axes.twiny()
     above.spines["right"].set_visible(False)

@@ -28,9 +28,14 @@ def _class(config: Mapping[str, Any]) -> str:
   return str(config.get("_target_")).rsplit(".", 1)[-1]
 
 
+def is_adaptok(config: Mapping[str, Any]) -> bool:
+  """Whether a config.json of LARP's architecture is of one with blocks of time."""
+  return {"bottleneck", "mask_generator"} <= config.keys()
+
+
 FAMILIES = (
   Family("flextok", "vftok.families.flextok.api", lambda config: _class(config).startswith("FlexTok")),
-  Family("adaptok", "vftok.families.query.tokenizer", lambda config: {"bottleneck", "mask_generator"} <= config.keys()),
+  Family("adaptok", "vftok.families.query.tokenizer", is_adaptok),
   Family(
     "larp", "vftok.families.query.tokenizer", lambda config: {"bottleneck", "bottleneck_token_num"} <= config.keys()
   ),

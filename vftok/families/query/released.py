@@ -12,6 +12,7 @@ from vftok.families.query.config import PriorConfig, QueryConfig, VQConfig
 from vftok.families.query.masks import DECODER_MODES, ENCODER_MODES
 from vftok.models.config_checks import MAX_CODEBOOK, MAX_DEPTH, MAX_SIZE, MAX_TOKENS
 from vftok.runtime.words import brief, cut, is_number, is_whole
+from vftok.tokenizer.families import is_adaptok
 
 NORMS = ("none", "ln_d", "ln_nd")
 PRIOR_SIZES = {  # layers, heads, width; heads of S are published, others inferred to have 64 channels too
@@ -43,7 +44,7 @@ def parse(config: Mapping[str, Any]) -> QueryConfig:
   Raises:
     ValueError: the first key that is missing, unknown, mistyped, or has a value that no model has.
   """
-  adaptok = {"bottleneck", "mask_generator"} <= config.keys()
+  adaptok = is_adaptok(config)
   _check_keys(config, adaptok)
   values = {}
   for name in PLAIN if adaptok else PLAIN - ADAPTOK:

@@ -26,9 +26,9 @@ from vftok.frozen.features.vit import ViTConfig
 from vftok.frozen.features.vjepa2 import VJEPA2, VJEPA2Module
 from vftok.io import hub
 from vftok.io.layout import LEADING, LINEAR, LINEAR_2IN, VECTOR, Rules, converted, convolution, exported
+from vftok.models.config_checks import MAX_DEPTH, MAX_SIZE
 from vftok.runtime.words import brief, cut
 
-MAX_DEPTH, MAX_SIZE = 1_024, 65_536
 HEADS = {1280: 16}  # V-JEPA 2 ViT-H has heads of 80; all others have heads of 64
 
 _LAYER = r"(norm[12]|attention\.(query|key|value|proj)|mlp\.fc[12])\.(weight|bias)"
