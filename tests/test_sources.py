@@ -103,6 +103,35 @@ def test_bad_choices(tmp_path):
     make_source("video_folder", "val", {"path": tmp_path / "one", "holdout": 0})
 
 
+@pytest.mark.parametrize(
+  "kind, name, value, what",
+  [
+    ("world", "count", True, "a whole number"),
+    ("world", "size", 32.0, "a whole number"),
+    ("world", "keep", 1, "True or False"),
+    ("sim", "frames", "17", "a whole number"),
+    ("sim", "second_object", float("nan"), "a number"),
+    ("shapes", "fps", None, "a number"),
+    ("packed", "window", True, "a whole number"),
+    ("video_folder", "holdout", "half", "a number"),
+    ("image_folder", "links", "no", "True or False"),
+    ("tfds", "fps", False, "a number"),
+    ("tfds", "video", 3, "text"),
+    ("ucf101", "fold", 1.5, "a whole number"),
+  ],
+)
+def test_an_option_is_of_its_type(tmp_path, kind, name, value, what):
+  where = dict(path=tmp_path / "x") if kind in ("packed", "video_folder", "image_folder") else {}
+  where = dict(path=tmp_path, root=tmp_path) if kind == "ucf101" else where
+  with pytest.raises(ValueError, match=rf"^{name} of {kind} is .*, expected {what}: pass {what}\.$"):
+    make_source(kind, "train", {**where, name: value})
+
+
+def test_what_may_be_left_open_is_none(tmp_path):
+  with pytest.raises(FileNotFoundError):  # of the set, no longer of the option
+    make_source("tfds", "train", dict(directory=tmp_path / "none", fps=None, caption=None))
+
+
 # ---- shapes
 
 

@@ -160,3 +160,10 @@ def test_the_study_runs_stops_and_goes_on(tmp_path):
   before = {path: path.stat().st_mtime_ns for path in out.glob("*/*/*.json")}
   run(str(out))
   assert before == {path: path.stat().st_mtime_ns for path in out.glob("*/*/*.json")}
+  other = tmp_path / "other"  # as if another machine had made the results
+  for path in before:
+    (other / path.relative_to(out)).parent.mkdir(parents=True, exist_ok=True)
+    (other / path.relative_to(out)).write_bytes(path.read_bytes())
+  run(str(other))
+  known = lambda place: {k: v for k, v in json.loads((place / "study.json").read_text()).items() if k != "protocol"}
+  assert known(other) == known(out) and not list(other.glob("*/*/tokenizer"))

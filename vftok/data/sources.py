@@ -14,10 +14,12 @@ from vftok.data.latents import latents
 from vftok.data.packed import packed
 from vftok.data.published import kinetics, panda70m, ucf101
 from vftok.data.shapes import ShapesSource
+from vftok.data.sim import SimSource
 from vftok.data.tfds_source import TfdsSource, named_tfds, open_tfds
 from vftok.data.tokens import tokens
 from vftok.data.world import WorldSource
 from vftok.io.sides import NoSuchSplit
+from vftok.runtime.words import brief, is_number, is_text, is_whole
 
 
 class Source(Protocol):
@@ -97,13 +99,6 @@ def prepared(split: str, *, directory: str | os.PathLike) -> Source:
   return TfdsSource(open_tfds(directory), split, video="mp4", name="source")
 
 
-def sim(split: str, **options) -> Source:
-  """Rendered scenes whose content is known exactly; see vftok.data.sim. Needs the extra `sim`."""
-  from vftok.data.sim import SimSource
-
-  return SimSource(split=split, **options)
-
-
 DATASETS: dict[str, Callable[..., Source]] = {
   "clips": clips,
   "video_folder": video_folder,
@@ -114,7 +109,7 @@ DATASETS: dict[str, Callable[..., Source]] = {
   "ucf101": ucf101,
   "tfds": tfds,
   "packed": packed,
-  "sim": sim,
+  "sim": SimSource,
   "shapes": ShapesSource,
   "world": WorldSource,
   "latents": latents,
@@ -138,11 +133,32 @@ def make_source(kind: str, split: str, options: Mapping[str, Any]) -> Source:
       raise ValueError(
         f"{kind} has {name} {str(value)[:200]}, expected a path: mount the bucket (gcsfuse) and pass where it lies."
       )
+  signature = inspect.signature(DATASETS[kind])
   try:
-    inspect.signature(DATASETS[kind]).bind(split=split, **options)
+    signature.bind(split=split, **options)
   except TypeError as error:  # of the call alone: one inside is the source's own
     raise ValueError(f"{kind} does not take these options ({error}): see vftok.data.sources.") from error
+  _check_types(kind, signature.parameters, options)
   source = DATASETS[kind](split=split, **options)
   if len(source) == 0:
     raise NoSuchSplit(f"{kind} has no clips in split {split!r}: choose another split or change the options.")
   return source
+
+
+# What an option that says so may be. Others, paths and lists of names, are their kind's own to check.
+_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+  "int": (is_whole, "a whole number"),
+  "float": (is_number, "a number"),
+  "bool": (lambda value: isinstance(value, bool), "True or False"),
+  "str": (is_text, "text"),
+}
+
+
+def _check_types(kind: str, parameters: Mapping[str, inspect.Parameter], options: Mapping[str, Any]) -> None:
+  """By the annotations of a kind's function, which are text; `true` of JSON is no number of clips."""
+  for name, value in options.items():
+    asked = str(parameters[name].annotation) if name in parameters else ""
+    fits, what = _TYPES.get(asked.removesuffix(" | None"), (None, ""))
+    if fits is None or (value is None and asked.endswith(" | None")) or fits(value):
+      continue
+    raise ValueError(f"{name} of {kind} is {brief(value)}, expected {what}: pass {what}.")

@@ -117,7 +117,15 @@ class WorldSource:
   attribute_names = NAMES
 
   def __init__(
-    self, split: str = "train", count: int = 1_000_000, *, size=64, frames=17, seed=0, objects: int = 3, keep=False
+    self,
+    split: str = "train",
+    count: int = 1_000_000,
+    *,
+    size: int = 64,
+    frames: int = 17,
+    seed: int = 0,
+    objects: int = 3,
+    keep: bool = False,
   ):
     if split not in SPLITS:
       raise NoSuchSplit(f"split is {split!r}, expected one of {', '.join(SPLITS)}: choose one of these.")

@@ -4,7 +4,7 @@
 
 Run from the repository's root: the experiments are configs/study.py. The same command goes on where it was stopped,
 a training at its newest checkpoint; with --minutes it stops by itself. OUT/study.html and OUT/study.json say at any
-time what is known so far.
+time what is known so far. Results of another machine are used where OUT/ARM/SEED has their JSON files.
 """
 
 from __future__ import annotations
@@ -61,8 +61,13 @@ def run(args: argparse.Namespace) -> None:
   memory.use_compile_cache()
   study = Study(experiments, args.out, args.size, time.monotonic() + 60 * args.minutes if args.minutes else None)
   depths = () if args.no_generators else experiments.SIZES[args.size].depths
-  jobs = [(study.reconstruction, arm, seed) for seed in seeds for arm in arms]
-  jobs += [(study.generator, arm, seed, depth) for seed in seeds for arm in arms for depth in depths]
+  # One arm and seed to its end before the next: what is stopped leaves whole results.
+  jobs = [
+    job
+    for seed in seeds
+    for arm in arms
+    for job in ((study.reconstruction, arm, seed), *((study.generator, arm, seed, depth) for depth in depths))
+  ]
   tokenizers: dict[str, dict] = {arm: {} for arm in arms}
   generators: dict[str, dict] = {arm: {} for arm in arms}
   for number, (make, arm, seed, *depth) in enumerate(jobs, 1):

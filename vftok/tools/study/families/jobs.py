@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -125,6 +126,7 @@ class Study:
       "nested": tok.nested,
       "one_pass": tok.one_pass,
       "tokens_a_clip": tok.chunk_steps * tok.registers,
+      "machine": f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores, jax {jax.__version__}",
       "bits_a_clip": float(tok.chunk_steps * tok.registers * np.log2(tok.codebook_size)),
       **cost(scored, params, np.asarray(video), how),
     }
