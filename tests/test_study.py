@@ -17,6 +17,7 @@ from vftok.models.config_json import from_dict
 from vftok.tasks import make_task
 from vftok.tools.study.families import claims
 from vftok.tools.study.families.claims import HELD, NOT_HELD, OPEN, interval, judged
+from vftok.tools.study.families.jobs import Study
 from vftok.tools.study.families.saved import _share
 from vftok.tools.study.families.scored import Scored
 
@@ -99,6 +100,15 @@ def test_only_the_first_frames_are_scored():
   np.testing.assert_allclose(scored.decode(params, tokens, key, steps=1), whole[:, :16], atol=1e-5)
   latents = scored.encode_latents(params, video)
   assert scored.decode_pixels(params, latents).shape == video.shape
+
+
+def test_results_of_another_size_are_not_mixed_in(tmp_path):
+  path = tmp_path / "nested" / "0" / "d1.json"
+  smoke, pocket = Study(experiments, tmp_path, "smoke"), Study(experiments, tmp_path, "pocket")
+  assert smoke._once(path, lambda: {"depth": 1}) == {"depth": 1}
+  assert smoke._once(path, lambda: pytest.fail("made twice")) == {"depth": 1}
+  with pytest.raises(ValueError, match=r"made at another size than pocket is .*pixels.*: use another --out"):
+    pocket._once(path, lambda: pytest.fail("made again"))
 
 
 @pytest.mark.parametrize("size", ["smoke", "pocket", "mini64"])

@@ -28,6 +28,7 @@ from vftok.data.configured import eval_loader
 from vftok.data.loader import first_clips
 from vftok.evals import probe_run, reconstruction, report
 from vftok.runtime.files import whole_file
+from vftok.runtime.words import cut
 from vftok.tasks import make_task
 from vftok.tools.label_budgets import label
 from vftok.tools.study.families.saved import saved
@@ -217,12 +218,22 @@ class Study:
       raise OutOfTime
 
   def _once(self, path: Path, make) -> dict[str, Any]:
+    """What `path` holds, made first where it does not exist. Raises ValueError where it was made at another size."""
+    size = json.loads(json.dumps(dataclasses.asdict(self.facts)))
     if not path.is_file():
-      made = make()
+      made = {"size": size, **make()}
       path.parent.mkdir(parents=True, exist_ok=True)
       with whole_file(path) as partial:
         partial.write_text(json.dumps(made, indent=2, allow_nan=False) + "\n")
-    return json.loads(path.read_text())
+    found = json.loads(path.read_text())
+    was = found.pop("size", None)
+    if was != size:
+      differ = [name for name in size if not was or was.get(name) != size[name]]
+      raise ValueError(
+        f"{cut(path, 200)} was made at another size than {self.size} is (it differs in {cut(', '.join(differ), 60)}): "
+        "use another --out."
+      )
+    return found
 
 
 def _sampling(tok, size, scale: float | None) -> dict[str, Any]:
