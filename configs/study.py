@@ -174,7 +174,8 @@ def _pocket_one_pass(arm: str, module):
   cfg.loss.critic.dtype = "float32"
   cfg.loss.lpips_frames = 2
   if arm == "evatok":
-    cfg.model.update(dict(frame_size=(32, 32), counts=(2, 4, 8, 16)))
+    cfg.model.update(dict(frame_size=(32, 32), counts=(4, 8, 16)))
+    cfg.loss.adversarial = 0.0  # it would begin at step 20,000
     for part, depth in (("encoder", 4), ("decoder", 6)):
       cfg.model[part].update(dict(dim=192, depth=depth, heads=3, dtype="float32"))
     return cfg

@@ -14,10 +14,13 @@ from vftok.budget.router import Router
 from vftok.budget.search import all_assignments
 from vftok.cli import commands
 from vftok.families.evatok.config import EvatokConfig, router_config
+from vftok.frozen.metrics.vgg import lpips
+from vftok.frozen.metrics.weights import load_lpips
 from vftok.io.vft import read_vft
 from vftok.io.video_writer import write_video
 from vftok.models.router import RouterConfig
 from vftok.tokens import VideoTokens
+from vftok.tools.label_assignments import losses_of
 
 
 def test_the_papers_router_is_a_config():
@@ -56,6 +59,22 @@ def test_its_class_decides_before_encoding(routed):
   keep = first.counts(tok, params, video[:, :4])
   allowed = np.where(classes[:, 0] == 8, logits[0], -np.inf)
   assert np.array_equal(keep, classes[allowed.argmax(1)])
+
+
+def test_labels_shared_between_assignments_are_those_of_each_alone():
+  tok, params = random_model(frames=6, frame_size=(16, 32), patch=(2, 8, 8), counts=(2, 4, 8))
+  video = random_video(tok, batch=2)
+  net = load_lpips("vgg")
+  found = losses_of(tok, params, net, video, tok.counts)
+  assert found.shape == (2, 27, 2)
+  keeps, distance = all_assignments(tok.counts, 3), jax.jit(lpips)
+  for index in (0, 5, 14, 25):
+    made = np.asarray(tok.decode(params, tok.encode(params, video, budget=keeps[index])))
+    made = np.round((made + 1) * 127.5) / 127.5 - 1
+    squared = np.square((made - video) / 2).mean((1, 2, 3, 4))
+    np.testing.assert_allclose(found[:, index, 1], squared, rtol=1e-4, err_msg=f"{keeps[index]}")
+    lost = [distance(net, a, b).mean() for a, b in zip(made, video, strict=True)]
+    np.testing.assert_allclose(found[:, index, 0], lost, rtol=1e-3)
 
 
 def test_other_routers_are_refused(routed):

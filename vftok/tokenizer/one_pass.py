@@ -27,9 +27,13 @@ class OnePass(Geometry):
   """Base of such a tokenizer: a frozen dataclass with the sizes of `Geometry` and the three functions below.
 
   Chunks do not overlap. Letters: B videos, F frames, T time steps of tokens, K tokens of a step.
+
+  Attributes:
+    causal: whether ids and frames of a time step follow from that step and those before it.
   """
 
   one_pass = True
+  causal = False
   overlap_frames = 0
   overlap_steps = 0
 

@@ -35,6 +35,8 @@ def recipe(asked: Label, tok, params) -> dict[str, Any]:
   wanted, found = (tok.chunk_frames, *tok.frame_size), (asked.frames, asked.size, asked.size)
   if wanted != found:
     raise ValueError(f"label has frames and size {found}, expected the model's {wanted}: set label.frames, label.size.")
+  if not tok.causal:
+    raise ValueError("this tokenizer's steps see later ones, expected a causal one: its labels cannot be shared.")
   levels, steps = list(tok.budgets), tok.chunk_steps
   if len(levels) ** steps > MOST:
     raise ValueError(f"the model has {len(levels)} counts in {steps} time steps, expected at most {MOST} assignments.")
@@ -67,7 +69,7 @@ class MeasureAll:
 
   def __call__(self, batch, names) -> dict[str, np.ndarray]:
     video = np.asarray(batch["video"])
-    losses = losses_of(self.tok, self.params, self.net, video, self.keep)
+    losses = losses_of(self.tok, self.params, self.net, video, tuple(self.tok.budgets))
     where = zip(batch["source"], batch["index"], strict=True)
     return {
       "latents": video,
@@ -78,24 +80,46 @@ class MeasureAll:
     }
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def losses_of(tok, params, net, video_BxFxHxWx3, keep_AxT) -> jax.Array:
-  """float32 [B, A, 2]: LPIPS, a mean over frames, and squared error of pixels in [0, 1], after rounding to 8 bits.
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def losses_of(tok, params, net, video_BxFxHxWx3, levels: tuple[int, ...]) -> jax.Array:
+  """float32 [B, m^T, 2]: LPIPS, a mean over frames, and squared error of pixels in [0, 1], after rounding to 8 bits.
+
+  Frames of a step follow from counts up to it, so assignments that begin alike share what their first steps lose:
+  each clip is decoded m^T times, but a step's frames are judged once for each beginning.
 
   Args:
-    net: of `load_lpips`. video_BxFxHxWx3: one chunk, uint8 or float in [-1, 1]. keep_AxT: int32, assignments.
+    tok: causal from step to step. net: of `load_lpips`. video_BxFxHxWx3: one chunk, uint8 or float in [-1, 1].
+    levels: m counts; assignments are in the order of `all_assignments`.
   """
-  video = to_float(video_BxFxHxWx3)
-  flat = lambda x: x.reshape(-1, *x.shape[2:])
+  video, steps = to_float(video_BxFxHxWx3), tok.chunk_steps
+  batch, each = len(video), video.shape[1] // steps
+  block = lambda frames, t: frames[..., t * each : (t + 1) * each, :, :, :]
 
-  def under(keep_T):
-    keep = jnp.broadcast_to(keep_T, (len(video), len(keep_T)))
-    made = tok.frames_of(params, tok.ids_of(params, video, keep), keep)
+  def decoded(keep_mxT):
+    """[m, B, F, H, W, 3]: of every clip under every one of these assignments."""
+    keep = jnp.repeat(keep_mxT, batch, axis=0)
+    clips = jnp.tile(video, (len(keep_mxT), 1, 1, 1, 1))
+    made = tok.frames_of(params, tok.ids_of(params, clips, keep), keep)
     made = jnp.round((jnp.clip(made, -1.0, 1.0) + 1) * 127.5) / 127.5 - 1
-    lost = lpips(net, flat(made), flat(video)).reshape(video.shape[:2]).mean(1)
-    return jnp.stack([lost, jnp.square((made - video) / 2).mean((1, 2, 3, 4))], axis=-1)
+    return made.reshape(len(keep_mxT), *video.shape)
 
-  return jnp.moveaxis(jax.lax.map(under, jnp.asarray(keep_AxT)), 0, 1)
+  def judged(made_mxBxfxHxWx3, t):
+    """[m, B, 2] of frames of step t."""
+    real, flat = block(video, t), lambda x: x.reshape(*x.shape[:-5], -1, *x.shape[-3:])
+    lost = lpips(net, flat(real), flat(made_mxBxfxHxWx3)).reshape(*made_mxBxfxHxWx3.shape[:3]).mean(2)
+    return jnp.stack([lost, jnp.square((made_mxBxfxHxWx3 - real) / 2).mean((2, 3, 4, 5))], axis=-1)
+
+  def after(keep_T, t):
+    """(losses [m^(T-t), B, 2] summed over steps t.., frames of the steps before), of what begins with keep_T[:t]."""
+    keep_mxT = jnp.tile(keep_T, (len(levels), 1)).at[:, t].set(jnp.asarray(levels, jnp.int32))
+    if t == steps - 1:
+      made = decoded(keep_mxT)
+      return judged(block(made, t), t), made[0, :, : t * each]
+    later, made = jax.lax.map(lambda keep: after(keep, t + 1), keep_mxT)
+    losses = judged(block(made, t), t)[:, None] + later
+    return losses.reshape(-1, *losses.shape[2:]), made[0, :, : t * each]
+
+  return jnp.moveaxis(after(jnp.zeros(steps, jnp.int32), 0)[0], 0, 1) / steps
 
 
 def summary(directory, meta) -> str:

@@ -42,6 +42,7 @@ class EVATok(OnePass):
   cfg: EvatokConfig
 
   nested = False
+  causal = True
 
   @property
   def registers(self) -> int:
