@@ -126,9 +126,9 @@ def frames(arm: str) -> int:
   return FRAMES + (arm == "nested" or arm.startswith("grid"))
 
 
-def scenes(arm: str, size: Size, split: str = "train") -> dict:
+def scenes(arm: str, size: Size, split: str = "train", most: int = 1 << 31) -> dict:
   """The same scenes for every arm, a frame more or less."""
-  count = size.clips if split == "train" else size.held_out
+  count = min(most, size.clips if split == "train" else size.held_out)
   return dict(world=dict(kind="world", split=split, size=size.pixels, frames=frames(arm), count=count))
 
 
@@ -246,7 +246,7 @@ def generator(arm: str, name: str, depth: int):
     sample=ar.SAMPLE,
     tokenize=ar.tokenize(
       "",
-      scenes(arm, size),
+      scenes(arm, size, most=size.ar_steps * size.ar_batch),  # no clip that training would not come to
       scenes(arm, size, "val"),
       scenes(arm, size, "test"),
       size=size.pixels,
