@@ -62,13 +62,13 @@ def test_its_class_decides_before_encoding(routed):
 
 
 def test_labels_shared_between_assignments_are_those_of_each_alone():
-  tok, params = random_model(frames=6, frame_size=(16, 32), patch=(2, 8, 8), counts=(2, 4, 8))
+  tok, params = random_model(frames=6, frame_size=(16, 32), patch=(2, 8, 8), counts=(2, 8))
   video = random_video(tok, batch=2)
   net = load_lpips("vgg")
   found = losses_of(tok, params, net, video, tok.counts)
-  assert found.shape == (2, 27, 2)
+  assert found.shape == (2, 8, 2)
   keeps, distance = all_assignments(tok.counts, 3), jax.jit(lpips)
-  for index in (0, 5, 14, 25):
+  for index in (1, 4, 6):
     made = np.asarray(tok.decode(params, tok.encode(params, video, budget=keeps[index])))
     made = np.round((made + 1) * 127.5) / 127.5 - 1
     squared = np.square((made - video) / 2).mean((1, 2, 3, 4))
