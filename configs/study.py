@@ -25,7 +25,8 @@ class Size:
   """What all arms of a size share.
 
   Attributes:
-    pixels: height and width of frames. steps, batch: of a tokenizer; ar_steps, ar_batch, depths: of the generators.
+    pixels: height and width of frames. objects, plain: what scenes show, see `vftok.data.world.WorldSource`.
+    steps, batch: of a tokenizer; ar_steps, ar_batch, depths: of the generators.
     lr, warmup: of every tokenizer. clips: how many there are to train on; held_out: in each of the other sets.
     chosen_on, judged_on: clips of a set that the best guidance is chosen on, and that numbers are of.
     guidances: scales of a flow decoder that are tried; solver_steps: of it. classifier_steps: of what sees attributes.
@@ -52,6 +53,8 @@ class Size:
   labelled: tuple[int, int] = (192, 64)
   router_steps: int = 300
   net: bool = True
+  objects: int = 3
+  plain: bool = False
 
 
 SIZES = {
@@ -77,8 +80,10 @@ SIZES = {
   ),
   "pocket": Size(
     pixels=32,
-    steps=1000,
-    batch=16,
+    objects=1,
+    plain=True,
+    steps=1500,
+    batch=32,
     ar_steps=600,
     ar_batch=32,
     depths=(2, 4, 6),
@@ -88,9 +93,8 @@ SIZES = {
     held_out=512,
     chosen_on=32,
     judged_on=128,
-    guidances=(1.0, 1.5, 2.0, 3.0),
+    guidances=(1.0, 1.5, 2.0),
     solver_steps=12,
-    labelled=(96, 32),
   ),
   "mini64": Size(
     pixels=64,
@@ -129,7 +133,8 @@ def frames(arm: str) -> int:
 def scenes(arm: str, size: Size, split: str = "train", most: int = 1 << 31) -> dict:
   """The same scenes for every arm, a frame more or less."""
   count = min(most, size.clips if split == "train" else size.held_out)
-  return dict(world=dict(kind="world", split=split, size=size.pixels, frames=frames(arm), count=count))
+  shown = dict(size=size.pixels, frames=frames(arm), count=count, objects=size.objects, plain=size.plain)
+  return dict(world=dict(kind="world", split=split, **shown))
 
 
 def tokenizer(arm: str, name: str):
@@ -160,11 +165,13 @@ def _own(arm: str, name: str):
     return module.get_config(name if arm == "nested" else f"grid_{name}{end}")
   cfg = module.get_config("mini" if arm == "nested" else f"grid_mini{end}")
   cfg.model.encoder.update(dict(linear=False, net=True))
+  cfg.model.encoder.stack.update(dict(dim=128, depth=3))
+  cfg.model.decoder.stack.update(dict(dim=128, depth=4))
   cfg.model.decoder.draft, cfg.freeze, cfg.init_from = None, (), ""
   cfg.model.decoder.stack.adaln = 1  # as grids have it
   if arm == "grid_16":  # what its large patches cost in weights, it lacks in depth
-    cfg.model.encoder.stack.depth, cfg.model.decoder.stack.depth = 2, 4
-  cfg.loss.update(dict(draft=0.0, fit_batches=0, prefix_latents=0.5, prefix_width=192, given_probs=(1.0,)))
+    cfg.model.encoder.stack.depth, cfg.model.decoder.stack.depth = 2, 3
+  cfg.loss.update(dict(draft=0.0, fit_batches=0, prefix_latents=0.5, prefix_width=128, high=0.3, given_probs=(1.0,)))
   return cfg
 
 
@@ -172,19 +179,19 @@ def _pocket_one_pass(arm: str, module):
   """As many parameters as nested-pocket has with its VAE, to 5 %, and about as many bits a clip."""
   cfg = module.get_config("mini64")
   cfg.loss.critic.dtype = "float32"
-  cfg.loss.lpips_frames = 2
+  cfg.loss.lpips_frames = 1
   if arm == "evatok":
     cfg.model.update(dict(frame_size=(32, 32), counts=(4, 8, 16)))
     cfg.loss.adversarial = 0.0  # it would begin at step 20,000
-    for part, depth in (("encoder", 4), ("decoder", 6)):
-      cfg.model[part].update(dict(dim=192, depth=depth, heads=3, dtype="float32"))
+    for part, depth in (("encoder", 5), ("decoder", 7)):
+      cfg.model[part].update(dict(dim=128, depth=depth, heads=2, dtype="float32"))
     return cfg
   tokens = {"larp": 80, "adaptok": 64}[arm]
   cfg.model.update(dict(input_size=32, dtype="float32", bottleneck_token_num=tokens))
   cfg.model.group_tokens = tokens if arm == "larp" else tokens // 4
   cfg.model.prior.length = tokens
   for part in ("encoder", "decoder"):
-    cfg.model.update({f"{part}_hidden_size": 248, f"{part}_num_heads": 4, f"{part}_depth": 4})
+    cfg.model.update({f"{part}_hidden_size": 176, f"{part}_num_heads": 4, f"{part}_depth": 4})
   if arm == "adaptok":
     cfg.loss.update(dict(counts_mean=8.0, counts_std=4.0))
   return cfg

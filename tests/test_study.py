@@ -17,7 +17,7 @@ from vftok.models.config_json import from_dict
 from vftok.tasks import make_task
 from vftok.tools.study.families import claims
 from vftok.tools.study.families.claims import HELD, NOT_HELD, OPEN, interval, judged
-from vftok.tools.study.families.jobs import Study
+from vftok.tools.study.families.jobs import Study, judged_keeps
 from vftok.tools.study.families.saved import _share
 from vftok.tools.study.families.scored import Scored
 
@@ -109,6 +109,10 @@ def test_results_of_another_size_are_not_mixed_in(tmp_path):
   assert smoke._once(path, lambda: pytest.fail("made twice")) == {"depth": 1}
   with pytest.raises(ValueError, match=r"made at another size than pocket is .*pixels.*: use another --out"):
     pocket._once(path, lambda: pytest.fail("made again"))
+
+
+def test_generated_videos_are_judged_where_claims_are_made():
+  assert judged_keeps([1, 2, 4, 8, 16]) == (2, 16) and judged_keeps([1, 2, 4]) == (4,) and judged_keeps([16]) == (16,)
 
 
 @pytest.mark.parametrize("size", ["smoke", "pocket", "mini64"])

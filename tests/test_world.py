@@ -152,3 +152,12 @@ def test_a_loader_of_another_size_is_told(source):
     source.take([0], ClipSpec(size=(16, 16)))
   with pytest.raises(IndexError, match="the source has so many clips"):
     source.take([COUNT], _spec())
+
+
+def test_plain_scenes_are_the_same_but_for_floor_and_camera():
+  rich, plain = (WorldSource("val", 64, size=16, frames=2, plain=plain) for plain in (False, True))
+  of, here = rich.attributes(range(64)), plain.attributes(range(64))
+  assert of["texture"].any() and of["camera"].any() and not here["texture"].any() and not here["camera"].any()
+  for name in ("object", "colour", "motion", "count", "floor", "sky"):
+    np.testing.assert_array_equal(of[name], here[name])
+  assert (rich[5]["frames"] != plain[5]["frames"]).any() and "still camera" in plain[5]["caption"]

@@ -197,7 +197,7 @@ class Study:
     guidance = self.reconstruction(arm, seed)["guidance"]
     cfg.init_from = str(own)
     cfg.eval.only = ("test",)
-    cfg.eval.generation.keeps = tuple(tok.budgets)
+    cfg.eval.generation.keeps = judged_keeps(tok.budgets)
     cfg.eval.generation.update(dict(decoder="cfg" if guidance else "", decoder_scale=guidance or 1.0))
     cfg.eval.generation.update(dict(steps=self.facts.solver_steps))
     values = evaluate.run(cfg, workdir)
@@ -234,6 +234,11 @@ class Study:
         "use another --out."
       )
     return found
+
+
+def judged_keeps(budgets: list[int]) -> tuple[int, ...]:
+  """Tokens a step that generated videos are judged at: all of them, and an eighth where that can be asked for."""
+  return tuple([keep for keep in budgets if 8 * keep <= budgets[-1]][-1:] + budgets[-1:])
 
 
 def _sampling(tok, size, scale: float | None) -> dict[str, Any]:
