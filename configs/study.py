@@ -11,6 +11,7 @@ import dataclasses
 import importlib
 
 from configs import ar, common, evatok
+from configs import vae as vae_experiments
 from vftok.families.evatok.config import EvatokConfig
 from vftok.models.config_json import from_dict
 from vftok.tasks.losses import ARLoss
@@ -127,7 +128,7 @@ def get_config(name: str = "nested-pocket"):
 
 def frames(arm: str) -> int:
   """Of a clip as the arm reads it."""
-  return FRAMES + (arm == "nested" or arm.startswith("grid"))
+  return FRAMES + is_flow(arm)
 
 
 def scenes(arm: str, size: Size, split: str = "train", most: int = 1 << 31) -> dict:
@@ -152,8 +153,30 @@ def tokenizer(arm: str, name: str):
   return cfg
 
 
+def is_flow(arm: str) -> bool:
+  return arm == "nested" or arm.startswith("grid")
+
+
+def vae(name: str):
+  """The VAE under all flow arms of a size, trained before them; None where their configs name one.
+
+  Eight channels of one scale: in minutes a flow learns what errors in pixels are made of, and nothing of 32 whitened
+  channels (high noise, an error of .76 without tokens and .32 with one after 270 steps; there .53 and .44 after 390).
+  """
+  if name != "pocket":
+    return None
+  size, cfg = SIZES[name], vae_experiments.get_config("mini")
+  cfg.title, cfg.steps, cfg.batch_size, cfg.ema = f"VAE {name}", 250, 16, 0.99
+  cfg.model.update(dict(ch=48, z_channels=8))
+  cfg.loss.update(dict(fit_batches=40, fit_whiten=0.0))
+  cfg.data.update(dict(size=size.pixels, frames=frames("nested"), fps=8.0, workers=0))
+  cfg.data.sources, cfg.eval.sets = scenes("nested", size), dict(val=scenes("nested", size, "val"))
+  cfg.log_every, cfg.media_every, cfg.save_every = 25, 0, 0
+  return cfg
+
+
 def _own(arm: str, name: str):
-  flow = arm == "nested" or arm.startswith("grid")
+  flow = is_flow(arm)
   module = importlib.import_module("configs.tokenizer" if flow else f"configs.{arm}")
   if not flow:
     cfg = module.get_config(name) if name != "pocket" else _pocket_one_pass(arm, module)
@@ -165,12 +188,13 @@ def _own(arm: str, name: str):
     return module.get_config(name if arm == "nested" else f"grid_{name}{end}")
   cfg = module.get_config("mini" if arm == "nested" else f"grid_mini{end}")
   cfg.model.encoder.update(dict(linear=False, net=True))
+  below = vae(name).model
+  cfg.vae, cfg.model.vae = "", below  # the study's own
+  cfg.model.encoder.channels = cfg.model.decoder.channels = below.z_channels
   cfg.model.encoder.stack.update(dict(dim=128, depth=3))
   cfg.model.decoder.stack.update(dict(dim=128, depth=4))
   cfg.model.decoder.draft, cfg.freeze, cfg.init_from = None, (), ""
   cfg.model.decoder.stack.adaln = 1  # as grids have it
-  if arm == "grid_16":  # what its large patches cost in weights, it lacks in depth
-    cfg.model.encoder.stack.depth, cfg.model.decoder.stack.depth = 2, 3
   cfg.loss.update(dict(draft=0.0, fit_batches=0, prefix_latents=0.5, prefix_width=128, high=0.3, given_probs=(1.0,)))
   return cfg
 
@@ -183,7 +207,7 @@ def _pocket_one_pass(arm: str, module):
   if arm == "evatok":
     cfg.model.update(dict(frame_size=(32, 32), counts=(4, 8, 16)))
     cfg.loss.adversarial = 0.0  # it would begin at step 20,000
-    for part, depth in (("encoder", 5), ("decoder", 7)):
+    for part, depth in (("encoder", 4), ("decoder", 6)):
       cfg.model[part].update(dict(dim=128, depth=depth, heads=2, dtype="float32"))
     return cfg
   tokens = {"larp": 80, "adaptok": 64}[arm]
@@ -191,7 +215,7 @@ def _pocket_one_pass(arm: str, module):
   cfg.model.group_tokens = tokens if arm == "larp" else tokens // 4
   cfg.model.prior.length = tokens
   for part in ("encoder", "decoder"):
-    cfg.model.update({f"{part}_hidden_size": 176, f"{part}_num_heads": 4, f"{part}_depth": 4})
+    cfg.model.update({f"{part}_hidden_size": 164, f"{part}_num_heads": 4, f"{part}_depth": 4})
   if arm == "adaptok":
     cfg.loss.update(dict(counts_mean=8.0, counts_std=4.0))
   return cfg

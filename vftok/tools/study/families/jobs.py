@@ -1,5 +1,6 @@
 """What the study does for one arm and seed, piece by piece; each leaves a file that says it is done.
 
+OUT/vae                           of the VAE's training, where flow arms of the size have one of their own
 OUT/ARM/SEED/tokenizer            workdir of the training, with `model`
 OUT/ARM/SEED/reconstruction.json  guidance chosen on "val", numbers of "test", probe, costs; reconstruction/: its report
 OUT/ARM/SEED/curves, router       of an arm whose ids depend on counts: what clips lose, and what learns to choose
@@ -75,6 +76,8 @@ class Study:
     workdir = self.place(arm, seed) / "tokenizer"
     cfg = self.config(arm)
     cfg.seed = seed
+    if self.experiments.is_flow(arm) and (vae := self.experiments.vae(self.size)):
+      cfg.vae = str(self._trained(vae, self.out / "vae").resolve())
     return self._trained(cfg, workdir)
 
   def _trained(self, cfg: ConfigDict, workdir: Path) -> Path:
