@@ -349,6 +349,8 @@ def test_drawn_ids(larp):
   table, z = np.array([[1, 0], [0.9, 0.1]], np.float32), np.tile(np.array([[1, 0.0]], np.float32), (400, 1))
   assert (vq.ids_of(cfg, table, z, KEY, 1e4) == 0).all()
   assert 0.3 < np.mean(vq.ids_of(cfg, table, z, KEY, 1e-3)) < 0.7
+  for inverse, likeliest in ((7.0, 0), (-7.0, 1)):  # nothing keeps what is learned above 0
+    assert (vq.ids_of(cfg, table, z, None, inverse) == likeliest).all()
 
 
 # ---- prior and scorer: there or not

@@ -1,4 +1,4 @@
-"""Parts of LARP and AdapTok that training makes: the prior over kept tokens, fresh parameters of all."""
+"""Parts of LARP and AdapTok: the prior over kept tokens, fresh parameters of all, files and widths of other shapes."""
 
 import functools
 
@@ -7,10 +7,12 @@ import jax
 import numpy as np
 import pytest
 from query_models import random_model, random_video, small_config
+from safetensors.numpy import load_file, save_file
 from starts import started
 
 import vftok
 from vftok.families.query import nets, vq
+from vftok.families.query import released as released_config
 from vftok.families.query.config import PriorConfig
 from vftok.models.layers import unit
 from vftok.tokens import VideoTokens
@@ -47,3 +49,43 @@ def test_fresh_parameters(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, loaded, params)
   assert again.cfg.prior.dim == 64 and again.cfg.scorer
   assert np.allclose(tok.decode(params, tok.encode(params, random_video(tok)), clip=False), -1)  # a last layer of zeros
+
+
+@pytest.mark.parametrize(
+  ("changes", "key"),
+  [
+    ({"learned_encoder_latent_query_embed": False}, "encoder_latent_query_embed"),
+    ({"vq_stochastic_temperature": -1.0}, "bottleneck.regularizer.stochastic_temperature_inv"),
+  ],
+)
+def test_an_axis_in_front_stays(changes, key, tmp_path):
+  tok, params = random_model(small_config(**changes))
+  tok.save(params, tmp_path / "model")
+  tensors = load_file(file := tmp_path / "model" / "model.safetensors")
+  tensors[key] = tensors[key][None]
+  save_file(tensors, file)
+  again, loaded = vftok.load(tmp_path / "model")
+  jax.tree.map(np.testing.assert_array_equal, loaded, params)
+  again.save(loaded, tmp_path / "saved")
+  saved = load_file(tmp_path / "saved" / "model.safetensors")
+  assert {k: a.shape for k, a in saved.items()} == {k: a.shape for k, a in tensors.items()}
+
+
+@pytest.mark.parametrize(
+  ("width", "learned", "multiple"),
+  [(6, "patches tokens", 1), (9, "patches tokens", 1), (6, "patches", 2), (9, "patches", 2), (6, "tokens", 4)],
+)
+def test_widths_are_multiples_where_positions_are_fixed(width, learned, multiple):
+  switches = {
+    "encoder": ("learned_encoder_patch_pe", "learned_encoder_latent_query_embed"),
+    "decoder": ("learned_decoder_patch_query_embed", "learned_decoder_latent_pe"),
+  }
+  for part, (patches, tokens) in switches.items():
+    changes = {patches: "patches" in learned, tokens: "tokens" in learned}
+    config = small_config(**{f"{part}_hidden_size": width, f"{part}_num_heads": 3}, **changes)
+    if not width % multiple:
+      tok, params = random_model(config)
+      assert tok.decode(params, tok.encode(params, random_video(tok))).shape == (1, 8, 16, 16, 3)
+    else:
+      with pytest.raises(ValueError, match=f"{part}_hidden_size = {width}, expected a multiple of {multiple}, as"):
+        released_config.parse(config)

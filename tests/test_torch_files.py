@@ -104,6 +104,8 @@ BAD_PICKLES = [
   (b"]\xff", "damaged after byte 0 of 2"),
   (b"(" * (torch_pickle.MAX_VALUES + 1), "more than"),
   (b"}\x8a\x08" + (2**61 - 1).to_bytes(8, "little") + b"Ns.", "neither text nor numbers"),
+  (pickle.dumps({float(2**61 - 1): None}, 2), "neither text nor numbers"),
+  (pickle.dumps({float("nan"): None}, 2), "neither text nor numbers"),
 ]  # fmt: skip
 
 
@@ -274,8 +276,10 @@ def test_larps_training_checkpoint(tmp_path):
   tok, params = random_model(small_config())
   tok.save(params, tmp_path / "released")
   tensors, config = load_file(tmp_path / "released" / "model.safetensors"), small_config()
+  zeros = {key: np.zeros_like(a) for key, a in tensors.items()}
   path = write_torch(
-    tmp_path / "last.pth", {"model": {"name": "larp_tokenizer", "args": config, "sd": tensors}, "epoch": 3}
+    tmp_path / "last.pth",
+    {"model": {"name": "larp_tokenizer", "args": config, "sd": tensors, "ema_sd": {0.999: zeros}}, "epoch": 3},
   )
   again, loaded = vftok.load(path)
   assert again == vftok.load(tmp_path / "released")[0]

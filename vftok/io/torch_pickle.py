@@ -17,7 +17,7 @@ from vftok.runtime.words import brief, cut
 
 MAX_VALUES = 1 << 20  # stack and memo entries of one pickle
 MAX_OPCODES = 1 << 20  # a checkpoint of 10,000 tensors has 300,000
-MAX_KEY = 1 << 31  # of whole numbers as keys: larger ones can be made to collide
+MAX_KEY = 1 << 31  # of numbers as keys, such as an EMA's rate: larger ones can be made to collide
 DTYPES = {  # of storages and of tensors: torch's name -> NumPy's
   "Double": "float64",
   "Float": "float32",
@@ -178,7 +178,7 @@ class _Machine:
     if type(self._top()) is not dict or len(values) % 2:
       raise NotData("it is damaged")
     for key, value in zip(values[::2], values[1::2], strict=True):
-      if type(key) is not str and not (type(key) is int and abs(key) < MAX_KEY):
+      if type(key) is not str and not (type(key) in (int, float) and abs(key) < MAX_KEY):
         raise NotData("it has a dict whose keys are neither text nor numbers")
       self.stack[-1][key] = value
 

@@ -52,6 +52,7 @@ class QueryConfig:
     groups, group_tokens: T and K, the blocks of time and the tokens of each; LARP has one block.
     prior: None where the file has no prior. scorer: whether the file has a scorer.
     read_frames: of a clip where it is shorter than `frame_num` (LARP); 0: all.
+    leading: tensors that the file has with an axis of 1 in front, where it is not published whether there is one.
     dtype: compute dtype of the transformers; norms, softmax and the table of codes stay float32.
     remat: of the transformers, see `vftok.models.vit.BlocksConfig`.
     rest: the whole config.json as it was read, JSON text, so that `to_json` gives back what training put there.
@@ -92,6 +93,7 @@ class QueryConfig:
   prior: PriorConfig | None = None
   scorer: bool = False
   read_frames: int = 0
+  leading: tuple[str, ...] = ()
   dtype: str = "float32"
   remat: str = "none"
   rest: str = dataclasses.field(default="{}", compare=False, repr=False)

@@ -115,9 +115,10 @@ class QueryLearner:
   def _ids(self, quantizer, z_BxTxKxC, keys_B) -> jax.Array:
     cfg, table = self.tok.cfg.vq, quantizer["table"]
     z = jax.lax.stop_gradient(z_BxTxKxC)
+    inverse = quantizer.get("inverse_temperature")
     if not (self.loss_cfg.sampled and cfg.stochastic):
-      return vq.ids_of(cfg, table, z)
-    return jax.vmap(lambda z, key: vq.ids_of(cfg, table, z, key, quantizer.get("inverse_temperature")))(z, keys_B)
+      return vq.ids_of(cfg, table, z, inverse_temperature=inverse)
+    return jax.vmap(lambda z, key: vq.ids_of(cfg, table, z, key, inverse))(z, keys_B)
 
   def flops(self) -> float:
     cfg = self.tok.cfg

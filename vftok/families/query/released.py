@@ -27,7 +27,19 @@ PRIOR_HEADS = {name: heads for name, (_, heads, _) in PRIOR_SIZES.items()}
 FULL = ("none", "full_bi_attn")
 DROPPING = ("with_mask", "with_drop")  # two ways to the same pictures
 PLAIN = {f.name for f in dataclasses.fields(QueryConfig)}
-PLAIN -= {"vq", "groups", "group_tokens", "nested", "prior", "scorer", "read_frames", "dtype", "remat", "rest"}
+PLAIN -= {
+  "vq",
+  "groups",
+  "group_tokens",
+  "nested",
+  "prior",
+  "scorer",
+  "read_frames",
+  "leading",
+  "dtype",
+  "remat",
+  "rest",
+}
 TYPES = {name: kind for name, kind in typing.get_type_hints(QueryConfig).items() if name in PLAIN}
 NAMES = ("transformer_name", "encoder_name", "decoder_name")
 ADAPTOK = {"encoder_attn_type", "decoder_attn_type"} | {name for name in PLAIN if name.startswith("scorer_")}
@@ -202,9 +214,13 @@ def _check(cfg: QueryConfig, config: Mapping[str, Any]) -> None:
         f"the config has {size} = {getattr(cfg, size)} and {part} = {getattr(cfg, part)}, expected a multiple: whole "
         f"{what}."
       )
-  for name in ("encoder_hidden_size", "decoder_hidden_size"):
-    if getattr(cfg, name) % 4:
-      raise ValueError(f"the config has {name} = {getattr(cfg, name)}, expected a multiple of 4, as positions need it.")
+  for name, of_patches, of_tokens in (
+    ("encoder_hidden_size", cfg.learned_encoder_patch_pe, cfg.learned_encoder_latent_query_embed),
+    ("decoder_hidden_size", cfg.learned_decoder_patch_query_embed, cfg.learned_decoder_latent_pe),
+  ):
+    width, part = getattr(cfg, name), 4 if not of_patches else 2 if not of_tokens else 1
+    if width % part:
+      raise ValueError(f"the config has {name} = {width}, expected a multiple of {part}, as fixed positions need it.")
   if max(cfg.encoder_depth, cfg.decoder_depth, cfg.scorer_depth) > MAX_DEPTH:
     raise ValueError(f"the config has a depth above {MAX_DEPTH}, expected fewer layers.")
   t, h, w = cfg.grid

@@ -32,11 +32,11 @@ def ids_of(cfg: VQConfig, table_VxC, z_xC, key=None, inverse_temperature=None) -
     inverse_temperature: the learned one, where the config's temperature is below 0.
   """
   found = scores(cfg, table_VxC, z_xC)
-  if key is None:
-    ids = jnp.argmax(found, axis=-1)
-  else:
-    learned = cfg.stochastic_temperature < 0
+  learned = cfg.stochastic and cfg.stochastic_temperature < 0
+  if key is not None:
     ids = drawn_ids(key, found * (inverse_temperature if learned else 1 / cfg.stochastic_temperature))
+  else:  # the learned one may have gone below 0
+    ids = jnp.argmax(found * jnp.sign(inverse_temperature) if learned else found, axis=-1)
   return jnp.where(jnp.isfinite(z_xC).all(-1), ids, -1).astype(jnp.int32)
 
 

@@ -80,6 +80,8 @@ def rules(cfg: QueryConfig) -> Rules:
     norm("scorer.ln_post", ("scorer", "norm"))
     linear("scorer.ffn.0", ("scorer", "hidden"))
     linear("scorer.ffn.2", ("scorer", "out"))
+  for key in cfg.leading:
+    table[key] = Rule(table[key].path, (), *LEADING)
   return table
 
 
@@ -119,12 +121,7 @@ def load(name: str | os.PathLike, prior_heads: int | None = None) -> tuple[Query
   """
   checkpoint = hub.open_checkpoint(name)
   cfg = with_parts_of(parse(checkpoint.config), checkpoint, prior_heads)
-  table, shapes = rules(cfg), checkpoint.shapes
-  if not cfg.learned_encoder_latent_query_embed and len(shapes.get(TABLES["queries"], ())) == 3:
-    table[TABLES["queries"]] = Rule(("fixed", "queries"), (), *LEADING)  # whether the axis is there is not published
-  if INVERSE in table and shapes.get(INVERSE) == (1,):  # nor is this
-    table[INVERSE] = Rule(table[INVERSE].path, (), *LEADING)
-  return cfg, converted(checkpoint.path, table, checkpoint.sources(), abstract_params(cfg))
+  return cfg, converted(checkpoint.path, rules(cfg), checkpoint.sources(), abstract_params(cfg))
 
 
 def save(cfg: QueryConfig, params: Any, directory: str | os.PathLike) -> None:
@@ -133,8 +130,13 @@ def save(cfg: QueryConfig, params: Any, directory: str | os.PathLike) -> None:
 
 
 def with_parts_of(cfg: QueryConfig, file: hub.Checkpoint, prior_heads: int | None) -> QueryConfig:
-  """The config with what only tensors tell: whether there is a prior or a scorer, their sizes, a norm's name."""
-  shapes = file.shapes
+  """The config with what only tensors tell: axes, whether there is a prior or a scorer, their sizes, a norm's name."""
+  shapes, leading = file.shapes, []
+  if not cfg.learned_encoder_latent_query_embed and len(shapes.get(TABLES["queries"], ())) == 3:
+    leading.append(TABLES["queries"])
+  if cfg.vq.stochastic_temperature < 0 and shapes.get(INVERSE) == (1,):
+    leading.append(INVERSE)
+  cfg = dataclasses.replace(cfg, leading=tuple(leading))
   if cfg.vq.norm != "none":
     inside = {key.removeprefix("bottleneck.") for key in shapes if key.startswith("bottleneck.")}
     names = {key.rpartition(".")[0] for key in inside if key.split(".")[0] not in OF_BOTTLENECK}
