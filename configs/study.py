@@ -203,7 +203,7 @@ def _pocket_one_pass(arm: str, module):
   """As many parameters as nested-pocket has with its VAE, to 5 %, and about as many bits a clip."""
   cfg = module.get_config("mini64")
   cfg.loss.critic.dtype = "float32"
-  cfg.loss.lpips_frames = 1
+  cfg.loss.lpips_net = "alex"  # a twentieth of VGG16's cost; judged are all by VGG16
   if arm == "evatok":
     cfg.model.update(dict(frame_size=(32, 32), counts=(4, 8, 16)))
     cfg.loss.adversarial = 0.0  # it would begin at step 20,000
@@ -213,7 +213,7 @@ def _pocket_one_pass(arm: str, module):
   tokens = {"larp": 80, "adaptok": 64}[arm]
   cfg.model.update(dict(input_size=32, dtype="float32", bottleneck_token_num=tokens))
   cfg.model.group_tokens = tokens if arm == "larp" else tokens // 4
-  cfg.model.prior.length = tokens
+  cfg.model.prior.update(dict(length=tokens, depth=2, dim=128, hidden=512, heads=2))
   for part in ("encoder", "decoder"):
     cfg.model.update({f"{part}_hidden_size": 164, f"{part}_num_heads": 4, f"{part}_depth": 4})
   if arm == "adaptok":
