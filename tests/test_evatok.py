@@ -268,6 +268,15 @@ def test_gigatoks_names_and_wrappers_are_read(golden_dir, tmp_path):
   assert {x.dtype.name for x in jax.tree.leaves(vftok.load(write(tmp_path / "half", config, half))[1])} == {"float32"}
 
 
+def test_switches_of_training_alone_change_nothing(golden_dir):
+  """GigaTok's shipped configs say `rot`; its checkpoints have statistics where `codebook_show_usage` is on."""
+  config = json.loads((golden_dir / "config.json").read_text())
+  for switch in ("rot", "codebook_show_usage"):
+    assert {reference.parse(config | {switch: on}) for on in (True, False)} == {reference.parse(config)}
+    with pytest.raises(ValueError, match=f"{switch} = 'yes', expected true or false"):
+      reference.parse(config | {switch: "yes"})
+
+
 def test_unknown_and_missing_names_are_refused(golden_dir, tmp_path):
   config, weights = renamed(golden_dir, lambda key, value: (key, value))
   few = dict(weights)

@@ -46,6 +46,16 @@ BAD_CONFIGS = {
     [("dec/dec_from_latents.read_key", "quantts")],
     "reads 'quantts', which no module before it writes",
   ),
+  "positions that nothing reads": (
+    [("enc/enc_posemb_module.write_key", "posed")],
+    "'enc_vae_latents_patched', which holds patches without positions",
+  ),
+  "a transformer that nothing reads": (
+    [("dec/dec_transformer.output_seq_write_key", "out")],
+    "'dec_packed_seq', which holds the transformer's input",
+  ),
+  "time of no embedder": ([("dec/dec_to_patches.adaLN_emb_read_key", "temb")], "reads 'temb', which no module before"),
+  "a regularizer of nothing": ([("regularizer.latents_read_key", "z")], "the regularizer reads 'z'"),
   "too large": ([("enc/enc_register_module.n_max", 10**9)], "registers"),
   "other tensors": ([("enc/enc_transformer.depth", 3)], "transformer.blocks.2.attn.wk.weight and 5 more"),
   "of another shape": ([("enc/enc_transformer.mlp_ratio", 2.0)], "with shape (170, 64), expected (85, 64)"),
@@ -59,6 +69,39 @@ def test_a_config_that_is_not_known_is_refused_in_one_sentence(name, image_parts
     vftok.load(written(tmp_path, image_parts[0], changed(image_parts[1], *changes)))
   text = str(error.value)
   assert sentence in text and len(text) < 400 and text.endswith(".") and "\n" not in text
+
+
+def moved(config, part, name, behind):
+  """A copy of a config where module `name` of a part comes right after module `behind`."""
+  modules = dict(config[part]["module_dict"])
+  module, order = modules.pop(name), {}
+  for other, spec in modules.items():
+    order |= {other: spec} | ({name: module} if other == behind else {})
+  return changed(config, (f"{part}.module_dict", order))
+
+
+ORDERS = {
+  "positions": ("encoder", "enc_posemb_module", "enc_seq_packer", "comes after 'enc_seq_packer'"),
+  "a mask vector": ("decoder", "dec_nested_dropout", "dec_unpacker", "comes after 'dec_seq_packer'"),
+  "a transformer": ("encoder", "enc_transformer", "enc_unpacker", "unpacks before a transformer"),
+  "a time embedder": ("decoder", "dec_time_embedder", "dec_to_patches", "reads 'dec_temb', which no module before it"),
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_a_module_that_comes_too_late_is_refused(name, image_model, image_parts):
+  """Modules run in the config's order: one that comes too late would change nothing, or had nothing to read."""
+  *where, sentence = ORDERS[name]
+  with pytest.raises(ValueError) as error:
+    released.parse(moved(image_parts[1], *where), image_model[0].cfg.vae)
+  text = str(error.value)
+  assert sentence in text and len(text) < 400 and text.endswith(".") and "\n" not in text
+
+
+def test_modules_may_come_in_any_order_that_works(image_model, image_parts):
+  config = moved(image_parts[1], "decoder", "dec_time_embedder", "dec_from_latents")
+  config = moved(config, "encoder", "enc_posemb_module", "enc_register_module")
+  assert released.parse(config, image_model[0].cfg.vae)[0] == image_model[0].cfg
 
 
 VAE = released.VAE_PREFIX

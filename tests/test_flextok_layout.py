@@ -8,6 +8,7 @@ import flax.linen as nn
 import flax.traverse_util as traverse
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from flextok_files import changed, written
@@ -206,6 +207,17 @@ def test_names_in_the_file_may_be_wrapped_or_old(image_model, image_parts, tmp_p
   assert len(renamed.keys() - weights.keys()) >= 16 + 8
   tok, params = vftok.load(written(tmp_path, renamed, config))
   assert tok == image_model[0] and jax.tree.all(jax.tree.map(np.array_equal, params, image_model[1]))
+
+
+def test_tensors_of_two_16_bit_kinds_that_share_a_leaf_are_widened(image_model, image_parts, tmp_path):
+  """Neither kind holds the other's values: layers' matrices, which are one array here, become float32."""
+  weights, config, _ = image_parts
+  kind = lambda key: np.float16 if ".blocks.0." in key else ml_dtypes.bfloat16
+  stored = {key: value.astype(kind(key)) for key, value in weights.items()}
+  tok, params = vftok.load(written(tmp_path / "two", stored, config))
+  _, exact = vftok.load(written(tmp_path / "one", {k: v.astype(np.float32) for k, v in stored.items()}, config))
+  assert tok == image_model[0] and {x.dtype.name for x in jax.tree.leaves(params["encoder"]["stack"])} == {"float32"}
+  assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(np.float32(a), b), params, exact))
 
 
 def test_a_stored_feature_head_is_read_along(image_model, tmp_path):

@@ -93,6 +93,17 @@ def test_one_whole_file_goes_before_an_index(tmp_path):
   same(hub.open_weights(directory))
 
 
+def test_a_directory_whose_file_has_the_config_inside(tmp_path):
+  """As released files carry it, an entry per key; a config.json beside it goes before."""
+  (tmp_path / "m").mkdir()
+  save_file(TENSORS, tmp_path / "m" / "model.safetensors", metadata={"_target_": "a.Model", "levels": "[8, None]"})
+  first = hub.open_checkpoint(tmp_path / "m")
+  same(first)
+  assert first.config == {"_target_": "a.Model", "levels": [8, None]}
+  (tmp_path / "m" / "config.json").write_text(json.dumps(CONFIG))
+  assert hub.open_checkpoint(tmp_path / "m").config == CONFIG
+
+
 # ---- the Hub
 
 

@@ -148,6 +148,24 @@ class Wiring:
       )
     return kind
 
+  def _before_packing(self, name: str, key: str, *expected: str) -> str:
+    """As `_read`; what comes after the packer would change nothing."""
+    if "packer" in self.names:
+      raise ValueError(
+        f"module {brief(name)} of the {self.part} comes after {brief(self.names['packer'])}, which packs what it "
+        "changes, expected before: move it."
+      )
+    return self._read(name, key, *expected)
+
+  def _moved(self, key: str, new: str | None, left: str) -> None:
+    """What `key` held is changed and written to `new`; under `key` remains, where that is another, what `left` says."""
+    kind, self.kinds[key] = self.kinds[key], left
+    self.kinds[new or key] = kind
+
+  def _read_time(self, name: str, spec: Mapping[str, Any]) -> None:
+    if spec.get("adaLN_emb_read_key") is not None:
+      self._read(name, spec["adaLN_emb_read_key"], "time")
+
   def _claim(self, role: str, name: str, spec: Mapping[str, Any]) -> None:
     if role in self.names:
       raise ValueError(
@@ -171,8 +189,8 @@ class Wiring:
     return "input_tensor_list_read_key patches_list_write_key patch_sizes channels_in dim"
 
   def _positions(self, name, spec):
-    kind = self._read(name, need(spec, "read_key", name), "patches", "registers")
-    self.kinds[spec.get("write_key") or spec["read_key"]] = kind
+    kind = self._before_packing(name, need(spec, "read_key", name), "patches", "registers")
+    self._moved(spec["read_key"], spec.get("write_key"), f"{kind} without positions")
     self._claim("patch_positions" if kind == "patches" else "register_positions", name, spec)
     if kind == "registers" and self.order:
       raise ValueError(
@@ -181,7 +199,7 @@ class Wiring:
     return "read_key write_key dim max_sizes posemb_type posemb_scaling"
 
   def _registers(self, name, spec):
-    self._read(name, need(spec, "input_tensor_list_read_key", name), "patches")
+    self._read(name, need(spec, "input_tensor_list_read_key", name), "patches", "patches without positions")
     self.kinds[need(spec, "registers_write_key", name)] = "registers"
     self._claim("registers", name, spec)
     need(spec, "n_max", name)
@@ -199,7 +217,7 @@ class Wiring:
 
   def _replacement(self, role):
     def handle(self, name, spec):
-      self._read(name, need(spec, "read_write_key", name), "registers")
+      self._before_packing(name, need(spec, "read_write_key", name), "registers")
       self._claim(role, name, spec)
       self.order.append(role)
       return "read_write_key dim"
@@ -217,8 +235,9 @@ class Wiring:
 
   def _transformer(self, name, spec):
     self._read(name, need(spec, "input_seq_read_key", name), "sequence")
-    self.kinds[need(spec, "output_seq_write_key", name)] = "sequence"
+    self._moved(spec["input_seq_read_key"], need(spec, "output_seq_write_key", name), "the transformer's input")
     self._claim("stack", name, spec)
+    self._read_time(name, spec)
     return (
       "input_seq_read_key output_seq_write_key dim depth head_dim mlp_ratio gated_mlp qk_norm qkv_bias proj_bias"
       " mlp_bias adaLN_emb_read_key adaLN_expansion"
@@ -226,6 +245,10 @@ class Wiring:
 
   def _unpacker(self, name, spec):
     self._read(name, need(spec, "packed_seq_read_key", name), "sequence")
+    if "stack" not in self.names:
+      raise ValueError(
+        f"module {brief(name)} of the {self.part} unpacks before a transformer, expected after: move it."
+      )
     keys = need(spec, "inner_seq_write_keys", name)
     if len(keys) != len(self.packed):
       raise ValueError(
@@ -245,6 +268,7 @@ class Wiring:
     self._read(name, need(spec, "read_key", name), "patches_out")
     self.kinds[need(spec, "write_key", name)] = "velocity"
     self._claim("head", name, spec)
+    self._read_time(name, spec)
     self._refuse_mup(name, spec)
     return "read_key write_key dim channels_out patch_sizes use_mup_readout adaLN_emb_read_key proj_bias"
 

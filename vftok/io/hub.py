@@ -104,11 +104,11 @@ def open_checkpoint(name: str | os.PathLike | Checkpoint) -> Checkpoint:
   weights, files, shapes, metadata = _weights(path, f"put {WEIGHTS} there")
   if path.is_dir() and (path / CONFIG).is_file():
     config = read_json(path / CONFIG)
-  elif path.is_dir() and "config" not in metadata:
-    raise FileNotFoundError(f"{cut(path, 150)} has no {CONFIG}: put the model's config beside {weights.name}.")
   else:
     config = config_of_metadata(metadata)
     check_plain(weights, config)
+    if path.is_dir() and not config:
+      raise FileNotFoundError(f"{cut(path, 150)} has no {CONFIG}: put the model's config beside {weights.name}.")
     if not config:
       raise ValueError(
         f"{cut(weights, 150)} carries no config in its metadata: pass the directory that holds {CONFIG} too."

@@ -116,9 +116,14 @@ def converted(where, rules, sources, leaves, dtypes=None, net: str = "") -> dict
       if path not in flat:
         flat[path] = np.zeros(leaves[path].shape, dtypes[path] if dtypes else value.dtype)
       if not dtypes and flat[path].dtype != value.dtype:  # tensors of mixed precision share a leaf: keep the finer one
-        flat[path] = flat[path].astype(np.promote_types(flat[path].dtype, value.dtype))
+        flat[path] = flat[path].astype(_finer(flat[path].dtype, value.dtype))
       flat[path][index] = rules[key].to_ours(value, slots[key].shape)
   return traverse.unflatten_dict({path: jax.device_put(flat.pop(path)) for path in list(flat)})
+
+
+def _finer(a: np.dtype, b: np.dtype) -> np.dtype:
+  """The dtype that holds values of both: float32 for float16 and bfloat16, which NumPy does not promote."""
+  return np.dtype(np.float32) if a != b and a.itemsize == b.itemsize == 2 else np.promote_types(a, b)
 
 
 def exported(rules, params) -> dict[str, np.ndarray]:

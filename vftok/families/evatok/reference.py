@@ -29,6 +29,7 @@ NUMBERS = {  # their key -> (our field, index in it)
 }
 HALVES = tuple(f"{half}_{field}" for half in ("encoder", "decoder") for field in ("width", "depth", "heads"))
 OPTIONAL = {"neck_width": 0, "ln_pre": False}
+TRAINING = ("rot", "codebook_show_usage")  # switches of GigaTok's configs that change nothing after training
 ALIASES = {"s2to1encoder.": "encoder.", "s1to2decoder.": "decoder."}
 STATISTICS = ("quantize.codebook_used",)  # which codes were used lately: training's, no part of the model
 TABLE = (lambda a, shape: a[:, 0], lambda a: a[:, None])  # [n, 1, D]
@@ -41,15 +42,16 @@ def parse(config: Mapping[str, Any]) -> EvatokConfig:
     ValueError: a missing, unknown or impossible entry, by name.
   """
   known = [*NUMBERS, *HALVES, *OPTIONAL]
-  unknown = sorted(set(config) - set(known))
+  unknown = sorted(set(config) - {*known, *TRAINING})
   if unknown:
     raise ValueError(f"the config has the unknown key {brief(unknown[0])}, expected only {', '.join(known)}.")
   missing = [key for key in known if key not in config and key not in OPTIONAL]
   if missing:
     raise ValueError(f"the config lacks the key {missing[0]!r}: add it.")
   values = {**OPTIONAL, **config}
-  if not isinstance(values["ln_pre"], bool):
-    raise ValueError(f"the config has ln_pre = {brief(values['ln_pre'])}, expected true or false.")
+  for key in ("ln_pre", *TRAINING):
+    if not isinstance(values.get(key, False), bool):
+      raise ValueError(f"the config has {key} = {brief(values[key])}, expected true or false.")
   choices = values["spatial_token_num_choices"]
   if (
     not isinstance(choices, list) or not choices or not all(map(is_whole, choices)) or len(set(choices)) < len(choices)

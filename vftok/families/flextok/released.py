@@ -164,6 +164,10 @@ def parse(config: Mapping[str, Any], vae: KLConfig) -> tuple[FlexTokConfig, Name
   encoder, decoder = ImageWiring("encoder", parts["encoder"]), ImageWiring("decoder", parts["decoder"])
   encoder.kinds[parts["vae"].get("vae_latents_write_key") or "vae_latents"] = "latents"
   encoder.run()
+  if encoder.kinds.get(key := fsq.get("latents_read_key")) != "z" and key is not None:
+    raise ValueError(
+      f"the regularizer reads {brief(key)}, expected what the encoder's head writes: correct the config."
+    )
   decoder.kinds[fsq.get("quants_write_key") or "quants"] = "codes"
   decoder.kinds.update(noise_keys(noise, pipeline, "images"))
   decoder.run()
