@@ -20,7 +20,7 @@ from vftok.io.vft import read_vft
 from vftok.io.video_writer import write_video
 from vftok.models.router import RouterConfig
 from vftok.tokens import VideoTokens
-from vftok.tools.label_assignments import losses_of
+from vftok.tools.label_assignments import losses_of, recipe
 
 
 def test_the_papers_router_is_a_config():
@@ -75,6 +75,13 @@ def test_labels_shared_between_assignments_are_those_of_each_alone():
     np.testing.assert_allclose(found[:, index, 1], squared, rtol=1e-4, err_msg=f"{keeps[index]}")
     lost = [distance(net, a, b).mean() for a, b in zip(made, video, strict=True)]
     np.testing.assert_allclose(found[:, index, 0], lost, rtol=1e-3)
+
+
+def test_labels_are_shared_by_causal_models_alone(routed, monkeypatch):
+  tok, params = routed[:2]
+  monkeypatch.setattr(type(tok), "causal", False)
+  with pytest.raises(ValueError, match="expected a causal one"):
+    recipe(None, tok, params)
 
 
 def test_other_routers_are_refused(routed):

@@ -30,13 +30,13 @@ def recipe(asked: Label, tok, params) -> dict[str, Any]:
   """What such a set is made from.
 
   Raises:
-    ValueError: clips that are not one chunk of the model, or more assignments than can be tried.
+    ValueError: a model that is not causal, clips that are not one chunk of it, or more assignments than can be tried.
   """
+  if not tok.causal:
+    raise ValueError("this tokenizer's steps see later ones, expected a causal one: its labels cannot be shared.")
   wanted, found = (tok.chunk_frames, *tok.frame_size), (asked.frames, asked.size, asked.size)
   if wanted != found:
     raise ValueError(f"label has frames and size {found}, expected the model's {wanted}: set label.frames, label.size.")
-  if not tok.causal:
-    raise ValueError("this tokenizer's steps see later ones, expected a causal one: its labels cannot be shared.")
   levels, steps = list(tok.budgets), tok.chunk_steps
   if len(levels) ** steps > MOST:
     raise ValueError(f"the model has {len(levels)} counts in {steps} time steps, expected at most {MOST} assignments.")
