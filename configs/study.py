@@ -160,8 +160,8 @@ def is_flow(arm: str) -> bool:
 def vae(name: str):
   """The VAE under all flow arms of a size, trained before them; None where their configs name one.
 
-  Eight channels of one scale: in minutes a flow learns what errors in pixels are made of, and nothing of 32 whitened
-  channels (high noise, an error of .76 without tokens and .32 with one after 270 steps; there .53 and .44 after 390).
+  Eight channels of one scale: of them tokens tell a flow much within minutes, of 32 half-whitened ones little (at high
+  noise an error of .76 without tokens and .32 with one after 270 steps; there .53 and .44 after 390).
   """
   if name != "pocket":
     return None

@@ -111,6 +111,27 @@ def test_results_of_another_size_are_not_mixed_in(tmp_path):
     pocket._once(path, lambda: pytest.fail("made again"))
 
 
+def test_flow_arms_stand_on_a_vae_that_is_trained_once(tmp_path, monkeypatch):
+  ran = []
+
+  def run(cfg, workdir):
+    (workdir / "model").mkdir(parents=True)
+    ran.append((cfg.task, str(workdir.relative_to(tmp_path)), cfg.get("vae", "")))
+
+  monkeypatch.setattr("vftok.train.loop.run", run)
+  study = Study(experiments, tmp_path, "pocket")
+  for arm in ("nested", "grid", "nested", "larp"):
+    study.tokenizer(arm, 3)
+  vae = str(tmp_path / "vae" / "model")
+  flows = [("tokenizer", f"{arm}/3/tokenizer", vae) for arm in ("nested", "grid")]
+  assert ran == [("vae", "vae", ""), *flows, ("one_pass", "larp/3/tokenizer", "")]
+  (tmp_path / "vae" / "model").rename(tmp_path / "elsewhere")  # trained on another machine
+  study.tokenizer("nested", 3)
+  assert len(ran) == 4
+  below = experiments.vae("pocket").model
+  assert experiments.get_config("nested-pocket").model.vae == below and below.z_channels == 8
+
+
 def test_generated_videos_are_judged_where_claims_are_made():
   assert judged_keeps([1, 2, 4, 8, 16]) == (2, 16) and judged_keeps([1, 2, 4]) == (4,) and judged_keeps([16]) == (16,)
 

@@ -29,7 +29,7 @@ class OnePass(Geometry):
   Chunks do not overlap. Letters: B videos, F frames, T time steps of tokens, K tokens of a step.
 
   Attributes:
-    causal: whether ids and frames of a time step follow from that step and those before it.
+    causal: True where ids and frames of a time step follow from that step and those before it, whatever the config.
   """
 
   one_pass = True

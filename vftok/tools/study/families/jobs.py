@@ -76,7 +76,8 @@ class Study:
     workdir = self.place(arm, seed) / "tokenizer"
     cfg = self.config(arm)
     cfg.seed = seed
-    if self.experiments.is_flow(arm) and (vae := self.experiments.vae(self.size)):
+    vae = self.experiments.vae(self.size) if self.experiments.is_flow(arm) else None
+    if vae and not (workdir / "model").is_dir():  # a model has its VAE inside
       cfg.vae = str(self._trained(vae, self.out / "vae").resolve())
     return self._trained(cfg, workdir)
 
