@@ -10,10 +10,11 @@ from starts import started
 
 import vftok
 from configs import tokenizer as tokenizer_configs
+from vftok.data.shapes import ShapesSource
 from vftok.data.sim import SimSource
 from vftok.data.world import SPLITS, WorldSource
 from vftok.evals import alignment, generation, generation_report
-from vftok.evals.captions import SIM, WORLD
+from vftok.evals.captions import SHAPES, SIM, WORLD
 from vftok.generator.api import Generator
 from vftok.models import config_json
 from vftok.models.ar import ARConfig
@@ -29,6 +30,15 @@ def test_captions_are_read_back_exactly():
     assert read == {name: scene[name] for name in SIM.attributes}
   for text in ("", "a dog runs", "a red cube flies on a grey floor under a blue sky, still camera"):
     assert SIM.read(text) is None
+
+
+def test_captions_of_shapes_are_read_back_exactly():
+  source, index = ShapesSource("test", size=16, frames=3, count=40, objects=3), np.arange(40)
+  read, said = SHAPES.labels(source.describe(index)[0]), source.attributes(index)
+  assert set(read) == {"object", "colour", "motion"}
+  for name in read:
+    np.testing.assert_array_equal(read[name], said[name], name)
+  assert (SHAPES.labels(["a red disc moves", "a pink disc moves up", CAPTIONS[0]])["motion"] < 0).all()
 
 
 @pytest.mark.parametrize("split", SPLITS)

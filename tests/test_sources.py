@@ -153,6 +153,25 @@ def test_shapes_are_a_function_of_split_and_index():
     assert max(moved, key=moved.get) == direction
 
 
+def test_shapes_know_what_they_show():
+  source = ShapesSource("test", size=32, frames=5, count=60, objects=3)
+  known, (captions, labels) = source.attributes(np.arange(60)), source.describe(np.arange(60))
+  named = {name: [source.attribute_names[name][i] for i in places] for name, places in known.items()}
+  for i, record in enumerate(every(source)):
+    assert record["caption"] == captions[i] == f"a {named['colour'][i]} {named['object'][i]} moves {named['motion'][i]}"
+    assert record["label"] == labels[i] == known["object"][i]
+    near = lambda name, frames=record["frames"]: (np.abs(frames - np.array(COLOURS[name], float)).sum(-1) < 2).any()
+    seen = [name for name in COLOURS if near(name)]
+    assert named["colour"][i] in seen and len(seen) <= known["count"][i] + 1
+    front = source._drawn(i)[0][0]
+    assert tuple(record["frames"][2, round(front.row), round(front.column)]) == COLOURS[named["colour"][i]]
+  assert np.bincount(known["count"]).min() > 5 and len(np.bincount(known["count"])) == 3
+  one = ShapesSource("test", size=32, frames=5, count=60).attributes(np.arange(60))
+  assert not one["count"].any() and np.array_equal(one["motion"], known["motion"])  # the one in front is the same
+  with pytest.raises(ValueError, match="objects is 4, expected 1 to 3"):
+    ShapesSource(objects=4)
+
+
 # ---- TFDS sets and latents
 
 

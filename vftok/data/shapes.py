@@ -1,8 +1,9 @@
-"""`shapes`: a coloured shape that moves over a shaded ground. numpy only, for tests and first tries."""
+"""`shapes`: coloured shapes that move over a shaded ground. numpy only, for tests and first tries."""
 
 from __future__ import annotations
 
 import zlib
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,17 +30,35 @@ class ShapesSource:
   Args:
     size: (H, W) or one number for both, at least 8.
     frames: of every clip.
+    objects: the most of them in a clip, 1 to 3. Caption, label and attributes but "count" are of the one in front.
   """
 
   label_names = tuple(SHAPES)
+  attribute_names = {
+    "object": tuple(SHAPES),
+    "colour": tuple(COLOURS),
+    "motion": tuple(DIRECTIONS),
+    "count": ("one", "two", "three"),
+  }
 
-  def __init__(self, split: str = "train", *, size=(64, 64), frames: int = 17, count: int = 1000, fps: float = 8.0):
+  def __init__(
+    self,
+    split: str = "train",
+    *,
+    size=(64, 64),
+    frames: int = 17,
+    count: int = 1000,
+    fps: float = 8.0,
+    objects: int = 1,
+  ):
     self.size = (size, size) if isinstance(size, int) else tuple(size)
     if len(self.size) != 2 or min(self.size) < 8:
       raise ValueError(f"size is {size}, expected (height, width) in pixels: pass two numbers of at least 8.")
     if min(frames, count) < 1:
       raise ValueError(f"frames is {frames} and count {count}, expected at least 1 of each: pass 1 or more.")
-    self.split, self.frames, self.count, self.fps = split, frames, count, fps
+    if not 1 <= objects <= 3:
+      raise ValueError(f"objects is {objects}, expected 1 to 3: pass a number in that range.")
+    self.split, self.frames, self.count, self.fps, self.objects = split, frames, count, fps, objects
 
   def __len__(self):
     return self.count
@@ -50,35 +69,66 @@ class ShapesSource:
 
   def describe(self, indices):
     """Captions and labels."""
-    drawn = [self._drawn(i)[1:] for i in indices.tolist()]
-    return [_caption(*what) for what in drawn], [self.label_names.index(shape) for shape, _, _ in drawn]
+    fronts = [self._drawn(i)[0][0] for i in indices.tolist()]
+    return [_caption(front) for front in fronts], [self.label_names.index(front.shape) for front in fronts]
 
-  def _drawn(self, index):
+  def attributes(self, indices) -> dict[str, np.ndarray]:
+    """{attribute: int32 [n]}, places in `attribute_names`."""
+    drawn = [self._drawn(i)[0] for i in np.asarray(indices).tolist()]
+    words = [(things[0].shape, things[0].colour, things[0].direction) for things in drawn]
+    names = [self.attribute_names[name] for name in ("object", "colour", "motion")]
+    places = np.array([[n.index(w) for n, w in zip(names, row, strict=True)] for row in words], np.int32).reshape(-1, 3)
+    counts = np.array([len(things) - 1 for things in drawn], np.int32)
+    return {"object": places[:, 0], "colour": places[:, 1], "motion": places[:, 2], "count": counts}
+
+  def _drawn(self, index: int) -> tuple[list[_Thing], np.ndarray]:
+    """(things, the first in front; the ground float [H, W, 3])."""
     rng = np.random.default_rng([zlib.crc32(self.split.encode()), index])
-    pick = lambda table: list(table)[rng.integers(len(table))]
-    return rng, pick(SHAPES), pick(COLOURS), pick(DIRECTIONS)
-
-  def __getitem__(self, index):
-    rng, shape, colour, direction = self._drawn(index)
-    (height, width), (down, right) = self.size, DIRECTIONS[direction]
-    side = min(height, width)
+    words = _words(rng)
+    (height, width), side = self.size, min(self.size)
     radius, speed = side * rng.uniform(0.12, 0.22), side * rng.uniform(0.02, 0.06)
-    row, column = height * rng.uniform(0.3, 0.7), width * rng.uniform(0.3, 0.7)
+    things = [_Thing(*words, radius, speed, height * rng.uniform(0.3, 0.7), width * rng.uniform(0.3, 0.7))]
     y, x = np.mgrid[:height, :width].astype(np.float32)
     ground = 40 + 80 * (np.cos(rng.uniform(0, 6)) * y / height + np.sin(rng.uniform(0, 6)) * x / width + 1) / 2
     ground = ground[..., None] * rng.uniform(0.6, 1.0, 3)
+    for _ in range(rng.integers(self.objects) if self.objects > 1 else 0):
+      words, numbers = _words(rng), rng.uniform((0.08, 0.0, 0.1, 0.1), (0.15, 0.06, 0.9, 0.9))
+      things.append(_Thing(*words, *(numbers * (side, side, height, width))))
+    return things, ground
+
+  def __getitem__(self, index):
+    things, frames = self._drawn(index)
+    y, x = np.mgrid[: self.size[0], : self.size[1]].astype(np.float32)
     time = np.arange(self.frames, dtype=np.float32)[:, None, None] - self.frames // 2
-    distance = SHAPES[shape](y - row - time * speed * down, x - column - time * speed * right)
-    cover = np.clip(radius - distance + 0.5, 0, 1)[..., None]  # one pixel of soft edge
-    frames = np.rint(ground * (1 - cover) + np.array(COLOURS[colour]) * cover).astype(np.uint8)
+    for thing in reversed(things):
+      down, right = DIRECTIONS[thing.direction]
+      moved = (y - thing.row - time * thing.speed * down, x - thing.column - time * thing.speed * right)
+      cover = np.clip(thing.radius - SHAPES[thing.shape](*moved) + 0.5, 0, 1)[..., None]  # one pixel of soft edge
+      frames = frames * (1 - cover) + np.array(COLOURS[thing.colour]) * cover
     return {
-      "frames": frames,
-      "caption": _caption(shape, colour, direction),
-      "label": self.label_names.index(shape),
+      "frames": np.rint(frames).astype(np.uint8),
+      "caption": _caption(things[0]),
+      "label": self.label_names.index(things[0].shape),
       "name": f"shapes/{self.split}:{index}",
       "fps": self.fps,
     }
 
 
-def _caption(shape, colour, direction):
-  return f"a {colour} {shape} moves {direction}"
+class _Thing(NamedTuple):
+  """Names, then pixels: `speed` of a frame, `row` and `column` of the centre in the middle frame."""
+
+  shape: str
+  colour: str
+  direction: str
+  radius: float
+  speed: float
+  row: float
+  column: float
+
+
+def _words(rng) -> tuple[str, ...]:
+  return tuple(list(table)[rng.integers(len(table))] for table in (SHAPES, COLOURS, DIRECTIONS))
+
+
+def _caption(thing: _Thing) -> str:
+  return f"a {thing.colour} {thing.shape} moves {thing.direction}"

@@ -113,7 +113,8 @@ class Agreement:
     """
     if not self.clips:
       raise ValueError(
-        "no caption is a scene's, expected those of the `sim` or `world` source: alignment needs known attributes."
+        "no caption is a scene's, expected those of a `sim`, `world` or `shapes` source: alignment needs known "
+        "attributes."
       )
     vary = [name for name, counts in self.said.items() if (counts > 0).sum() > 1]
     out = {name: self.right[name] / self.clips for name in vary}

@@ -1,4 +1,5 @@
-"""Captions of scenes whose content is known, read back into attributes: `sim` and `world` each write by one grammar."""
+"""Captions of scenes whose content is known, read back into attributes: `sim`, `world` and `shapes` each write by one
+grammar."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vftok.data import sim, world
+from vftok.data import shapes, sim, world
 from vftok.data.sim_meshes import OBJECTS
 
 
@@ -49,6 +50,8 @@ _WORLD_GRAMMAR = re.compile(
   r"^an? (?P<colour>\w+) (?P<object>\w+) (?P<motion>[\w ]+?)(?P<beside> beside .+)? on an? (?P<floor>\w+)"
   r"(?P<texture> \w+)? floor under an? (?P<sky>\w+) sky, (?P<camera>.+)$"
 )
+_SHAPES = {name: names for name, names in shapes.ShapesSource.attribute_names.items() if name != "count"}
+_SHAPES_GRAMMAR = re.compile(r"^a (?P<colour>\w+) (?P<object>\w+) moves (?P<motion>\w+)$")
 
 
 def _known(found: dict[str, str | None], attributes) -> dict[str, str] | None:
@@ -77,6 +80,12 @@ def _read_world(caption: str) -> dict[str, str] | None:
   return _known(found, world.NAMES)
 
 
+def _read_shapes(caption: str) -> dict[str, str] | None:
+  match = _SHAPES_GRAMMAR.match(caption)
+  return _known(match.groupdict(), _SHAPES) if match else None
+
+
 SIM = Scenes(_SIM, _read_sim)
 WORLD = Scenes(dict(world.NAMES), _read_world)
-SCENES = {"sim": SIM, "world": WORLD}  # by the name that a config gives its source
+SHAPES = Scenes(_SHAPES, _read_shapes)
+SCENES = {"sim": SIM, "world": WORLD, "shapes": SHAPES}  # by the name that a config gives its source
