@@ -30,6 +30,7 @@ class Size:
     steps, batch: of a tokenizer; ar_steps, ar_batch, depths: of the generators.
     lr, warmup: of every tokenizer. clips: how many there are to train on; held_out: in each of the other sets.
     chosen_on, judged_on: clips of a set that the best guidance is chosen on, and that numbers are of.
+    probed_on: clips of "test" that the probe is of, and of "train" that it learns from.
     guidances: scales of a flow decoder that are tried; solver_steps: of it. classifier_steps: of what sees attributes.
     labelled: clips that are decoded under every assignment of an arm whose ids depend on counts, to learn from and
       to be judged by; router_steps: of what learns to choose.
@@ -56,6 +57,7 @@ class Size:
   net: bool = True
   objects: int = 3
   plain: bool = False
+  probed_on: int = 1024
 
 
 SIZES = {
@@ -78,6 +80,7 @@ SIZES = {
     labelled=(8, 8),
     router_steps=2,
     net=False,
+    probed_on=24,
   ),
   "pocket": Size(
     pixels=32,
@@ -91,11 +94,12 @@ SIZES = {
     lr=1e-3,
     warmup=100,
     clips=100_000,
-    held_out=512,
+    held_out=1024,
     chosen_on=32,
     judged_on=128,
     guidances=(1.0, 1.5, 2.0),
     solver_steps=12,
+    classifier_steps=300,
   ),
   "mini64": Size(
     pixels=64,

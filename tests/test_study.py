@@ -143,7 +143,7 @@ def test_arms_share_what_they_must(size):
     assert len({str(cfg[name]) for cfg in made.values()}) == 1, name
   for name in ("lr", "warmup", "schedule", "final", "b1", "b2", "weight_decay", "clip"):
     assert len({cfg.optim[name] for cfg in made.values()}) == 1, name
-  sources = {str({**cfg.data.sources.world.to_dict(), "frames": 0}) for cfg in made.values()}
+  sources = {str({**source, "frames": 0}) for cfg in made.values() for source in cfg.data.sources.to_dict().values()}
   assert len(sources) == 1
 
 

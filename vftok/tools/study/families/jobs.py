@@ -111,7 +111,8 @@ class Study:
     how = _sampling(tok, size, best)
     made = self._scores(cfg, scored, params, sets["test"], "test", size.judged_on, how, scored.budgets)
     cfg.eval.sets = ConfigDict({"test": sets["test"]})
-    cfg.eval.probe_clips = size.judged_on
+    cfg.eval.probe_clips, cfg.eval.probe_train = size.probed_on, "train"
+    cfg.data.sources = self.scenes("train")
     table = probe_run.probe_set(cfg, scored, params, "test")
     made = dataclasses.replace(made, probe=table)
     report.write_report(self.place(arm, seed) / "reconstruction", [made], title=f"{arm} {self.size}", fps=8.0)

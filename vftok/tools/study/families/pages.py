@@ -107,7 +107,7 @@ def generator_cells(generators) -> list[list[str]]:
       entries = [sizes[str(depth)] for sizes in by_seed.values() if str(depth) in sizes]
       largest = lambda entry, kind: next((entry[n] for n in reversed(list(entry)) if n.startswith(kind)), None)
       line = [arm, str(depth), f"{entries[0]['parameters'] / 1e6:.2f}", _mean(entries, "nats_a_clip", 1)]
-      for kind, digits in (("gfvd/generated keep", 1), ("alignment/all/generated keep", 2)):
+      for kind, digits in (("gfvd/generated keep", 1), ("alignment/object/generated keep", 2)):
         line.append(_spread([largest(entry, kind) for entry in entries], digits))
       cells.append(line)
   return cells
