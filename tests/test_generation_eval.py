@@ -10,10 +10,11 @@ from starts import started
 
 import vftok
 from configs import tokenizer as tokenizer_configs
+from vftok.data.clip import ClipSpec
 from vftok.data.shapes import ShapesSource
 from vftok.data.sim import SimSource
 from vftok.data.world import SPLITS, WorldSource
-from vftok.evals import alignment, generation, generation_report
+from vftok.evals import alignment, generation, generation_report, generation_run
 from vftok.evals.captions import SHAPES, SIM, WORLD
 from vftok.generator.api import Generator
 from vftok.models import config_json
@@ -89,6 +90,18 @@ def test_the_classifier_learns_colours():
   agreement, batch = alignment.Agreement(judge), next(batches())
   agreement.update(batch["video"], batch["caption"])
   assert agreement.summary()["colour"] == 1
+
+
+def test_a_classifier_is_trained_once_for_generators_over_the_same_clips(monkeypatch):
+  shapes_seen = []
+  train = lambda batches, shape, steps, *, scenes: shapes_seen.append((shape, steps, scenes is SHAPES)) or object()
+  monkeypatch.setattr(alignment, "train", train)
+  source = json.dumps({"shapes": dict(kind="shapes", size=16, frames=5, count=8)})
+  ask = lambda frames=5, seed=0: generation_run._classifier(source, ClipSpec(frames, (16, 16)), 3, seed)
+  assert ask() is ask() and shapes_seen == [((5, 16, 16, 3), 3, True)]
+  ask(seed=1)
+  assert len(shapes_seen) == 2
+  generation_run._classifier.cache_clear()
 
 
 def test_neighbours_find_copies():

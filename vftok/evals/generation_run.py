@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
+import json
 from pathlib import Path
 
 import jax
@@ -50,13 +52,12 @@ def evaluate(cfg, gen, params, tok, tok_params, decode, out, asked: Protocol | N
   splits = data.splits.to_dict()
   spec = ClipSpec(frames=data.frames, size=(data.size, data.size), fps=data.fps or None)
   where = dict(process_index=0, process_count=1, seed=cfg.seed)
-  known = next((name for name in splits["train"] if name in SCENES), None)
   clip = CLIPScore(settings.clip) if settings.get("clip") else None
   classifier = None
+  known = next((name for name in splits["train"] if name in SCENES), None)
   if settings.classifier_steps and known:
-    source, shape = {known: splits["train"][known]}, (data.frames, data.size, data.size, 3)
-    with contextlib.closing(make_loader(source, spec, 64, workers=0, **where)) as loader:
-      classifier = alignment.train(loader, shape, settings.classifier_steps, scenes=SCENES[known])
+    source = json.dumps({known: splits["train"][known]}, sort_keys=True, default=list)
+    classifier = _classifier(source, spec, settings.classifier_steps, cfg.seed)
   with contextlib.closing(make_loader(splits["train"], spec, BATCH, split="train", train=False, **where)) as loader:
     pool = [
       np.asarray(batch["video"])[batch["_mask"]] for batch in itertools.islice(loader, -(-settings.pool // BATCH))
@@ -92,6 +93,16 @@ def evaluate(cfg, gen, params, tok, tok_params, decode, out, asked: Protocol | N
   )
   leave("generation", settings.split, cfg, splits[settings.split], clips, who, out / "generation", asked)
   return {f"generation/{k}": v for k, v in evaluation.scalars().items()}
+
+
+@functools.lru_cache(maxsize=1)  # many generators over the same clips are judged one after the other
+def _classifier(source: str, spec: ClipSpec, steps: int, seed: int) -> alignment.Judge:
+  """`source`: JSON of one that SCENES names."""
+  sources = json.loads(source)
+  (known,) = sources
+  where = dict(workers=0, process_index=0, process_count=1, seed=seed)
+  with contextlib.closing(make_loader(sources, spec, 64, **where)) as loader:
+    return alignment.train(loader, (spec.frames, *spec.size, 3), steps, scenes=SCENES[known])
 
 
 def _keeps(settings, gen, tok) -> tuple[int, ...]:
