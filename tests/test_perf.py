@@ -123,8 +123,12 @@ def test_memory_is_kept_where_the_cpu_computes(monkeypatch):
     for platforms, times in (("cpu", 1), ("cuda,cpu", 0)):
       jax.config.update("jax_platforms", platforms)
       set_to.clear()
-      memory.keep_memory()
+      said = []
+      with monkeypatch.context() as patch:
+        patch.setattr(type(jax.config), "update", lambda _, *option: said.append(option))
+        memory.keep_memory()
       assert set_to.count((-8, 5)) == set_to.count((-4, 0)) == times  # arenas; large blocks stay
+      assert said.count(("jax_cpu_enable_async_dispatch", False)) == times
   finally:
     jax.config.update("jax_platforms", before)
 

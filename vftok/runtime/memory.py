@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import os
@@ -36,8 +37,11 @@ def keep_memory() -> None:
   to clear pages again (a quarter of all time in the training of configs/t2v.py:mini). Call it before JAX computes.
 
   There are two arenas more than cores, so that threads seldom wait while one of them walks a long list of free blocks.
-  With one for all, configs/study.py:nested-pocket took 2.5 to 3.6 s a step and 3.8 GB, with four 1.4 s and 1.9 GB (two
-  cores; system's settings: 1.5 s, 1.3 GB). On a GPU's host nothing is set: there other threads decode video.
+  Programs run in the thread that calls them: glibc keeps blocks above 64 MB in the main thread's arena alone.
+  Seconds a step of t2v:mini and of configs/study.py:nested-pocket on two cores: one arena .50 and 2.5, four .61 and
+  1.3, four and in one thread .49 and 1.1; as the system has it .69 and 1.5.
+
+  On a GPU's host nothing is set: there other threads decode video.
   """
   if sys.platform != "linux" or not _computes_on_cpu():
     return
@@ -45,6 +49,8 @@ def keep_memory() -> None:
     mallopt = ctypes.CDLL(None).mallopt
   except AttributeError:  # musl
     return
+  with contextlib.suppress(AttributeError):  # not every JAX has it
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
   trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8  # numbers of <malloc.h>
   arenas = len(os.sched_getaffinity(0)) + 2
   for option, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**28), (arena_max, arenas)):
