@@ -125,7 +125,7 @@ def test_memory_is_kept_where_the_cpu_computes(monkeypatch):
       set_to.clear()
       said = []
       with monkeypatch.context() as patch:
-        patch.setattr(type(jax.config), "update", lambda _, *option: said.append(option))
+        patch.setattr(type(jax.config), "update", lambda _, *option, said=said: said.append(option))
         memory.keep_memory()
       assert set_to.count((-8, 5)) == set_to.count((-4, 0)) == times  # arenas; large blocks stay
       assert said.count(("jax_cpu_enable_async_dispatch", False)) == times
