@@ -73,6 +73,25 @@ def same(evaluation, other):
 
 
 @pytest.mark.slow
+def test_features_of_the_same_clips_are_computed_once(monkeypatch):
+  asked = []
+
+  def logits(params, video):
+    asked.append(video.shape)
+    return video.reshape(len(video), -1)[:, :5].astype(np.float32)
+
+  monkeypatch.setattr(scores, "video_logits", logits)
+  monkeypatch.setattr(scores, "_MOST_KNOWN", 2)
+  monkeypatch.setattr(scores, "_known", {})
+  clips = np.random.default_rng(0).integers(0, 255, (3, 2, 3, 4, 5, 3), np.uint8)
+  first = scores.known_logits({}, clips[0])
+  assert scores.known_logits({}, clips[0].copy()) is first and len(asked) == 1
+  np.testing.assert_array_equal(first, logits({}, clips[0]))
+  other = scores.known_logits({}, clips[0].reshape(3, 2, 4, 5, 3)[:, ::-1])
+  assert other.shape == (3, 5) and not np.array_equal(other[:2], first)
+  scores.known_logits({}, clips[1])
+  assert len(scores._known) == 2 and scores.known_logits({}, clips[0]) is not first  # the oldest went
+
 def test_order_company_and_padding_change_nothing(small, clips, evaluation):
   tok, params, _ = small
   other = reconstruction.evaluate(tok, params, batches(clips, 2, [4, 2, 0, 3, 1], pad=False), **OPTIONS)

@@ -28,7 +28,7 @@ import numpy as np
 from vftok.evals import frechet
 from vftok.evals.alignment import Agreement
 from vftok.evals.reconstruction import text_of
-from vftok.evals.scores import video_logits
+from vftok.evals.scores import known_logits
 from vftok.frozen.metrics import weights
 from vftok.generator.given import given_tokens
 from vftok.io.video_writer import to_uint8
@@ -131,7 +131,7 @@ def evaluate(
         done(int(mask.sum()) if name == shown_as or name.startswith("generated keep") else 0)
       for name, frames in ((name, frames[:, given:]) for name, frames in videos.items()):
         if inception is not None:
-          statistics[name].update(video_logits(inception, frames), mask)
+          statistics[name].update(known_logits(inception, frames), mask)
         if agreement:
           agreement[name].update(frames[mask], batch["caption"][mask])
         if clip is not None:
