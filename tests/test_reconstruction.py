@@ -72,7 +72,6 @@ def same(evaluation, other):
     assert a["clips"] == b["clips"] == 5
 
 
-@pytest.mark.slow
 def test_features_of_the_same_clips_are_computed_once(monkeypatch):
   asked = []
 
@@ -92,6 +91,8 @@ def test_features_of_the_same_clips_are_computed_once(monkeypatch):
   scores.known_logits({}, clips[1])
   assert len(scores._known) == 2 and scores.known_logits({}, clips[0]) is not first  # the oldest went
 
+
+@pytest.mark.slow
 def test_order_company_and_padding_change_nothing(small, clips, evaluation):
   tok, params, _ = small
   other = reconstruction.evaluate(tok, params, batches(clips, 2, [4, 2, 0, 3, 1], pad=False), **OPTIONS)
