@@ -17,6 +17,7 @@ from vftok.frozen.metrics.vgg import distances
 from vftok.models.conv import on_cpu
 
 METRICS = ("psnr", "ssim", "lpips", "cosine", "rfvd")
+_AT_ONCE = 128 * 128  # pixels of frames that LPIPS sees together
 _MAX_PSNR = 100.0  # dB: a still clip equals its first frame, and the mean over clips must stay finite
 
 
@@ -90,9 +91,10 @@ _MOST_KNOWN = 1024  # batches: 26 MB of 16 clips each
 def clip_scores(params, video_BxFxHxWx3, videos_MxBxFxHxWx3):
   """(MSE, SSIM, LPIPS, cosine of the net's last features) float32 [M, B] each, means over frames.
 
-  One frame with its M reconstructions at a time.
+  One frame with its M reconstructions at a time, or as many small ones as have its 128x128 pixels: the net's weights
+  are read once for all of them.
   """
-  f = videos_MxBxFxHxWx3.shape[2]
+  f, h, w = videos_MxBxFxHxWx3.shape[2:5]
 
   def one(frames):
     real, others = (x.astype(jnp.float32) / 255 for x in frames)
@@ -104,4 +106,5 @@ def clip_scores(params, video_BxFxHxWx3, videos_MxBxFxHxWx3):
 
   real_N = einops.rearrange(video_BxFxHxWx3, "b f h w c -> (b f) h w c")
   others_N = einops.rearrange(videos_MxBxFxHxWx3, "m b f h w c -> (b f) m h w c")
-  return tuple(einops.reduce(s, "(b f) m -> m b", "mean", f=f) for s in jax.lax.map(one, (real_N, others_N)))
+  scores = jax.lax.map(one, (real_N, others_N), batch_size=max(1, _AT_ONCE // (h * w)))
+  return tuple(einops.reduce(s, "(b f) m -> m b", "mean", f=f) for s in scores)
