@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from vftok.data import sources
-from vftok.data.shapes import COLOURS, DIRECTIONS, ShapesSource
+from vftok.data.shapes import ShapesSource
 from vftok.evals import probe_run
 from vftok.evals.probe import _fit, _rotated, _weights, probe
 from vftok.models import fsq
@@ -112,24 +111,13 @@ def test_bad_input_is_one_sentence(change, words):
 # ---- in an evaluation
 
 
-class Known(ShapesSource):
-  """Shapes whose colour and direction are known."""
-
-  attribute_names = {"colour": tuple(COLOURS), "motion": tuple(DIRECTIONS)}
-
-  def attributes(self, indices):
-    said = [self[i]["caption"].split() for i in np.asarray(indices).tolist()]
-    words = {"colour": [words[1] for words in said], "motion": [words[-1] for words in said]}
-    return {name: np.array([self.attribute_names[name].index(w) for w in words[name]]) for name in words}
-
-
 def test_attributes_come_from_the_source_the_caption_or_the_label():
   class Sim:
     def attributes(self, index):
       raise AssertionError("this is another method of the same name")
 
   caption = "a red cube jumps on a grey floor under a blue sky, still camera"
-  known = Known("train", size=8, frames=5, count=9)
+  known = ShapesSource("train", size=8, frames=5, count=9)
   batch = {
     "_mask": np.array([True, True, False, True, True]),
     "source": np.array([0, 1, -1, 2, 0], np.int32),
@@ -148,21 +136,20 @@ def test_attributes_come_from_the_source_the_caption_or_the_label():
 
 
 @pytest.fixture
-def cfg(monkeypatch):
+def cfg():
   from configs import tokenizer as experiment
 
-  monkeypatch.setitem(sources.DATASETS, "known", Known)
   cfg = experiment.get_config("smoke")
   with cfg.unlocked():
-    cfg.eval.sets.val = dict(known=dict(kind="known", count=42, split="val"))
-    cfg.data.sources = dict(known=dict(kind="known", count=40))
+    cfg.eval.sets.val = dict(known=dict(kind="shapes", count=42, split="val"))
+    cfg.data.sources = dict(known=dict(kind="shapes", count=40))
   return cfg
 
 
 def test_clips_are_those_of_the_set(cfg, tokenizer):
   tok, params, _ = tokenizer
   codes, attributes, extra = probe_run.gather(cfg, tok, params, cfg.eval.sets.val.to_dict(), 0, "val")
-  source = Known("val", count=42)
+  source = ShapesSource("val", count=42)
   assert codes.shape == (42, 5, 4, 2) and {k: len(x) for k, x in extra.items()} == {"vae latents": 42, "pixels": 42}
   for name, values in source.attributes(np.arange(42)).items():
     np.testing.assert_array_equal(attributes[name], values)

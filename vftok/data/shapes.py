@@ -75,30 +75,31 @@ class ShapesSource:
   def attributes(self, indices) -> dict[str, np.ndarray]:
     """{attribute: int32 [n]}, places in `attribute_names`."""
     drawn = [self._drawn(i)[0] for i in np.asarray(indices).tolist()]
-    words = [(things[0].shape, things[0].colour, things[0].direction) for things in drawn]
-    names = [self.attribute_names[name] for name in ("object", "colour", "motion")]
-    places = np.array([[n.index(w) for n, w in zip(names, row, strict=True)] for row in words], np.int32).reshape(-1, 3)
-    counts = np.array([len(things) - 1 for things in drawn], np.int32)
-    return {"object": places[:, 0], "colour": places[:, 1], "motion": places[:, 2], "count": counts}
+    place = lambda name, words: np.array([self.attribute_names[name].index(word) for word in words], np.int32)
+    return {
+      "object": place("object", [things[0].shape for things in drawn]),
+      "colour": place("colour", [things[0].colour for things in drawn]),
+      "motion": place("motion", [things[0].direction for things in drawn]),
+      "count": np.array([len(things) - 1 for things in drawn], np.int32),
+    }
 
-  def _drawn(self, index: int) -> tuple[list[_Thing], np.ndarray]:
-    """(things, the first in front; the ground float [H, W, 3])."""
+  def _drawn(self, index: int) -> tuple[list[_Thing], tuple[float, float, np.ndarray]]:
+    """(things, the first in front; of the ground: two angles and the strength of each colour)."""
     rng = np.random.default_rng([zlib.crc32(self.split.encode()), index])
     words = _words(rng)
     (height, width), side = self.size, min(self.size)
     radius, speed = side * rng.uniform(0.12, 0.22), side * rng.uniform(0.02, 0.06)
     things = [_Thing(*words, radius, speed, height * rng.uniform(0.3, 0.7), width * rng.uniform(0.3, 0.7))]
-    y, x = np.mgrid[:height, :width].astype(np.float32)
-    ground = 40 + 80 * (np.cos(rng.uniform(0, 6)) * y / height + np.sin(rng.uniform(0, 6)) * x / width + 1) / 2
-    ground = ground[..., None] * rng.uniform(0.6, 1.0, 3)
+    ground = rng.uniform(0, 6), rng.uniform(0, 6), rng.uniform(0.6, 1.0, 3)
     for _ in range(rng.integers(self.objects) if self.objects > 1 else 0):
       words, numbers = _words(rng), rng.uniform((0.08, 0.0, 0.1, 0.1), (0.15, 0.06, 0.9, 0.9))
       things.append(_Thing(*words, *(numbers * (side, side, height, width))))
     return things, ground
 
   def __getitem__(self, index):
-    things, frames = self._drawn(index)
-    y, x = np.mgrid[: self.size[0], : self.size[1]].astype(np.float32)
+    (things, (row, column, tint)), (height, width) = self._drawn(index), self.size
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    frames = (40 + 80 * (np.cos(row) * y / height + np.sin(column) * x / width + 1) / 2)[..., None] * tint
     time = np.arange(self.frames, dtype=np.float32)[:, None, None] - self.frames // 2
     for thing in reversed(things):
       down, right = DIRECTIONS[thing.direction]

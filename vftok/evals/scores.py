@@ -18,6 +18,8 @@ from vftok.models.conv import on_cpu
 
 METRICS = ("psnr", "ssim", "lpips", "cosine", "rfvd")
 _AT_ONCE = 128 * 128  # pixels of frames that LPIPS sees together
+_MOST_KNOWN = 1024  # batches whose features are remembered: 26 MB of 16 clips each
+_known: dict[Any, np.ndarray] = {}
 _MAX_PSNR = 100.0  # dB: a still clip equals its first frame, and the mean over clips must stay finite
 
 
@@ -81,10 +83,6 @@ def known_logits(params, video_BxFxHxWx3) -> np.ndarray:
     if len(_known) > _MOST_KNOWN:
       del _known[next(iter(_known))]
   return _known[key]
-
-
-_known: dict[Any, np.ndarray] = {}
-_MOST_KNOWN = 1024  # batches: 26 MB of 16 clips each
 
 
 @jax.jit
