@@ -372,6 +372,16 @@ def test_curves(tmp_path):
   assert os.listdir(tmp_path) == ["curves.png"]
 
 
+def test_an_odd_number_of_curves_leaves_no_empty_frame(tmp_path):
+  path = tmp_path / "curves.png"
+  curves_png(path, [1, 2], [10, 20], {name: [0.1, 0.2] for name in "abcde"})
+  with Image.open(path) as image:
+    pixels = np.asarray(image.convert("L"))
+  height, width = pixels.shape
+  assert pixels[2 * height // 3 + 40 :, : width // 2].min() < 100  # the fifth panel
+  assert (pixels[2 * height // 3 + 40 :, width // 2 + 20 :] == 255).all()
+
+
 def test_si():
   assert [si(v, "bit") for v in (0, 79.9, 999.4, 999.9, 20443, 3.27e6)] == [
     "0 bit", "79.9 bit", "999 bit", "1 kbit", "20.4 kbit", "3.27 Mbit",

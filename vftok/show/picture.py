@@ -132,8 +132,10 @@ def curves_png(
   figure = Figure(figsize=(5.4 * columns, 4.2 * rows), dpi=160, layout="constrained")
   figure.suptitle(title, fontsize=11)
   colours = ("#1f6fb4", "#c8502d", "#3a8f4d", "#7a5bb0")
-  panels = np.ravel(figure.subplots(rows, columns))[: len(scores)]
-  for i, (axes, (name, values)) in enumerate(zip(panels, scores.items(), strict=True)):
+  panels = np.ravel(figure.subplots(rows, columns))
+  for axes in panels[len(scores) :]:
+    axes.set_visible(False)
+  for i, (axes, (name, values)) in enumerate(zip(panels, scores.items(), strict=False)):
     y = np.asarray(values, float)[order]
     y[~np.isfinite(y)] = np.nan
     colour = colours[i % len(colours)]
