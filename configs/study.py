@@ -57,6 +57,7 @@ class Size:
   net: bool = True
   objects: int = 3
   plain: bool = False
+  scale: float = 1.0
   probed_on: int = 1024
 
 
@@ -86,6 +87,7 @@ SIZES = {
     pixels=32,
     objects=1,
     plain=True,
+    scale=1.6,
     steps=1500,
     batch=32,
     ar_steps=600,
@@ -138,8 +140,8 @@ def frames(arm: str) -> int:
 def scenes(arm: str, size: Size, split: str = "train", most: int = 1 << 31) -> dict:
   """The same scenes for every arm, a frame more or less."""
   count = min(most, size.clips if split == "train" else size.held_out)
-  shown = dict(size=size.pixels, frames=frames(arm), count=count, objects=size.objects, plain=size.plain)
-  return dict(world=dict(kind="world", split=split, **shown))
+  shown = dict(objects=size.objects, plain=size.plain, scale=size.scale)
+  return dict(world=dict(kind="world", split=split, size=size.pixels, frames=frames(arm), count=count, **shown))
 
 
 def tokenizer(arm: str, name: str):
@@ -170,7 +172,7 @@ def vae(name: str):
   if name != "pocket":
     return None
   size, cfg = SIZES[name], vae_experiments.get_config("mini")
-  cfg.title, cfg.steps, cfg.batch_size, cfg.ema = f"VAE {name}", 250, 16, 0.99
+  cfg.title, cfg.steps, cfg.batch_size, cfg.ema = f"VAE {name}", 600, 16, 0.99
   cfg.model.update(dict(ch=48, z_channels=8))
   cfg.loss.update(dict(fit_batches=40, fit_whiten=0.0))
   cfg.data.update(dict(size=size.pixels, frames=frames("nested"), fps=8.0, workers=0))

@@ -107,6 +107,7 @@ class WorldSource:
     seed: another world of scenes.
     objects: the most of them in a scene, 1 to 3.
     plain: floors without a texture and cameras that stand still; scenes are the same otherwise.
+    scale: how much larger objects are than usual, 0.5 to 2; scenes are the same otherwise.
     keep: clips stay on the device once they are painted, so that all but the first pass over them costs nothing; all
       `count` of them must fit there (17 frames of 64x64 are 204 KiB).
 
@@ -127,6 +128,7 @@ class WorldSource:
     seed: int = 0,
     objects: int = 3,
     plain: bool = False,
+    scale: float = 1.0,
     keep: bool = False,
   ):
     if split not in SPLITS:
@@ -136,12 +138,13 @@ class WorldSource:
       ("size", size, 8, 512),
       ("frames", frames, 1, 1000),
       ("objects", objects, 1, 3),
+      ("scale", scale, 0.5, 2.0),
     )
     for option, value, low, high in limits:
       if not low <= value <= high:
         raise ValueError(f"{option} is {value}, expected {low} to {high}: pass a number in that range.")
     self.split, self.count, self.size, self.frames, self.seed = split, count, size, frames, seed
-    self.objects, self.plain = objects, plain
+    self.objects, self.plain, self.scale = objects, plain, scale
     self._kept = _Kept(count, (frames, size, size, 3)) if keep else None
 
   def __len__(self) -> int:
@@ -207,7 +210,7 @@ class WorldSource:
   @property
   def _key(self):
     stream = np.uint32(zlib.crc32(f"{self.seed}/{self.split}".encode()))
-    return stream, subjects(self.split == "novel"), self.objects, self.plain
+    return stream, subjects(self.split == "novel"), np.float32(self.scale), self.objects, self.plain
 
 
 class _Kept:
@@ -235,16 +238,16 @@ def _rows(videos, numbers_N):
   return videos[numbers_N]
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4))
-def _draw_all(index_N, stream, subjects_Mx3, objects: int, plain: bool) -> Scene:
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _draw_all(index_N, stream, subjects_Mx3, scale, objects: int, plain: bool) -> Scene:
   key = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), stream)
   numbers = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (_NUMBERS,)))(index_N)
-  return jax.vmap(lambda u: draw(u, subjects_Mx3, objects, plain))(numbers)
+  return jax.vmap(lambda u: draw(u, subjects_Mx3, objects, plain, scale))(numbers)
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4), static_argnames=("size", "frames"))
-def _paint_all(index_N, stream, subjects_Mx3, objects: int, plain: bool, *, size: int, frames: int) -> jax.Array:
-  scenes = _draw_all(index_N, stream, subjects_Mx3, objects, plain)
+@functools.partial(jax.jit, static_argnums=(4, 5), static_argnames=("size", "frames"))
+def _paint_all(index_N, stream, subjects_Mx3, scale, objects: int, plain: bool, *, size: int, frames: int) -> jax.Array:
+  scenes = _draw_all(index_N, stream, subjects_Mx3, scale, objects, plain)
   tables = {"colour": COLOURS, "floor": FLOORS, "sky": SKIES}
   tables = {name: jnp.array(list(table.values()), jnp.float32) for name, table in tables.items()}
   one = functools.partial(paint, objects=objects, size=size, times=np.arange(frames) / FPS, tables=tables)
@@ -253,7 +256,7 @@ def _paint_all(index_N, stream, subjects_Mx3, objects: int, plain: bool, *, size
   return jax.lax.map(one, scenes, batch_size=64)  # rays of 64 clips: a few hundred MB
 
 
-def draw(u_P: jax.Array, subjects_Mx3: np.ndarray, objects: int, plain: bool = False) -> Scene:
+def draw(u_P: jax.Array, subjects_Mx3: np.ndarray, objects: int, plain: bool = False, scale: float = 1.0) -> Scene:
   """A Scene from uniform numbers in [0, 1): all attributes, then everything that no caption says."""
   numbers = iter(range(_NUMBERS))
   u = lambda: u_P[next(numbers)]
@@ -295,7 +298,7 @@ def draw(u_P: jax.Array, subjects_Mx3: np.ndarray, objects: int, plain: bool = F
     sky=pick(len(SKIES)),
     camera=camera * (not plain),
     place=jnp.array(place),
-    size=jnp.stack([between(1.1, 1.3), between(0.6, 0.8), between(0.6, 0.8)]),
+    size=scale * jnp.stack([between(1.1, 1.3), between(0.6, 0.8), between(0.6, 0.8)]),
     turn=jnp.stack([between(-0.6, 0.6) for _ in range(3)]),
     start=jnp.stack([u() for _ in range(3)]),
     speed=jnp.stack([u() for _ in range(3)]),
