@@ -1,4 +1,5 @@
-"""FlexTok (arXiv 2502.13967), pictures: configs/flextok.py:SIZE with SIZE one of smoke, d12_d12, d18_d18 and d18_d28.
+"""FlexTok (arXiv 2502.13967), pictures: configs/flextok.py:SIZE with SIZE one of smoke, mini, d12_d12, d18_d18, d18_d28;
+or vae_smoke and vae_mini, the 2-D VAE under `mini`.
 
 The recipe is VideoFlexTok's, whose relative it is; values marked `unknown` are not published, they are our defaults.
 """
@@ -14,14 +15,15 @@ from vftok.models.decoder import DecoderConfig
 from vftok.models.encoder import EncoderConfig
 from vftok.models.layers import PositionConfig
 from vftok.models.transformer import StackConfig
-from vftok.tasks.losses import TokenizerLoss
+from vftok.tasks.losses import TokenizerLoss, VAELoss
 
 BATCH = 1024  # unknown
 STEPS = 1_000_000  # unknown
 
 
 def get_config(size: str = "smoke"):
-  return {make.__name__: make for make in (smoke, d12_d12, d18_d18, d18_d28)}[size]()
+  sizes = (smoke, mini, d12_d12, d18_d18, d18_d28, vae_smoke, vae_mini)
+  return {make.__name__: make for make in sizes}[size]()
 
 
 def model(encoder: int, decoder: int, vae: KLConfig, *, registers=256, latent=32, levels=(8, 8, 8, 5, 5, 5), **own):
@@ -75,6 +77,69 @@ def smoke():
     optim=dict(lr=1e-3, warmup=2),
     log_every=1,
     save_every=2,
+    media_every=0,
+  )
+
+
+def vae_smoke():
+  """A second a step on any machine: for tests. Every term of the loss that needs no download is on."""
+  return common.smoke(
+    task="flextok_vae",
+    title="FlexTok VAE smoke",
+    model=KLConfig(widths=(32, 32), blocks=1, z_channels=4),
+    loss=VAELoss(lpips=0.0, unit=0.02, noise=0.1, frames=1, adversarial=0.1, critic_width=8),
+    **common.on_shapes(1),
+  )
+
+
+def _scenes(split: str = "train", count: int = 1_000_000) -> dict:
+  """First frames of plain scenes of one large object."""
+  shown = dict(size=32, frames=1, objects=1, plain=True, scale=1.6)
+  return dict(world=dict(kind="world", split=split, count=count, **shown))
+
+
+def vae_mini():
+  """4x4 patches of 32x32 to 8 channels, learned on both sides: minutes on two CPU cores. Its model is `mini`'s VAE."""
+  return common.base(
+    task="flextok_vae",
+    title="FlexTok VAE mini",
+    steps=600,
+    batch_size=64,
+    model=KLConfig(widths=(32, 64, 64), blocks=1, z_channels=8, attention=False),
+    loss=VAELoss(l1=0.0, l2=1.0, unit=0.02, noise=0.1, lpips=0.0),
+    data=dict(sources=_scenes(), size=32, frames=1, workers=0),
+    eval=dict(sets=dict(val=_scenes("val", 1024), test=_scenes("test", 1024)), clips=256, media=8, rfvd=False),
+    optim=dict(lr=2e-3, warmup=50, weight_decay=0.0, b2=0.99, final=0.02),
+    ema=0.99,
+    log_every=20,
+    save_every=100,
+    media_every=0,
+  )
+
+
+def mini():
+  """16 registers of 1,000 codes for a picture of 32x32: about 20 minutes on two CPU cores."""
+  return common.base(
+    task="flextok",
+    title="FlexTok mini",
+    steps=1_200,
+    batch_size=128,
+    vae="runs/flextok_vae/model",
+    model=model(2, 3, KLConfig(z_channels=8), registers=16, latent=8, levels=(8, 5, 5, 5)),
+    loss=TokenizerLoss(share="shared", high=0.3, prefix_latents=0.5, prefix_width=128, show_guidance=1.5),
+    data=dict(sources=_scenes(), size=32, frames=1, workers=0),
+    eval=dict(
+      sets=dict(val=_scenes("val", 1024), test=_scenes("test", 1024)),
+      clips=256,
+      media=8,
+      guidance=1.5,
+      steps=20,
+      rfvd=False,
+    ),
+    optim=dict(lr=1e-3, warmup=100, b2=0.98, final=0.02),
+    ema=0.998,
+    log_every=20,
+    save_every=200,
     media_every=0,
   )
 

@@ -1,5 +1,7 @@
 """Training FlexTok, the tokenizer of pictures: what learns, what is saved, its recipes; then pictures from a class."""
 
+import json
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ import vftok
 from configs import c2v, flextok
 from vftok.cli import commands
 from vftok.convert.load import abstract_params
-from vftok.families.flextok import export, released
+from vftok.families.flextok import export, released, vae_weights
 from vftok.families.flextok.config import FlexTokConfig
 from vftok.models import config_json
 from vftok.models.flow import APG
@@ -59,6 +61,31 @@ def test_what_is_saved_opens_as_a_released_one(learned, tmp_path):
   ids = task.tok.encode({"vae": task.frozen()["vae"], **params}, picture).ids
   assert len(np.unique(ids)) > 2
   np.testing.assert_array_equal(tok.encode(loaded, picture).ids, ids)
+
+
+def test_the_vae_is_trained_and_read_back(tmp_path):
+  """Its model opens by itself, tells its scale, and is the VAE of a tokenizer trained over it."""
+  cfg = flextok.vae_smoke()
+  loop.run(cfg, tmp_path / "vae")
+  config = json.loads((tmp_path / "vae" / "model" / "config.json").read_text())
+  assert config["_class_name"] == "AutoencoderKL" and config["block_out_channels"] == [32, 32]
+  read, params = vae_weights.load_vae(tmp_path / "vae" / "model")
+  assert read == make_task(cfg).model
+  start = nn.unbox(make_task(cfg).init(jax.random.key(cfg.seed)))["vae"]
+  moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), start, params)
+  assert jax.tree.all(moved)
+  over = flextok.smoke()
+  over.vae = str(tmp_path / "vae" / "model")
+  task = make_task(over)
+  jax.tree.map(np.testing.assert_array_equal, task.frozen()["vae"], params)
+  assert make_task(cfg).flops() > 0
+
+
+def test_a_vae_that_its_files_could_not_tell_is_refused():
+  cfg = flextok.smoke()
+  cfg.model.vae.groups = 16
+  with pytest.raises(ValueError, match="norms of 16 groups, expected 32"):
+    make_task(cfg)
 
 
 def test_it_sees_pictures_and_starts_from_its_own_kind():

@@ -140,7 +140,7 @@ def test_nobody_is_asked_to_see_a_ball_spin():
 @pytest.mark.parametrize(
   "options, words",
   [(dict(split="all"), "split is 'all'"), (dict(count=0), "count is 0"), (dict(size=4), "size is 4"),
-   (dict(objects=4), "objects is 4")],
+   (dict(objects=4), "objects is 4"), (dict(scale=3.0), "scale is 3.0")],
 )  # fmt: skip
 def test_bad_options_are_one_sentence(options, words):
   with pytest.raises(ValueError, match=words):
@@ -161,3 +161,14 @@ def test_plain_scenes_are_the_same_but_for_floor_and_camera():
   for name in ("object", "colour", "motion", "count", "floor", "sky"):
     np.testing.assert_array_equal(of[name], here[name])
   assert (rich[5]["frames"] != plain[5]["frames"]).any() and "still camera" in plain[5]["caption"]
+
+
+def test_scale_makes_objects_larger_and_changes_no_scene():
+  usual, large = (WorldSource("val", 16, size=16, frames=2, objects=1, plain=True, scale=scale) for scale in (1.0, 1.6))
+  of, here = usual.attributes(range(16)), large.attributes(range(16))
+  for name in of:
+    np.testing.assert_array_equal(of[name], here[name])
+  sizes = [np.asarray(source._scenes(range(16)).size) for source in (usual, large)]
+  np.testing.assert_allclose(sizes[1], np.float32(1.6) * sizes[0], rtol=1e-6)
+  pictures = [source[2]["frames"].astype(int) for source in (usual, large)]
+  assert (pictures[0] != pictures[1]).any(-1).mean() > 0.05

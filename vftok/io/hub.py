@@ -158,20 +158,25 @@ def config_of_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
   return config
 
 
-def save_files(directory: str | os.PathLike, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> None:
-  """Writes model.safetensors and config.json; an interrupted call leaves what was there before."""
+def save_files(
+  directory: str | os.PathLike,
+  tensors: Mapping[str, np.ndarray],
+  config: Mapping[str, Any],
+  weights: str = WEIGHTS,
+) -> None:
+  """Writes config.json and `weights`, a safetensors file; an interrupted call leaves what was there before."""
   target = check_directory(directory)
   target.parent.mkdir(parents=True, exist_ok=True)
   partial = part_of(target)
   try:
     partial.mkdir()
-    save_file({k: np.asarray(v, order="C") for k, v in tensors.items()}, partial / WEIGHTS, metadata={"format": "pt"})
+    save_file({k: np.asarray(v, order="C") for k, v in tensors.items()}, partial / weights, metadata={"format": "pt"})
     (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    (partial / WEIGHTS).chmod(0o666 & ~umask())  # safetensors writes for the owner alone
+    (partial / weights).chmod(0o666 & ~umask())  # safetensors writes for the owner alone
     if not target.exists():
       partial.rename(target)
     else:
-      for name in (WEIGHTS, CONFIG):
+      for name in (weights, CONFIG):
         os.replace(partial / name, target / name)
   finally:
     shutil.rmtree(partial, ignore_errors=True)

@@ -14,6 +14,7 @@ TASKS = {
   "vae": "vftok.tasks.vae:VAETask",
   "tokenizer": "vftok.tasks.tokenizer:TokenizerTask",
   "flextok": "vftok.tasks.flextok:FlexTokTask",
+  "flextok_vae": "vftok.tasks.flextok_vae:FlexTokVAETask",
   "one_pass": "vftok.tasks.one_pass:OnePassTask",
   "ar": "vftok.tasks.ar:ARTask",
   "router": "vftok.tasks.router:RouterTask",

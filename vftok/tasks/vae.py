@@ -16,7 +16,7 @@ from vftok.io.video_writer import to_uint8
 from vftok.models import config_json, flow
 from vftok.models.discriminator import Discriminator
 from vftok.models.flops import vae_flops
-from vftok.models.vae import VAE, VAEConfig
+from vftok.models.vae import VAEConfig
 from vftok.runtime.words import brief
 from vftok.tasks import Metrics, mean
 from vftok.tasks.linear_codes import patch_code
@@ -27,14 +27,20 @@ from vftok.tokenizer import programs
 class VAETask:
   """Parameters {"vae"} and, with an adversarial term, {"critic"}; frozen {"lpips"} or nothing."""
 
+  load_vae, save_vae = staticmethod(load_vae), staticmethod(save_vae)  # of a VAE by itself
+
   def __init__(self, cfg: ConfigDict):
     self.cfg, self.loss_cfg = cfg, VAELoss.of(cfg)
-    self.model = config_json.from_dict(VAEConfig, cfg.model.to_dict())
-    self.vae, self.critic = VAE(self.model), Discriminator(width=self.loss_cfg.critic_width)
+    self.model = self._model(cfg.model.to_dict())
+    self.vae, self.critic = self.model.module(), Discriminator(width=self.loss_cfg.critic_width)
     n = self.model.space_stride
     self.size = (cfg.data.size, cfg.data.size)
     if cfg.data.size % n:
       raise ValueError(f"data.size is {cfg.data.size}, expected a multiple of the VAE's {n}.")
+
+  def _model(self, model: dict[str, Any]):
+    """The config, whose `module()` has `encode` and `decode`."""
+    return config_json.from_dict(VAEConfig, model)
 
   def init(self, key: jax.Array) -> Any:
     first, second = jax.random.split(key)
@@ -53,11 +59,11 @@ class VAETask:
 
   def start(self, params, batches: Iterable[dict]) -> Any:
     if self.cfg.init_from:
-      cfg, vae = load_vae(self.cfg.init_from)
+      cfg, vae = self.load_vae(self.cfg.init_from)
       if jax.tree.map(jnp.shape, vae) != jax.tree.map(jnp.shape, params["vae"]):
         raise ValueError(f"init_from holds another VAE ({brief(cfg, 250)}): use the model it was made with.")
       return {**params, "vae": vae}
-    if not (self.model.linear and self.loss_cfg.fit_batches):
+    if not (self.loss_cfg.fit_batches and self.model.linear):
       return params
     clips = [batch["video"] for batch in itertools.islice(batches, self.loss_cfg.fit_batches)]
     code = patch_code(clips, self.model.patch, self.model.z_channels, self.loss_cfg.fit_whiten)
@@ -68,7 +74,7 @@ class VAETask:
     cfg, video = self.loss_cfg, programs.to_float(batch["video"])
     keys = jax.vmap(lambda key: jax.random.split(key, 4))(keys_B)
     apply = lambda x, method: self.vae.apply({"params": params["vae"]}, x, method=method)
-    latents, logvar = apply(video, VAE.encode)
+    latents, logvar = apply(video, "encode")
     off = _off_unit(latents)
     if cfg.sample:
       noise = jax.vmap(lambda key: flow.gaussian(key, latents.shape[1:]))(keys[:, 0])
@@ -80,7 +86,7 @@ class VAETask:
       # How much noise a clip gets is drawn too, so the decoder stays sharp on clean latents.
       noise = jax.vmap(lambda key: flow.gaussian(key, latents.shape[1:]))(keys[:, 2])
       latents += cfg.noise * jax.vmap(jax.random.uniform)(keys[:, 3])[:, None, None, None, None] * noise
-    out = apply(latents, VAE.decode)
+    out = apply(latents, "decode")
 
     error, all_but_first = out - video, (1, 2, 3, 4)
     terms = {"kl": cfg.kl * kl_B / np.prod(video.shape[1:])}
@@ -125,8 +131,8 @@ class VAETask:
 
     @jax.jit
     def run(vae_params, video):
-      mean_latents, _ = vae.apply({"params": vae_params}, programs.to_float(video), method=VAE.encode)
-      return vae.apply({"params": vae_params}, mean_latents, method=VAE.decode)
+      mean_latents, _ = vae.apply({"params": vae_params}, programs.to_float(video), method="encode")
+      return vae.apply({"params": vae_params}, mean_latents, method="decode")
 
     return lambda video: run(params["vae"], video)
 
@@ -146,7 +152,7 @@ class VAETask:
     return evaluation.scalars()
 
   def save(self, params, frozen, directory) -> None:
-    save_vae(self.model, params["vae"], directory)
+    self.save_vae(self.model, params["vae"], directory)
 
 
 def _off_unit(latents_BxTxhxwxC) -> jax.Array:

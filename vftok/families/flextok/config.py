@@ -25,3 +25,8 @@ class FlexTokConfig(TokenizerConfig):
   rest: str = dataclasses.field(default="", compare=False, repr=False)
 
   apg: ClassVar = (-0.5, 2.5, False)
+
+  def __post_init__(self):
+    if self.vae.groups != KLConfig.groups:
+      found = f"norms of {self.vae.groups} groups"
+      raise ValueError(f"the VAE has {found}, expected {KLConfig.groups}: FlexTok's files do not say how many.")

@@ -47,6 +47,8 @@ class KLConfig:
   code_out: bool = True
   dtype: str = "float32"
 
+  linear = False  # `VAEConfig` may have a linear code
+
   @property
   def space_stride(self) -> int:
     return 2 ** (len(self.widths) - 1)

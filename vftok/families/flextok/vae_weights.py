@@ -15,7 +15,7 @@ import numpy as np
 from vftok.convert import vidtok
 from vftok.families.flextok.vae import KLConfig
 from vftok.io import hub
-from vftok.io.layout import Rules, converted
+from vftok.io.layout import Rules, converted, exported
 from vftok.io.leaves import Leaves, leaves_of
 from vftok.runtime.words import brief, is_number, is_whole
 
@@ -167,6 +167,29 @@ def load_vae(name: str | os.PathLike) -> tuple[KLConfig, dict[str, Any]]:
   if wrong := stated_otherwise(cfg, config):
     raise ValueError(f"{weights.path} has a config of {wrong}: check that both are of one model.")
   return cfg, converted(weights.path, rules(cfg), sources, abstract_params(cfg))
+
+
+def save_vae(cfg: KLConfig, params, directory: str | os.PathLike) -> None:
+  """Writes a VAE by itself as `load_vae` and diffusers' AutoencoderKL read it, whole or not at all."""
+  levels = len(cfg.widths)
+  config = {
+    "_class_name": "AutoencoderKL",
+    "act_fn": "silu",
+    "in_channels": cfg.in_channels,
+    "out_channels": cfg.in_channels,
+    "latent_channels": cfg.z_channels,
+    "block_out_channels": list(cfg.widths),
+    "layers_per_block": cfg.blocks,
+    "norm_num_groups": cfg.groups,
+    "down_block_types": ["DownEncoderBlock2D"] * levels,
+    "up_block_types": ["UpDecoderBlock2D"] * levels,
+    "mid_block_add_attention": cfg.attention,
+    "use_quant_conv": cfg.code_out,
+    "use_post_quant_conv": cfg.code_in,
+    "scaling_factor": cfg.scaling,
+    "shift_factor": cfg.shift,
+  }
+  hub.save_files(directory, exported(rules(cfg), params), config, WEIGHTS)
 
 
 def stated_otherwise(cfg: KLConfig, config: Mapping[str, Any]) -> str:
