@@ -1,5 +1,5 @@
-"""FlexTok (arXiv 2502.13967), pictures: configs/flextok.py:SIZE with SIZE one of smoke, mini, d12_d12, d18_d18, d18_d28;
-or vae_smoke and vae_mini, the 2-D VAE under `mini`.
+"""FlexTok (arXiv 2502.13967), pictures: configs/flextok.py:SIZE with SIZE one of smoke, mini, d12_d12, d18_d18 and
+d18_d28; or vae_smoke and vae_mini, the 2-D VAE under `mini`.
 
 The recipe is VideoFlexTok's, whose relative it is; values marked `unknown` are not published, they are our defaults.
 """
