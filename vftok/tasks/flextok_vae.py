@@ -1,4 +1,4 @@
-"""Training the 2-D VAE under FlexTok, an AutoencoderKL (Rombach et al. 2022, arXiv 2112.10752), on one's own pictures."""
+"""Training the 2-D VAE under FlexTok, an AutoencoderKL (Rombach et al. 2022, arXiv 2112.10752)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vftok.tasks.vae import VAETask
 
 
 class FlexTokVAETask(VAETask):
-  """As `VAETask`, of pictures: each frame of a clip is one. Saves diffusers' layout, as `config.vae` of FlexTok reads it.
+  """As `VAETask`, of pictures: each frame of a clip is one. Saves diffusers' layout, which FlexTok's `config.vae` reads.
 
   Keep `loss.unit` on or set `model.scaling`: flow decoders want latents of about variance 1.
   """
