@@ -15,7 +15,7 @@ from vftok.tasks.vae import VAETask
 
 
 class FlexTokVAETask(VAETask):
-  """As `VAETask`, of pictures: each frame of a clip is one. Saves diffusers' layout, which FlexTok's `config.vae` reads.
+  """As `VAETask`, of pictures: each frame of a clip is one. Saves diffusers' layout, what FlexTok's `config.vae` reads.
 
   Keep `loss.unit` on or set `model.scaling`: flow decoders want latents of about variance 1.
   """
