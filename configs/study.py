@@ -1,6 +1,6 @@
 """Families at equal data, steps, optimizer and parameters: configs/study.py:ARM-SIZE, as `vftok.tools.study.families`
 runs them. ARM is one of nested, grid, grid_4, grid_16, larp, adaptok and evatok; SIZE is smoke (seconds, for tests),
-pocket (32x32, about 20 hours on two CPU cores by estimate) or mini64 (64x64, for one GPU).
+pocket (32x32, about 16 hours on two CPU cores by estimate) or mini64 (64x64, for one GPU).
 
 ARM-SIZE-DEPTH is a generator of that depth over the arm's tokens, its condition the object that a scene shows.
 """
@@ -209,7 +209,9 @@ def _pocket_one_pass(arm: str, module):
   """As many parameters as nested-pocket has with its VAE, to 5 %, and about as many bits a clip."""
   cfg = module.get_config("mini64")
   cfg.loss.critic.dtype = "float32"
-  cfg.loss.lpips_net = "alex"  # a twentieth of VGG16's cost; judged are all by VGG16
+  # A twentieth of VGG16's cost, and of a quarter of the frames; judged are all by VGG16.
+  cfg.loss.update(dict(lpips_net="alex", lpips_frames=4))
+  cfg.loss.critic.update(dict(dim=96, depth=2, heads=2))  # the other one is larger than the tokenizer
   if arm == "evatok":
     cfg.model.update(dict(frame_size=(32, 32), counts=(4, 8, 16)))
     cfg.loss.adversarial = 0.0  # it would begin at step 20,000
