@@ -223,7 +223,7 @@ def _pocket_one_pass(arm: str, module):
   cfg.model.group_tokens = tokens if arm == "larp" else tokens // 4
   cfg.model.prior.update(dict(length=tokens, depth=2, dim=128, hidden=512, heads=2))
   for part in ("encoder", "decoder"):
-    cfg.model.update({f"{part}_hidden_size": 164, f"{part}_num_heads": 4, f"{part}_depth": 4})
+    cfg.model.update({f"{part}_hidden_size": 192, f"{part}_num_heads": 3, f"{part}_depth": 3})
   if arm == "adaptok":
     cfg.loss.update(dict(counts_mean=8.0, counts_std=4.0))
   return cfg
