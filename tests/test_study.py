@@ -9,13 +9,14 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import vftok
 from configs import study as experiments
 from vftok.models.config import TokenizerConfig
 from vftok.models.config_json import from_dict
 from vftok.tasks import make_task
-from vftok.tools.study.families import claims
+from vftok.tools.study.families import claims, shown
 from vftok.tools.study.families.claims import HELD, NOT_HELD, OPEN, interval, judged
 from vftok.tools.study.families.jobs import Study, judged_keeps
 from vftok.tools.study.families.saved import _share
@@ -202,3 +203,20 @@ def test_the_study_runs_stops_and_goes_on(tmp_path):
   run(str(other))
   known = lambda place: {k: v for k, v in json.loads((place / "study.json").read_text()).items() if k != "protocol"}
   assert known(other) == known(out) and not list(other.glob("*/*/tokenizer"))
+
+
+def test_scenes_of_all_arms_stand_beside_each_other(tmp_path):
+  clip = lambda level: np.full((16, 32, 32, 3), level, np.uint8)
+  media = lambda names: [{name: clip(16 * i + 100 * n) for i, name in enumerate(names)} for n in range(2)]
+  names = ["original", "VAE alone", "keep 1", "keep 2", "keep 4", "keep 8", "keep 16"]
+  arms = {arm: tmp_path / arm / "shown.png" for arm in ("nested", "grid_16", "larp")}
+  saved = {"nested": shown.save(arms["nested"], media(names)), "larp": shown.save(arms["larp"], media(names[:3]))}
+  assert saved == {"nested": names, "larp": names[:3]}
+  stored = np.asarray(Image.open(arms["nested"]))
+  assert stored.shape == (64, 7 * 32, 3) and stored[40, 2 * 32 + 5, 0] == 132
+  files = {arm: (path, saved.get(arm, names)) for arm, path in arms.items()}
+  assert shown.sheet(tmp_path / "all.png", files) and not shown.sheet(tmp_path / "none.png", {"larp": (tmp_path, [])})
+  sheet = np.asarray(Image.open(tmp_path / "all.png"))[..., 0]
+  levels = lambda i: {16 * i, 16 * i + 100}
+  found = {int(level) for level in np.unique(sheet) if (sheet == level).sum() > 100**2}
+  assert found >= levels(0) | levels(1) | levels(2) | levels(4) | levels(6) and not found & (levels(3) | levels(5))

@@ -70,6 +70,17 @@ def run(args: argparse.Namespace) -> None:
   ]
   tokenizers: dict[str, dict] = {arm: {} for arm in arms}
   generators: dict[str, dict] = {arm: {} for arm in arms}
+
+  def add(made, arm, seed, *depth) -> None:
+    if depth:
+      generators[arm].setdefault(seed, {})[str(depth[0])] = made
+    else:
+      tokenizers[arm][seed] = made
+
+  for _, *which in jobs:  # the page has all that is there, in whatever order it was made
+    if made := study.known(*which):
+      add(made, *which)
+  write(args.out, study, tokenizers, generators)
   for number, (make, arm, seed, *depth) in enumerate(jobs, 1):
     what = f"{arm}, seed {seed}" + (f", generator of depth {depth[0]}" if depth else "")
     print(f"[{number}/{len(jobs)}] {what}", flush=True)
@@ -78,10 +89,7 @@ def run(args: argparse.Namespace) -> None:
     except OutOfTime:
       print("out of time: the same command goes on from here.")
       break
-    if depth:
-      generators[arm].setdefault(seed, {})[str(depth[0])] = made
-    else:
-      tokenizers[arm][seed] = made
+    add(made, arm, seed, *depth)
     write(args.out, study, tokenizers, generators)
   print(args.out / "study.html")
 

@@ -3,6 +3,7 @@
 OUT/vae                           of the VAE's training, where flow arms of the size have one of their own
 OUT/ARM/SEED/tokenizer            workdir of the training, with `model`
 OUT/ARM/SEED/reconstruction.json  guidance chosen on "val", numbers of "test", probe, costs; reconstruction/: its report
+OUT/ARM/SEED/shown.png            frames of a few scenes of "test" at every budget
 OUT/ARM/SEED/curves, router       of an arm whose ids depend on counts: what clips lose, and what learns to choose
 OUT/ARM/SEED/tokens               the training clips as its tokens
 OUT/ARM/SEED/dDEPTH               workdir of a generator, with `model`
@@ -32,6 +33,7 @@ from vftok.runtime.files import whole_file
 from vftok.runtime.words import cut
 from vftok.tasks import make_task
 from vftok.tools.label_budgets import label
+from vftok.tools.study.families import shown
 from vftok.tools.study.families.saved import saved
 from vftok.tools.study.families.scored import Scored, cost
 from vftok.tools.tokenize_dataset import tokenize
@@ -96,7 +98,7 @@ class Study:
 
   def reconstruction(self, arm: str, seed: int) -> dict[str, Any]:
     """Rows of "test" at each budget under the guidance that is best on "val", the probe, parameters and seconds."""
-    return self._once(self.place(arm, seed) / "reconstruction.json", lambda: self._reconstruction(arm, seed))
+    return self._once(self.result(arm, seed), lambda: self._reconstruction(arm, seed))
 
   def _reconstruction(self, arm: str, seed: int) -> dict[str, Any]:
     model, size = self.tokenizer(arm, seed), self.facts
@@ -116,6 +118,7 @@ class Study:
     table = probe_run.probe_set(cfg, scored, params, "test")
     made = dataclasses.replace(made, probe=table)
     report.write_report(self.place(arm, seed) / "reconstruction", [made], title=f"{arm} {self.size}", fps=8.0)
+    names = shown.save(self.place(arm, seed) / shown.SHOWN, made.media)
     with self._clips(cfg, sets["test"], 1) as batches:
       video = next(iter(batches))["video"][:1]
     train = self.config(arm)
@@ -123,6 +126,7 @@ class Study:
     return {
       **chosen,
       "rows": made.rows,
+      "shown": names,
       "codebook": made.codebook,
       "probe": table and table.to_json(),
       "guidance": best,
@@ -185,7 +189,7 @@ class Study:
 
   def generator(self, arm: str, seed: int, depth: int) -> dict[str, Any]:
     """Nats a clip on "test", gFVD and agreement with the class of generated clips."""
-    path = self.place(arm, seed) / f"d{depth}.json"
+    path = self.result(arm, seed, depth)
     return self._once(path, lambda: self._generator(arm, seed, depth, path.with_suffix("")))
 
   def _generator(self, arm: str, seed: int, depth: int, workdir: Path) -> dict[str, Any]:
@@ -217,6 +221,15 @@ class Study:
     }
 
   # ---- files
+
+  def result(self, arm: str, seed: int, depth: int = 0) -> Path:
+    """Where the numbers of a tokenizer go, or those of a generator of a depth."""
+    return self.place(arm, seed) / (f"d{depth}.json" if depth else "reconstruction.json")
+
+  def known(self, arm: str, seed: int, depth: int = 0) -> dict[str, Any] | None:
+    """What a result holds that is there already, whoever made it."""
+    path = self.result(arm, seed, depth)
+    return self._once(path, dict) if path.is_file() else None
 
   def _time(self) -> None:
     if self.ends is not None and time.monotonic() > self.ends:

@@ -1,4 +1,5 @@
-"""The study as people read it: OUT/study.html and OUT/study.json, written anew after every piece of work."""
+"""The study as people read it: OUT/study.html, study.json, study.md, study.png (curves) and shown.png (scenes), written
+anew after every piece of work."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ import numpy as np
 from vftok.runtime.files import whole_file
 from vftok.show import page
 from vftok.tools.study.families.claims import interval, verdicts
+from vftok.tools.study.families.shown import SHOWN, sheet
 
 TITLE = "Tokenizer families at equal data, steps and parameters"
 
@@ -49,6 +51,12 @@ def write(out: Path, study, tokenizers: Mapping[str, Mapping[int, dict]], genera
   picture = out / "study.png"
   if _curves(picture, tokenizers):
     parts.append(f'<p><img alt="quality over bits" src="{page.data(picture, "image/png")}"></p>')
+  picture, files = out / SHOWN, {}
+  for arm, by_seed in tokenizers.items():
+    for seed in sorted(by_seed)[:1]:
+      files[arm] = (study.place(arm, seed) / SHOWN, by_seed[seed]["shown"])
+  if sheet(picture, files):
+    parts.append(f'<p><img alt="scenes as each arm decodes them" src="{page.data(picture, "image/png")}"></p>')
   with whole_file(out / "study.html") as partial:
     partial.write_text("\n".join([*parts, "</html>", ""]), encoding="utf-8")
   with whole_file(out / "study.md") as partial:
