@@ -169,6 +169,19 @@ def test_arms_are_as_large():
   assert all(abs(count / mean - 1) < 0.05 for count in found.values()), found
 
 
+def test_costs_of_coding():
+  """A flow decoder's grows by each evaluation; a one-pass training step is three times both halves, and its prior."""
+  one, two, three = (make_task(experiments.get_config("nested-pocket")).coding_flops(n) for n in (1, 2, 3))
+  assert one[0] == two[0] == three[0] > 0 and three[1] - two[1] == pytest.approx(two[1] - one[1])
+  assert 0 < two[1] - one[1] < one[1]
+  task = make_task(experiments.get_config("evatok-smoke"))
+  assert task.coding_flops(1) == task.coding_flops(9) and 3 * sum(task.coding_flops(1)) <= task.flops()
+  cfg = experiments.get_config("larp-smoke")
+  cfg.loss.prior = 0.0
+  learner, prior = make_task(cfg).learner, make_task(experiments.get_config("larp-smoke")).learner
+  assert sum(learner.coding_flops()) == learner.flops() < prior.flops()
+
+
 def test_bad_options_are_one_sentence(tmp_path, capsys):
   from vftok.tools.study.families.__main__ import main
 
@@ -193,6 +206,9 @@ def test_the_study_runs_stops_and_goes_on(tmp_path):
   assert {arm: sorted(of) for arm, of in data["tokenizers"].items()} == {"nested": ["0", "1"], "larp": ["0", "1"]}
   assert all(set(sizes) == {"1", "2"} for of in data["generators"].values() for sizes in of.values())
   assert len(data["claims"]) > 6 and "<table>" in (out / "study.html").read_text()
+  nested, larp = (data["tokenizers"][arm]["0"] for arm in ("nested", "larp"))
+  assert set(nested["high_noise"]) == {"high/null", "high/k1", "high/all", "high/wrong"} and not larp["high_noise"]
+  assert nested["decode_gflop"] > nested["encode_gflop"] > 0 and (out / "shown.png").is_file()
   before = {path: path.stat().st_mtime_ns for path in out.glob("*/*/*.json")}
   run(str(out))
   assert before == {path: path.stat().st_mtime_ns for path in out.glob("*/*/*.json")}

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from vftok.families.flextok import vae_weights
 from vftok.families.flextok.api import FlexTok
 from vftok.families.flextok.config import FlexTokConfig
+from vftok.families.flextok.vae import KLConfig
 from vftok.runtime.words import brief
 from vftok.tasks.tokenizer import TokenizerTask
 from vftok.tokenizer import families
@@ -39,10 +40,21 @@ class FlexTokTask(TokenizerTask):
       raise ValueError(f"init_from is {brief(str(name))}, which is no FlexTok: name one, or leave it empty.")
     return tok, params
 
-  def _encode_flops(self) -> float:
-    """By XLA's count of the program: convolutions, attention and what is elementwise."""
-    vae = self.tok.cfg.vae.module()
-    picture = jax.ShapeDtypeStruct((1, 1, *self.tok.frame_size, 3), jnp.float32)
-    params = nn.unbox(jax.eval_shape(vae.init, jax.random.key(0), picture))["params"]
-    encode = jax.jit(lambda params, x: vae.apply({"params": params}, x, method="encode"))
-    return float(encode.lower(params, picture).cost_analysis()["flops"])
+  def _vae_flops(self) -> tuple[float, float]:
+    return picture_flops(self.tok.cfg.vae, self.tok.frame_size)
+
+
+def picture_flops(vae: KLConfig, size: tuple[int, int]) -> tuple[float, float]:
+  """(encode, decode) of one picture by XLA's count of the programs: convolutions, attention and what is elementwise."""
+  module = vae.module()
+  latent = tuple(n // vae.space_stride for n in size)
+  picture, latents = (
+    jax.ShapeDtypeStruct((1, 1, *shape), jnp.float32) for shape in ((*size, vae.in_channels), (*latent, vae.z_channels))
+  )
+  params = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), picture))["params"]
+
+  def count(x, method: str) -> float:
+    run = jax.jit(lambda params, x: module.apply({"params": params}, x, method=method))
+    return float(run.lower(params, x).cost_analysis()["flops"])
+
+  return count(picture, "encode"), count(latents, "decode")

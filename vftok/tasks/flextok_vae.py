@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
-
 from vftok.families.flextok import vae_weights
 from vftok.families.flextok.vae import KLConfig
 from vftok.models import config_json
+from vftok.tasks.flextok import picture_flops
 from vftok.tasks.vae import VAETask
 
 
@@ -26,8 +23,4 @@ class FlexTokVAETask(VAETask):
     return config_json.build(KLConfig, model, "config")
 
   def flops(self) -> float:
-    """By XLA's count of the program: convolutions, attention and what is elementwise."""
-    picture = jax.ShapeDtypeStruct((1, 1, *self.size, self.model.in_channels), jnp.float32)
-    params = nn.unbox(jax.eval_shape(self.vae.init, jax.random.key(0), picture))["params"]
-    both = jax.jit(lambda params, x: self.vae.apply({"params": params}, x))
-    return 3 * float(both.lower(params, picture).cost_analysis()["flops"]) * self.cfg.data.frames
+    return 3 * sum(picture_flops(self.model, self.size)) * self.cfg.data.frames

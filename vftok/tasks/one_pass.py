@@ -168,6 +168,10 @@ class OnePassTask:
       total += 2 * one + 6 * one / self.critic_every  # of decoded clips without its weights' gradient; of both with it
     return total
 
+  def coding_flops(self, evaluations: int = 1) -> tuple[float, float]:
+    """Forward FLOPs of (encoding, decoding) one clip with all tokens; a one-pass decoder is evaluated once."""
+    return self.learner.coding_flops()
+
   # ---- looking
 
   def media(self, params, frozen, batch) -> dict[str, np.ndarray]:

@@ -80,8 +80,9 @@ class TokenizerTask:
   def _opened(self, name) -> tuple[Tokenizer, Any]:
     return Tokenizer.load(name)
 
-  def _encode_flops(self) -> float:
-    return flops.vae_flops(self.tok.cfg.vae, self.tok.chunk_frames, *self.tok.frame_size)[0]
+  def _vae_flops(self) -> tuple[float, float]:
+    """(encode, decode) of one clip."""
+    return flops.vae_flops(self.tok.cfg.vae, self.tok.chunk_frames, *self.tok.frame_size)
 
   # ---- parts
 
@@ -227,14 +228,26 @@ class TokenizerTask:
     return self.tok.cfg.decoder.stack.dtype
 
   def flops(self) -> float:
+    encoder, decoder = self._stack_flops()
+    stacks = encoder + (decoder if self.loss_cfg.flow else 0.0)
+    return 3 * stacks + self._vae_flops()[0] + self.nets.flops(self._grid(), self.tok.cfg.latent_size)
+
+  def coding_flops(self, evaluations: int) -> tuple[float, float]:
+    """Forward FLOPs of (encoding, decoding) one clip with all tokens and so many evaluations of the decoder.
+
+    Without the feature net that some encoders read.
+    """
+    (encode, decode), (encoder, decoder) = self._vae_flops(), self._stack_flops()
+    return encode + encoder, evaluations * decoder + decode
+
+  def _stack_flops(self) -> tuple[float, float]:
+    """(encoder, decoder), forward, of one clip."""
     cfg, (t, h, w) = self.tok.cfg, self._grid()
     block = h * w + cfg.encoder.registers
     pairs = flops.attended_pairs(t, block)  # both masks see about the same: own and earlier steps
-    stacks = flops.stack_flops(cfg.encoder.stack, t * block, pairs) if cfg.encoder.net else 0.0
-    if self.loss_cfg.flow:
-      every = cfg.decoder.mask == "full"
-      stacks += flops.stack_flops(cfg.decoder.stack, t * block, None if every else pairs)
-    return 3 * stacks + self._encode_flops() + self.nets.flops(self._grid(), cfg.latent_size)
+    encoder = flops.stack_flops(cfg.encoder.stack, t * block, pairs) if cfg.encoder.net else 0.0
+    every = cfg.decoder.mask == "full"
+    return encoder, flops.stack_flops(cfg.decoder.stack, t * block, None if every else pairs)
 
   # ---- looking
 

@@ -76,5 +76,9 @@ class Learner(Protocol):
     ...
 
   def flops(self) -> float:
-    """Forward FLOPs of one clip."""
+    """Forward FLOPs of one clip, with what only training has."""
+    ...
+
+  def coding_flops(self) -> tuple[float, float]:
+    """Forward FLOPs of (encoding, decoding) one clip with all tokens."""
     ...

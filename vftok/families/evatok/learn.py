@@ -144,13 +144,19 @@ class EvatokLearner:
     return AlignHead(target.dim, self.tok.cfg.patch[0] // target.tubelet, self.dtype)
 
   def flops(self) -> float:
-    cfg, total = self.tok.cfg, 0.0
+    return sum(self.coding_flops())
+
+  def coding_flops(self) -> tuple[float, float]:
+    cfg = self.tok.cfg
     tokens, places = cfg.steps * cfg.slots, cfg.steps * cfg.places
-    for half, queries, refs in ((cfg.encoder, tokens, places), (cfg.decoder, places, tokens)):
+
+    def half(part, queries: int, refs: int) -> float:
       seen = queries * (queries + refs) * (cfg.steps + 1) / (2 * cfg.steps)
-      total += vit_flops(half.dim, half.depth, half.mlp_ratio * half.dim, queries, int(seen))
-      total += 2.0 * half.depth * 2 * half.dim**2 * (queries + refs)  # the second attention's own matrices
-    return total + 2.0 * tokens * cfg.code_dim * cfg.codebook_size
+      own = 2.0 * part.depth * 2 * part.dim**2 * (queries + refs)  # the second attention's own matrices
+      return vit_flops(part.dim, part.depth, part.mlp_ratio * part.dim, queries, int(seen)) + own
+
+    compared = 2.0 * tokens * cfg.code_dim * cfg.codebook_size
+    return half(cfg.encoder, tokens, places) + compared, half(cfg.decoder, places, tokens)
 
 
 @functools.lru_cache(maxsize=2)

@@ -120,22 +120,32 @@ class QueryLearner:
       return vq.ids_of(cfg, table, z, inverse_temperature=inverse)
     return jax.vmap(lambda z, key: vq.ids_of(cfg, table, z, key, inverse))(z, keys_B)
 
-  def flops(self) -> float:
+  def coding_flops(self) -> tuple[float, float]:
     cfg = self.tok.cfg
     length = cfg.bottleneck_token_num + cfg.groups * cfg.group_patches
-    total = 0.0
-    for part, groups in (("encoder", encoder_groups(cfg)), ("decoder", decoder_groups(cfg, cfg.group_tokens))):
+
+    def half(part: str, groups) -> float:
       d, depth = getattr(cfg, f"{part}_hidden_size"), getattr(cfg, f"{part}_depth")
       pairs = sum((g.last - g.first) * sum(b - a for a, b in g.spans) for g in groups)
-      total += vit_flops(d, depth, 4 * d, length, pairs)
-    tokens, table = cfg.bottleneck_token_num, 2 * cfg.vq.bottleneck_dim * cfg.vq.codebook_size
-    total += tokens * table
+      return vit_flops(d, depth, 4 * d, length, pairs)
+
+    compared = cfg.bottleneck_token_num * self._table_flops
+    return half("encoder", encoder_groups(cfg)) + compared, half("decoder", decoder_groups(cfg, cfg.group_tokens))
+
+  @property
+  def _table_flops(self) -> float:
+    """Of comparing one vector with all codes."""
+    return 2.0 * self.tok.cfg.vq.bottleneck_dim * self.tok.cfg.vq.codebook_size
+
+  def flops(self) -> float:
+    cfg, total = self.tok.cfg, sum(self.coding_flops())
+    tokens = cfg.bottleneck_token_num
     if self.loss_cfg.scorer:
       d = cfg.scorer_hidden_size
       total += cfg.groups * vit_flops(d, cfg.scorer_depth, 4 * d, tokens)
     if self.loss_cfg.prior:
       p = cfg.prior
-      total += 2 * (vit_flops(p.dim, p.depth, p.hidden, tokens, tokens * tokens // 2) + tokens * table)
+      total += 2 * (vit_flops(p.dim, p.depth, p.hidden, tokens, tokens * tokens // 2) + tokens * self._table_flops)
     return total
 
 

@@ -77,6 +77,7 @@ def run(args: argparse.Namespace) -> None:
     else:
       tokenizers[arm][seed] = made
 
+  args.out.mkdir(parents=True, exist_ok=True)
   for _, *which in jobs:  # the page has all that is there, in whatever order it was made
     if made := study.known(*which):
       add(made, *which)

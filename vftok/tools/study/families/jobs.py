@@ -35,7 +35,7 @@ from vftok.tasks import make_task
 from vftok.tools.label_budgets import label
 from vftok.tools.study.families import shown
 from vftok.tools.study.families.saved import saved
-from vftok.tools.study.families.scored import Scored, cost
+from vftok.tools.study.families.scored import Scored, cost, high_noise
 from vftok.tools.tokenize_dataset import tokenize
 from vftok.train import evaluate, loop
 
@@ -121,7 +121,13 @@ class Study:
     names = shown.save(self.place(arm, seed) / shown.SHOWN, made.media)
     with self._clips(cfg, sets["test"], 1) as batches:
       video = next(iter(batches))["video"][:1]
-    train = self.config(arm)
+    high = {}
+    if not tok.one_pass:
+      with self._clips(cfg, sets["test"], size.judged_on) as batches:
+        high = high_noise(scored, params, batches)
+    task = make_task(self.config(arm))
+    evaluations = size.solver_steps * (1 if best in (None, 1) else 2)
+    encode, decode = task.coding_flops(evaluations)
     chosen = {} if tok.nested or len(tok.budgets) < 2 else self._saved(arm, seed, model)
     return {
       **chosen,
@@ -132,7 +138,10 @@ class Study:
       "guidance": best,
       "guidances": {str(scale): value for scale, value in tried.items()},
       "parameters": int(sum(np.size(x) for x in jax.tree.leaves(params))),
-      "training_gflop_a_clip": make_task(train).flops() / 1e9,
+      "training_gflop_a_clip": task.flops() / 1e9,
+      "encode_gflop": encode / 1e9,
+      "decode_gflop": decode / 1e9,
+      "high_noise": high,
       "nested": tok.nested,
       "one_pass": tok.one_pass,
       "tokens_a_clip": tok.chunk_steps * tok.registers,

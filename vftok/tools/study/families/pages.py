@@ -17,6 +17,13 @@ from vftok.show import page
 from vftok.tools.study.families.claims import interval, verdicts
 from vftok.tools.study.families.shown import SHOWN, sheet
 
+COSTS = {  # head of a column -> (what a result calls it, its unit)
+  "training GFLOP": ("training_gflop_a_clip", 1),
+  "encode GFLOP": ("encode_gflop", 1),
+  "decode GFLOP": ("decode_gflop", 1),
+  "encode ms": ("encode_seconds", 1e3),
+  "decode ms": ("decode_seconds", 1e3),
+}
 TITLE = "Tokenizer families at equal data, steps and parameters"
 
 
@@ -41,11 +48,16 @@ def write(out: Path, study, tokenizers: Mapping[str, Mapping[int, dict]], genera
   }
   with whole_file(out / "study.json") as partial:
     partial.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n")
-  tables = [claim_cells(found), tokenizer_cells(tokenizers), probe_cells(tokenizers), generator_cells(generators)]
-  heads = ("Claims", "Tokenizers", "What linear classifiers read off the first k tokens of a step", "Generators")
+  tables = {
+    "Claims": claim_cells(found),
+    "Tokenizers": tokenizer_cells(tokenizers),
+    "What linear classifiers read off the first k tokens of a step": probe_cells(tokenizers),
+    "Error of flow decoders at high noise, with which tokens": high_noise_cells(tokenizers),
+    "Generators": generator_cells(generators),
+  }
   facts = ", ".join(f"{name} {value}" for name, value in protocol.items())
   parts = [page.head(TITLE), f"<p class=facts>{html.escape(facts)}</p>"]
-  for head, cells in zip(heads, tables, strict=True):
+  for head, cells in tables.items():
     if len(cells) > 1:
       parts.append(f"<h2>{html.escape(head)}</h2>{page.table(cells)}")
   picture = out / "study.png"
@@ -60,7 +72,7 @@ def write(out: Path, study, tokenizers: Mapping[str, Mapping[int, dict]], genera
   with whole_file(out / "study.html") as partial:
     partial.write_text("\n".join([*parts, "</html>", ""]), encoding="utf-8")
   with whole_file(out / "study.md") as partial:
-    texts = [f"## {head}\n\n{page.markdown_table(cells)}" for head, cells in zip(heads, tables, strict=True)]
+    texts = [f"## {head}\n\n{page.markdown_table(cells)}" for head, cells in tables.items()]
     partial.write_text(f"# {TITLE}\n\n{facts}\n\n" + "\n".join(texts))
 
 
@@ -74,7 +86,7 @@ def claim_cells(found) -> list[list[str]]:
 
 
 def tokenizer_cells(tokenizers) -> list[list[str]]:
-  cells = [["arm", "tokens a step", "bits", "LPIPS", "PSNR", "rFVD", "M parameters", "GFLOP", "encode ms", "decode ms"]]
+  cells = [["arm", "tokens a step", "bits", "LPIPS", "PSNR", "rFVD", "M parameters", *COSTS]]
   for arm, by_seed in tokenizers.items():
     if not by_seed:
       continue
@@ -86,9 +98,9 @@ def tokenizer_cells(tokenizers) -> list[list[str]]:
       numbers = [_mean(rows, metric, digits) for metric, digits in (("lpips", 4), ("psnr", 2), ("rfvd", 1))]
       line = [arm, f"{row['keep']:g}", f"{row['bits']:.0f}", *numbers]
       if row["keep"] == max(r["keep"] or 0 for r in first["rows"]):
-        line += [f"{first['parameters'] / 1e6:.2f}", f"{first['training_gflop_a_clip']:.1f}"]
-        for name in ("encode_seconds", "decode_seconds"):
-          line.append(f"{1e3 * np.median([result[name] for result in by_seed.values()]):.1f}")
+        line.append(f"{first['parameters'] / 1e6:.2f}")
+        for name, unit in COSTS.values():
+          line.append(f"{unit * np.median([result[name] for result in by_seed.values()]):.3g}")
       cells.append(line + [""] * (len(cells[0]) - len(line)))
   return cells
 
@@ -104,6 +116,16 @@ def probe_cells(tokenizers) -> list[list[str]]:
     for keep in tables[0]["keeps"] if tables else ():
       values = [[t["rows"][n].get(f"k{keep}") for t in tables if n in t["rows"]] for n in names]
       cells.append([arm, f"{keep}", *(_spread(v, 2) for v in values)])
+  return cells
+
+
+def high_noise_cells(tokenizers) -> list[list[str]]:
+  kinds = {"no tokens": "null", "the first": "k1", "all": "all", "another clip's": "wrong"}
+  cells = [["arm", *kinds]]
+  for arm, by_seed in tokenizers.items():
+    found = [result["high_noise"] for result in by_seed.values() if result["high_noise"]]
+    if found:
+      cells.append([arm, *(_spread([of.get(f"high/{kind}") for of in found], 3) for kind in kinds.values())])
   return cells
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from vftok.tasks.high_noise import HighNoise
 from vftok.tokens import VideoTokens
 
 
@@ -42,7 +43,17 @@ class Scored:
     return self.tok.decode_pixels(params, latents)[:, : self.frames]
 
 
+def high_noise(tok: Scored, params, batches) -> dict[str, float]:
+  """A flow decoder's errors where only tokens can tell, see `HighNoise`: {"high/null", "high/k1", ...}."""
+  watch = HighNoise(tok, params)
+  clips = ({**batch, "video": _filled(batch["video"], tok.chunk_frames)} for batch in batches)
+  for _ in watch.watch(clips):
+    pass
+  return watch.scalars()
+
+
 def _filled(video, frames: int):
+  video = np.asarray(video)
   return np.concatenate([video, np.repeat(video[:, -1:], frames - video.shape[1], axis=1)], axis=1)
 
 

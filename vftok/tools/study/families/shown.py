@@ -42,7 +42,8 @@ def sheet(path: Path, arms: Mapping[str, tuple[Path, Sequence[str]]]) -> bool:
     wanted |= {budgets[i]: arm for i in sorted({0, len(budgets) // 2, len(budgets) - 1})}
     for name, label in wanted.items():
       tiles.append(_in_a_row(columns[name]))
-      labels.append(label if label == name else f"{label}\n{name.removeprefix('keep ')} tokens a step")
+      count = name.removeprefix("keep ")
+      labels.append(label if label == name else f"{label}\n{count} token{'s' * (count != '1')} a step")
   if not tiles:
     return False
   with whole_file(path) as partial:
