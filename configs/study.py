@@ -1,5 +1,6 @@
 """Families at equal data, steps, optimizer and parameters: configs/study.py:ARM-SIZE, as `vftok.tools.study.families`
-runs them. ARM is one of nested, grid, grid_4, grid_16, larp, adaptok and evatok; SIZE is smoke (seconds, for tests),
+runs them. ARM is one of nested, grid, grid_4, grid_16, larp, adaptok and evatok, or of RECIPES, other ways to train
+nested that no claim is about; SIZE is smoke (seconds, for tests),
 pocket (32x32, about 16 hours on two CPU cores by estimate) or mini64 (64x64, for one GPU).
 
 ARM-SIZE-DEPTH is a generator of that depth over the arm's tokens, its condition the object that a scene shows.
@@ -17,6 +18,11 @@ from vftok.models.config_json import from_dict
 from vftok.tasks.losses import ARLoss
 
 ARMS = ("nested", "grid", "grid_4", "grid_16", "larp", "adaptok", "evatok")
+RECIPES = {
+  "nested_flow": dict(prefix_latents=0.0, prefix_features=0.0),  # no head that sees the kept prefix alone
+  "nested_features": dict(prefix_features=1.0, features_reduce="first", features_standard=True),  # of VGG16
+  "nested_white": {},  # over latents whose channels are half whitened
+}
 # Frames of a clip: a causal VAE reads 1 + 4m of them, the others whole patches. Scored are the first FRAMES of all.
 FRAMES = 16
 
@@ -127,7 +133,7 @@ SIZES = {
 def get_config(name: str = "nested-pocket"):
   arm, _, rest = name.partition("-")
   size, _, depth = rest.partition("-")
-  if arm not in ARMS or size not in SIZES or (depth and not depth.isdecimal()):
+  if arm not in (*ARMS, *RECIPES) or size not in SIZES or (depth and not depth.isdecimal()):
     raise KeyError(name)
   return generator(arm, size, int(depth)) if depth else tokenizer(arm, size)
 
@@ -148,6 +154,7 @@ def tokenizer(arm: str, name: str):
   """An arm's own loss and model; all else is the same for all."""
   size = SIZES[name]
   cfg = _own(arm, name)
+  cfg.loss.update(RECIPES.get(arm, {}))
   cfg.title, cfg.steps, cfg.batch_size, cfg.minutes, cfg.ema = f"{arm} {name}", size.steps, size.batch, 0.0, 0.999
   cfg.data.update(dict(sources=scenes(arm, size), size=size.pixels, frames=frames(arm), fps=8.0, workers=0))
   cfg.data.sources = scenes(arm, size)
@@ -160,11 +167,17 @@ def tokenizer(arm: str, name: str):
 
 
 def is_flow(arm: str) -> bool:
-  return arm == "nested" or arm.startswith("grid")
+  return arm.startswith(("nested", "grid"))
 
 
-def vae(name: str):
-  """The VAE under all flow arms of a size, trained before them; None where their configs name one.
+def vae_name(arm: str) -> str:
+  """What the folder of the VAE under a flow arm is called."""
+  return "vae_white" if arm == "nested_white" else "vae"
+
+
+def vae(name: str, arm: str = "nested"):
+  """The VAE under a flow arm of a size, the same for all but `nested_white`, trained before it; None where their
+  configs name one.
 
   Eight channels of one scale: of them tokens tell a flow much within minutes, of 32 half-whitened ones little (at high
   noise an error of .76 without tokens and .32 with one after 270 steps; there .53 and .44 after 390).
@@ -174,7 +187,7 @@ def vae(name: str):
   size, cfg = SIZES[name], vae_experiments.get_config("mini")
   cfg.title, cfg.steps, cfg.batch_size, cfg.ema = f"VAE {name}", 600, 16, 0.99
   cfg.model.update(dict(ch=48, z_channels=8))
-  cfg.loss.update(dict(fit_batches=40, fit_whiten=0.0))
+  cfg.loss.update(dict(fit_batches=40, fit_whiten=0.5 if arm == "nested_white" else 0.0))
   cfg.data.update(dict(size=size.pixels, frames=frames("nested"), fps=8.0, workers=0))
   cfg.data.sources, cfg.eval.sets = scenes("nested", size), dict(val=scenes("nested", size, "val"))
   cfg.log_every, cfg.media_every, cfg.save_every = 25, 0, 0
@@ -182,7 +195,7 @@ def vae(name: str):
 
 
 def _own(arm: str, name: str):
-  flow = is_flow(arm)
+  flow, grid = is_flow(arm), arm.startswith("grid")
   module = importlib.import_module("configs.tokenizer" if flow else f"configs.{arm}")
   if not flow:
     cfg = module.get_config(name) if name != "pocket" else _pocket_one_pass(arm, module)
@@ -191,8 +204,8 @@ def _own(arm: str, name: str):
     return cfg
   end = arm.removeprefix("grid")
   if name != "pocket":
-    return module.get_config(name if arm == "nested" else f"grid_{name}{end}")
-  cfg = module.get_config("mini" if arm == "nested" else f"grid_mini{end}")
+    return module.get_config(f"grid_{name}{end}" if grid else name)
+  cfg = module.get_config(f"grid_mini{end}" if grid else "mini")
   cfg.model.encoder.update(dict(linear=False, net=True))
   below = vae(name).model
   cfg.vae, cfg.model.vae = "", below  # the study's own

@@ -129,6 +129,11 @@ def test_flow_arms_stand_on_a_vae_that_is_trained_once(tmp_path, monkeypatch):
   (tmp_path / "vae" / "model").rename(tmp_path / "elsewhere")  # trained on another machine
   study.tokenizer("nested", 3)
   assert len(ran) == 4
+  study.tokenizer("nested_white", 0)
+  assert ran[4:] == [
+    ("vae", "vae_white", ""),
+    ("tokenizer", "nested_white/0/tokenizer", str(tmp_path / "vae_white" / "model")),
+  ]
   below = experiments.vae("pocket").model
   assert experiments.get_config("nested-pocket").model.vae == below and below.z_channels == 8
 
@@ -146,6 +151,19 @@ def test_arms_share_what_they_must(size):
     assert len({cfg.optim[name] for cfg in made.values()}) == 1, name
   sources = {str({**source, "frames": 0}) for cfg in made.values() for source in cfg.data.sources.to_dict().values()}
   assert len(sources) == 1
+
+
+def test_recipes_are_nested_but_for_one_thing():
+  """Everything but the title, and what the table says; the one of whitened latents has a VAE of its own."""
+  plain = lambda cfg: {k: v for k, v in cfg.to_dict().items() if k not in ("title", "loss")}
+  nested = experiments.get_config("nested-pocket")
+  for arm, own in experiments.RECIPES.items():
+    cfg = experiments.get_config(f"{arm}-pocket")
+    assert plain(cfg) == plain(nested) and cfg.loss.to_dict() == {**nested.loss.to_dict(), **own}, arm
+    assert experiments.is_flow(arm)
+  assert experiments.vae_name("nested_white") != experiments.vae_name("nested_flow") == experiments.vae_name("grid")
+  whitened = [experiments.vae("pocket", arm).loss.fit_whiten for arm in ("nested", "nested_flow", "nested_white")]
+  assert whitened == [0.0, 0.0, 0.5]
 
 
 @pytest.mark.parametrize("name", ["nested", "nested-pocket-x", "nested-pocket-2-3", "cosmos-pocket"])

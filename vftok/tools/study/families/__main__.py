@@ -44,8 +44,9 @@ def run(args: argparse.Namespace) -> None:
   if args.size not in experiments.SIZES:
     raise ValueError(f"--size is {brief(args.size)}, expected one of {', '.join(experiments.SIZES)}.")
   arms = [arm for arm in args.arms.split(",") if arm] or list(experiments.ARMS)
-  if unknown := [arm for arm in arms if arm not in experiments.ARMS]:
-    raise ValueError(f"--arms has {brief(unknown[0])}, expected some of {', '.join(experiments.ARMS)}.")
+  known = (*experiments.ARMS, *experiments.RECIPES)
+  if unknown := [arm for arm in arms if arm not in known]:
+    raise ValueError(f"--arms has {brief(unknown[0])}, expected some of {', '.join(known)}.")
   try:
     seeds = [int(seed) for seed in args.seeds.split(",")]
   except ValueError:

@@ -78,9 +78,9 @@ class Study:
     workdir = self.place(arm, seed) / "tokenizer"
     cfg = self.config(arm)
     cfg.seed = seed
-    vae = self.experiments.vae(self.size) if self.experiments.is_flow(arm) else None
+    vae = self.experiments.vae(self.size, arm) if self.experiments.is_flow(arm) else None
     if vae and not (workdir / "model").is_dir():  # a model has its VAE inside
-      cfg.vae = str(self._trained(vae, self.out / "vae").resolve())
+      cfg.vae = str(self._trained(vae, self.out / self.experiments.vae_name(arm)).resolve())
     return self._trained(cfg, workdir)
 
   def _trained(self, cfg: ConfigDict, workdir: Path) -> Path:
