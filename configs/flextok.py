@@ -103,8 +103,8 @@ def vae_mini():
   return common.base(
     task="flextok_vae",
     title="FlexTok VAE mini",
-    steps=600,
-    batch_size=64,
+    steps=500,
+    batch_size=32,
     model=KLConfig(widths=(32, 64, 64), blocks=1, z_channels=8, attention=False),
     loss=VAELoss(l1=0.0, l2=1.0, unit=0.02, noise=0.1, lpips=0.0),
     data=dict(sources=_scenes(), size=32, frames=1, workers=0),
@@ -118,12 +118,12 @@ def vae_mini():
 
 
 def mini():
-  """16 registers of 1,000 codes for a picture of 32x32: about 20 minutes on two CPU cores."""
+  """16 registers of 1,000 codes for a picture of 32x32: a quarter of an hour on two CPU cores."""
   return common.base(
     task="flextok",
     title="FlexTok mini",
-    steps=1_200,
-    batch_size=128,
+    steps=1_000,
+    batch_size=64,
     vae="runs/flextok_vae/model",
     model=model(2, 3, KLConfig(z_channels=8), registers=16, latent=8, levels=(8, 5, 5, 5)),
     loss=TokenizerLoss(share="shared", high=0.3, prefix_latents=0.5, prefix_width=128, show_guidance=1.5),
