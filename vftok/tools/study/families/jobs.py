@@ -145,7 +145,7 @@ class Study:
       "nested": tok.nested,
       "one_pass": tok.one_pass,
       "tokens_a_clip": tok.chunk_steps * tok.registers,
-      "machine": f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores, jax {jax.__version__}",
+      "machine": _machine(),
       "bits_a_clip": float(tok.chunk_steps * tok.registers * np.log2(tok.codebook_size)),
       **cost(scored, params, np.asarray(video), how),
     }
@@ -261,6 +261,12 @@ class Study:
         "use another --out."
       )
     return found
+
+
+def _machine() -> str:
+  """What seconds were measured on, with the cores that this process may use."""
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+  return f"{jax.devices()[0].device_kind}, {cores} CPU core{'s' * (cores != 1)}, jax {jax.__version__}"
 
 
 def judged_keeps(budgets: list[int]) -> tuple[int, ...]:
