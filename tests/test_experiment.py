@@ -104,3 +104,19 @@ def test_one_sentence(name, config):
 def test_a_file_or_size_that_there_is_not(name, sentence, config):
   with pytest.raises(ValueError, match=sentence):
     config(name)
+
+
+def test_a_file_whose_imports_are_not_found(tmp_path):
+  """From another folder than the repository's, and of a package that is not there."""
+  (tmp_path / "recipes").mkdir()
+  for name, text in (("own.py", "from recipes import common\n"), ("other.py", "import no_such_package.part\n")):
+    (tmp_path / "recipes" / name).write_text(text)
+  for name, sentence in (
+    ("own.py", "imports 'recipes', which is not found from here: run from the folder that holds recipes/."),
+    ("other.py", "imports 'no_such_package', which is not found from here: install it."),
+  ):
+    values = flags.FlagValues()
+    experiment.define_config("An experiment.", values)
+    with pytest.raises(ValueError) as error:
+      experiment.parse(["program", f"--config={tmp_path}/recipes/{name}"], values)
+    assert str(error.value).endswith(sentence)

@@ -63,7 +63,7 @@ def test_what_is_saved_opens_as_a_released_one(learned, tmp_path):
   np.testing.assert_array_equal(tok.encode(loaded, picture).ids, ids)
 
 
-def test_the_vae_is_trained_and_read_back(tmp_path):
+def test_the_vae_is_trained_and_read_back(tmp_path, capsys):
   """Its model opens by itself, tells its scale, and is the VAE of a tokenizer trained over it."""
   cfg = flextok.vae_smoke()
   loop.run(cfg, tmp_path / "vae")
@@ -79,6 +79,9 @@ def test_the_vae_is_trained_and_read_back(tmp_path):
   task = make_task(over)
   jax.tree.map(np.testing.assert_array_equal, task.frozen()["vae"], params)
   assert make_task(cfg).flops() > 0
+  assert commands.main(["info", str(tmp_path / "vae" / "model"), "--json"]) == 0
+  facts = json.loads(capsys.readouterr().out.partition("\n{")[2].join(("{", "")))
+  assert facts["strides"] == {"height": 2, "width": 2} and facts["channels"] == 4
 
 
 def test_a_vae_that_its_files_could_not_tell_is_refused():

@@ -67,6 +67,10 @@ def info(args):
     from vftok.tokenizer.identity import describe_vae
 
     facts = describe_vae(*load_vae(vae))
+  elif _is_picture_vae(args.what):
+    from vftok.families.flextok import vae_weights
+
+    facts = vae_weights.describe(*vae_weights.load_vae(args.what))
   else:
     tok, params = load_tokenizer(args.what)
     facts = tok.describe(params)
@@ -89,6 +93,16 @@ def _vae_file(what):
   except (ValueError, OSError):
     return None
   return checkpoint if checkpoint.config.get("format") == FORMAT_VAE else None
+
+
+def _is_picture_vae(what) -> bool:
+  """Whether it is a folder in diffusers' layout of an AutoencoderKL, what FlexTok's trainings stand on."""
+  from vftok.io import hub
+
+  try:
+    return hub.read_json(Path(what) / hub.CONFIG).get("_class_name") == "AutoencoderKL"
+  except (ValueError, OSError):
+    return False
 
 
 def encode(args):

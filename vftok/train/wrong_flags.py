@@ -102,3 +102,7 @@ def check_file(argv: Sequence[str], values) -> None:
     raise ValueError(f"{path} knows no size {size!r}: {told(sentence, 240)}") from None
   except SyntaxError as error:
     raise ValueError(f"{path} line {error.lineno} is no Python ({error.msg}): mend it.") from None
+  except ModuleNotFoundError as error:
+    package = str(error.name).partition(".")[0]
+    what = f"run from the folder that holds {package}/" if (Path(path).parent.name == package) else "install it"
+    raise ValueError(f"{told(path, 120)} imports {error.name!r}, which is not found from here: {what}.") from None

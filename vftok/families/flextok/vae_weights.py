@@ -192,6 +192,23 @@ def save_vae(cfg: KLConfig, params, directory: str | os.PathLike) -> None:
   hub.save_files(directory, exported(rules(cfg), params), config, WEIGHTS)
 
 
+def describe(cfg: KLConfig, params) -> dict[str, Any]:
+  """Stride, channels, scale, parameter counts of a VAE by itself: plain JSON."""
+  parts = {name: sum(int(x.size) for x in jax.tree.leaves(tree)) for name, tree in params.items()}
+  n = cfg.space_stride
+  return {
+    "kind": "VAE of pictures",
+    "strides": {"height": n, "width": n},
+    "channels": cfg.z_channels,
+    "latents": {f"{32 * n}x{32 * n}": [32, 32, cfg.z_channels]},
+    "scaling": cfg.scaling,
+    "shift": cfg.shift,
+    "parameters": {**parts, "total": sum(parts.values())},
+    "dtype": str(jax.tree.leaves(params)[0].dtype),
+    "widths": list(cfg.widths),
+  }
+
+
 def stated_otherwise(cfg: KLConfig, config: Mapping[str, Any]) -> str:
   """The first entry of a config that the tensors contradict, "" where there is none."""
   for key, found in (
