@@ -112,6 +112,20 @@ def test_results_of_another_size_are_not_mixed_in(tmp_path):
     pocket._once(path, lambda: pytest.fail("made again"))
 
 
+def test_the_page_is_of_all_that_is_there(tmp_path):
+  """Of other seeds and arms than this call's, in the study's order; what is no result is not looked at."""
+  study = Study(experiments, tmp_path, "smoke")
+  made = [("larp", 10, 0), ("nested_flow", 2, 0), ("nested", 2, 0), ("nested", 10, 0), ("nested", 2, 1)]
+  for which in made:
+    study._once(study.result(*which), lambda which=which: {"is": list(which)})
+  (tmp_path / "nested" / "notes").mkdir()
+  (tmp_path / "grid" / "3").mkdir(parents=True)
+  tokenizers, generators = study.found()
+  assert list(tokenizers) == ["nested", "larp", "nested_flow"] and list(tokenizers["nested"]) == [2, 10]
+  assert tokenizers["nested"][10] == {"is": ["nested", 10, 0]}
+  assert generators == {"nested": {2: {"1": {"is": ["nested", 2, 1]}}}}
+
+
 def test_flow_arms_stand_on_a_vae_that_is_trained_once(tmp_path, monkeypatch):
   ran = []
 

@@ -69,30 +69,17 @@ def run(args: argparse.Namespace) -> None:
     for arm in arms
     for job in ((study.reconstruction, arm, seed), *((study.generator, arm, seed, depth) for depth in depths))
   ]
-  tokenizers: dict[str, dict] = {arm: {} for arm in arms}
-  generators: dict[str, dict] = {arm: {} for arm in arms}
-
-  def add(made, arm, seed, *depth) -> None:
-    if depth:
-      generators[arm].setdefault(seed, {})[str(depth[0])] = made
-    else:
-      tokenizers[arm][seed] = made
-
   args.out.mkdir(parents=True, exist_ok=True)
-  for _, *which in jobs:  # the page has all that is there, in whatever order it was made
-    if made := study.known(*which):
-      add(made, *which)
-  write(args.out, study, tokenizers, generators)
+  write(args.out, study)
   for number, (make, arm, seed, *depth) in enumerate(jobs, 1):
     what = f"{arm}, seed {seed}" + (f", generator of depth {depth[0]}" if depth else "")
     print(f"[{number}/{len(jobs)}] {what}", flush=True)
     try:
-      made = make(arm, seed, *depth)
+      make(arm, seed, *depth)
     except OutOfTime:
       print("out of time: the same command goes on from here.")
       break
-    add(made, arm, seed, *depth)
-    write(args.out, study, tokenizers, generators)
+    write(args.out, study)
   print(args.out / "study.html")
 
 

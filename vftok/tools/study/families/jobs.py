@@ -235,10 +235,18 @@ class Study:
     """Where the numbers of a tokenizer go, or those of a generator of a depth."""
     return self.place(arm, seed) / (f"d{depth}.json" if depth else "reconstruction.json")
 
-  def known(self, arm: str, seed: int, depth: int = 0) -> dict[str, Any] | None:
-    """What a result holds that is there already, whoever made it."""
-    path = self.result(arm, seed, depth)
-    return self._once(path, dict) if path.is_file() else None
+  def found(self) -> tuple[dict[str, dict], dict[str, dict]]:
+    """All results that are there, whoever made them, as `claims.verdicts` takes them."""
+    tokenizers: dict[str, dict] = {}
+    generators: dict[str, dict] = {}
+    for arm in (*self.experiments.ARMS, *self.experiments.RECIPES):
+      for seed in sorted(int(place.name) for place in (self.out / arm).glob("*") if place.name.isdecimal()):
+        known = lambda depth, arm=arm, seed=seed: self.result(arm, seed, depth).is_file()
+        if known(0):
+          tokenizers.setdefault(arm, {})[seed] = self.reconstruction(arm, seed)
+        for depth in filter(known, self.facts.depths):
+          generators.setdefault(arm, {}).setdefault(seed, {})[str(depth)] = self.generator(arm, seed, depth)
+    return tokenizers, generators
 
   def _time(self) -> None:
     if self.ends is not None and time.monotonic() > self.ends:

@@ -27,8 +27,9 @@ COSTS = {  # head of a column -> (what a result calls it, its unit)
 TITLE = "Tokenizer families at equal data, steps and parameters"
 
 
-def write(out: Path, study, tokenizers: Mapping[str, Mapping[int, dict]], generators) -> None:
-  """`tokenizers`, `generators`: as `claims.verdicts` takes them."""
+def write(out: Path, study) -> None:
+  """Of all results that are there, in whatever order and by whichever process they were made."""
+  tokenizers, generators = study.found()
   found = verdicts(tokenizers, generators)
   protocol = {
     "size": study.size,
