@@ -50,6 +50,7 @@ def base(**own) -> ConfigDict:
         weight_decay=0.02,
         clip=1.0,
         mup_base_width=0,  # 0: no muP
+        muon=0.0,  # 0: Adam; else the root mean square of hidden matrices' steps, see vftok/train/muon.py
         lr_groups=dict(),  # {"critic": 2.0}: factors on the learning rate of parts
         every=dict(),  # {"critic": 5}: parts that are updated at every n-th step, with a clip of their own
         follow=dict(),  # {"critic/anchors": 0.001}: parts that take plain steps at this rate

@@ -136,7 +136,7 @@ def mini():
       steps=20,
       rfvd=False,
     ),
-    optim=dict(lr=1e-3, warmup=100, b2=0.98, final=0.02),
+    optim=dict(lr=1e-3, warmup=100, b2=0.98, final=0.02, muon=0.6),
     ema=0.998,
     log_every=20,
     save_every=200,

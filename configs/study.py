@@ -34,7 +34,8 @@ class Size:
   Attributes:
     pixels: height and width of frames. objects, plain: what scenes show, see `vftok.data.world.WorldSource`.
     steps, batch: of a tokenizer; ar_steps, ar_batch, depths: of the generators.
-    lr, warmup: of every tokenizer. clips: how many there are to train on; held_out: in each of the other sets.
+    lr, warmup, muon: of every tokenizer's optimizer.
+    clips: how many there are to train on; held_out: in each of the other sets.
     chosen_on, judged_on: clips of a set that the best guidance is chosen on, and that numbers are of.
     probed_on: clips of "test" that the probe is of, and of "train" that it learns from.
     guidances: scales of a flow decoder that are tried; solver_steps: of it. classifier_steps: of what sees attributes.
@@ -65,6 +66,7 @@ class Size:
   plain: bool = False
   scale: float = 1.0
   probed_on: int = 1024
+  muon: float = 0.6
 
 
 SIZES = {
@@ -160,7 +162,7 @@ def tokenizer(arm: str, name: str):
   cfg.data.sources = scenes(arm, size)
   cfg.eval.sets = dict(val=scenes(arm, size, "val"), test=scenes(arm, size, "test"))
   cfg.optim.update(dict(lr=size.lr, warmup=size.warmup, b1=0.9, b2=0.98, weight_decay=0.0, clip=1.0, final=0.02))
-  cfg.optim.update(dict(schedule="cosine", first=0.0))
+  cfg.optim.update(dict(schedule="cosine", first=0.0, muon=size.muon))
   cfg.log_every, cfg.media_every, cfg.eval_every = max(1, size.steps // 100), 0, 0
   cfg.save_every = max(1, size.steps // 10)
   return cfg

@@ -196,7 +196,7 @@ def mini64():
     ),
     data=dict(sources=common.world_data(), size=64),
     eval=dict(sets=common.world_sets(), clips=256, media=8, seeds=(0, 1, 2), guidance=2.0, steps=12),
-    optim=dict(lr=1e-3, final=0.02, warmup=200, b2=0.98),
+    optim=dict(lr=1e-3, final=0.02, warmup=200, b2=0.98, muon=0.6),
     ema=0.995,
     log_every=20,
     save_every=0,

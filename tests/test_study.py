@@ -161,7 +161,7 @@ def test_arms_share_what_they_must(size):
   made = {arm: experiments.get_config(f"{arm}-{size}") for arm in experiments.ARMS}
   for name in ("steps", "batch_size", "ema", "seed"):
     assert len({str(cfg[name]) for cfg in made.values()}) == 1, name
-  for name in ("lr", "warmup", "schedule", "final", "b1", "b2", "weight_decay", "clip"):
+  for name in ("lr", "warmup", "schedule", "final", "b1", "b2", "weight_decay", "clip", "muon"):
     assert len({cfg.optim[name] for cfg in made.values()}) == 1, name
   sources = {str({**source, "frames": 0}) for cfg in made.values() for source in cfg.data.sources.to_dict().values()}
   assert len(sources) == 1

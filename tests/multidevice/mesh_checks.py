@@ -194,6 +194,22 @@ def test_parameters_are_cut_as_the_table_says():
   assert sharding.spec_for(("heads",), (3,), mesh) == jax.P(None)  # three heads do not go on two devices
 
 
+def test_muon_steps_alike_where_matrices_are_cut():
+  cfg, rng = config("tokenizer"), np.random.default_rng(0)
+  cfg.optim.muon = 0.6
+  task, tx = make(cfg)
+  axes, shapes = logical_axes(task.init, cfg.freeze)
+  params, grads = (jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), shapes) for _ in range(2))
+  step = jax.jit(lambda grads, params: tx.update(grads, tx.init(params), params)[0])
+  whole, mesh = jax.device_get(step(grads, params)), sharding.make_mesh(MESHES["mixed"])
+  with jax.set_mesh(mesh):
+    split = step(*jax.device_put((grads, params), (sharding.param_shardings(axes, shapes, mesh),) * 2))
+  cut = split["decoder"]["stack"]["blocks"]["qkv_kernel"]
+  assert len({str(shard.index) for shard in cut.addressable_shards}) == 4
+  for a, b in zip(jax.tree.leaves(jax.device_get(split)), jax.tree.leaves(whole), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-3 * np.abs(b).max())
+
+
 def test_feature_nets_are_cut_too():
   mesh = sharding.make_mesh(MESHES["fsdp"])
   tree = {"features": {"up": np.zeros((2, 64, 128)), "odd": np.zeros((2, 36, 7))}, "vae": np.zeros((64, 64))}

@@ -1,4 +1,4 @@
-"""The optimizer from its config: schedule, clipping, AdamW, decay, muP learning rates. All of it is optax.
+"""The optimizer from its config: schedule, clipping, AdamW or Muon, decay, muP learning rates. All of it is optax.
 
 Weight decay, as we decided it (VideoFlexTok publishes neither its value nor its list, SemanTok 0.05 and no list):
 
@@ -25,10 +25,11 @@ import optax
 from ml_collections import ConfigDict
 
 from vftok.runtime.sharding import is_names
+from vftok.train import muon
+from vftok.train.muon import WIDTHS
 
 SCHEDULES = ("cosine", "linear", "constant", "rsqrt", "wsd", "clock")
 SLOWER = "_slower"  # in a batch: the clock's factor on the rate
-WIDTHS = ("embed", "heads", "mlp")  # logical axes that grow with the model
 # Names of parameters that multiply activations; all others are tables, vectors, biases or norms.
 MATRIX = re.compile(r"(\w+_)?kernel|qkv|proj|up|down|head|text_(in|q|kv|proj)")
 
@@ -116,9 +117,15 @@ def make_optimizer(cfg: ConfigDict, steps: int, axes, abstract) -> tuple[optax.G
   scale = optax.stateless(lambda updates, _: jax.tree.map(lambda u, s: u * s, updates, scales))
   adam = optax.scale_by_adam(cfg.b1, cfg.b2, eps=cfg.eps, mu_dtype=cfg.mu_dtype)
   turns = of_parts(axes, cfg.every, 1)
+  moments = in_turn(adam, cfg, turns) if cfg.every else adam
+  if cfg.muon:
+    if not 0 < cfg.muon < math.inf or cfg.mup_base_width:
+      given = f"{cfg.muon} with mup_base_width {cfg.mup_base_width}"
+      raise ValueError(f"optim.muon is {given}, expected a number above 0, and 0 there: muP is of Adam's step.")
+    moments = muon.of_hidden_matrices(moments, cfg.muon, cfg.b1, axes, turns)
   chain = [
     _clip(cfg.clip, turns) if cfg.clip else optax.identity(),
-    in_turn(adam, cfg, turns) if cfg.every else adam,
+    moments,
     _decay(cfg, axes, abstract) if cfg.weight_decay else optax.identity(),
     scale,
     optax.scale_by_learning_rate(rate),
