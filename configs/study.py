@@ -107,7 +107,7 @@ SIZES = {
     held_out=1024,
     chosen_on=32,
     judged_on=128,
-    guidances=(1.0, 1.5, 2.0),
+    guidances=(1.0, 1.5, 2.0, 3.0),
     solver_steps=12,
     classifier_steps=300,
   ),
