@@ -63,25 +63,32 @@ def test_what_is_saved_opens_as_a_released_one(learned, tmp_path):
   np.testing.assert_array_equal(tok.encode(loaded, picture).ids, ids)
 
 
-def test_the_vae_is_trained_and_read_back(tmp_path, capsys):
+def test_a_vae_is_saved_and_read_back(tmp_path, capsys):
   """Its model opens by itself, tells its scale, and is the VAE of a tokenizer trained over it."""
-  cfg = flextok.vae_smoke()
-  loop.run(cfg, tmp_path / "vae")
-  config = json.loads((tmp_path / "vae" / "model" / "config.json").read_text())
+  task, folder = make_task(flextok.vae_smoke()), tmp_path / "vae"
+  params = nn.unbox(jax.jit(task.init)(jax.random.key(0)))
+  task.save(params, {}, folder)
+  config = json.loads((folder / "config.json").read_text())
   assert config["_class_name"] == "AutoencoderKL" and config["block_out_channels"] == [32, 32]
-  read, params = vae_weights.load_vae(tmp_path / "vae" / "model")
-  assert read == make_task(cfg).model
-  start = nn.unbox(make_task(cfg).init(jax.random.key(cfg.seed)))["vae"]
-  moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), start, params)
-  assert jax.tree.all(moved)
+  read, found = vae_weights.load_vae(folder)
+  assert read == task.model and task.flops() > 0
+  jax.tree.map(np.testing.assert_array_equal, found, params["vae"])
   over = flextok.smoke()
-  over.vae = str(tmp_path / "vae" / "model")
-  task = make_task(over)
-  jax.tree.map(np.testing.assert_array_equal, task.frozen()["vae"], params)
-  assert make_task(cfg).flops() > 0
-  assert commands.main(["info", str(tmp_path / "vae" / "model"), "--json"]) == 0
-  facts = json.loads(capsys.readouterr().out.partition("\n{")[2].join(("{", "")))
+  over.vae = str(folder)
+  jax.tree.map(np.testing.assert_array_equal, make_task(over).frozen()["vae"], params["vae"])
+  assert commands.main(["info", str(folder), "--json"]) == 0
+  facts = json.loads(capsys.readouterr().out)
   assert facts["strides"] == {"height": 2, "width": 2} and facts["channels"] == 4
+
+
+@pytest.mark.slow  # a minute, most of it the compiler's
+def test_a_vae_learns(tmp_path):
+  cfg = flextok.vae_smoke()
+  loop.run(cfg, tmp_path)
+  _, params = vae_weights.load_vae(tmp_path / "model")
+  start = nn.unbox(make_task(cfg).init(jax.random.key(cfg.seed)))["vae"]
+  assert jax.tree.all(jax.tree.map(lambda a, b: not np.array_equal(a, b), start, params))
+  assert np.isfinite(evaluate.run(cfg, tmp_path)["shapes/psnr/VAE alone"])
 
 
 def test_a_vae_that_its_files_could_not_tell_is_refused():
