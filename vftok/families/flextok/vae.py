@@ -98,10 +98,15 @@ class GroupNorm(nn.Module):
     names = ("conv_in",)
     scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, names), (c,))
     bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, names), (c,))
-    x = x_BxFxHxWxC.astype(jnp.float32).reshape(*shape[:2], -1, self.groups, c // self.groups)
-    x = x - x.mean((2, 4), keepdims=True)
-    x = x * lax.rsqrt(jnp.square(x).mean((2, 4), keepdims=True) + EPS)
-    y = x.reshape(shape) * ranked(scale, 5) + ranked(bias, 5)
+    x = x_BxFxHxWxC.astype(jnp.float32)
+
+    def mean(x):
+      """[B, F, 1, 1, C], of a channel's group; channels stay the innermost axis until pixels are gone."""
+      by_group = x.mean((2, 3)).reshape(*shape[:2], self.groups, c // self.groups).mean(-1, keepdims=True)
+      return jnp.broadcast_to(by_group, (*by_group.shape[:-1], c // self.groups)).reshape(*shape[:2], 1, 1, c)
+
+    x = x - mean(x)
+    y = x * (lax.rsqrt(mean(jnp.square(x)) + EPS) * ranked(scale, 5)) + ranked(bias, 5)
     return (silu(y) if self.act else y).astype(self.dtype)
 
 
