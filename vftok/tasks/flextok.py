@@ -40,21 +40,16 @@ class FlexTokTask(TokenizerTask):
       raise ValueError(f"init_from is {brief(str(name))}, which is no FlexTok: name one, or leave it empty.")
     return tok, params
 
-  def _vae_flops(self) -> tuple[float, float]:
-    return picture_flops(self.tok.cfg.vae, self.tok.frame_size)
+  def _vae_flops(self, way: str) -> float:
+    return picture_flops(self.tok.cfg.vae, self.tok.frame_size, way)
 
 
-def picture_flops(vae: KLConfig, size: tuple[int, int]) -> tuple[float, float]:
-  """(encode, decode) of one picture by XLA's count of the programs: convolutions, attention and what is elementwise."""
-  module = vae.module()
-  latent = tuple(n // vae.space_stride for n in size)
-  picture, latents = (
-    jax.ShapeDtypeStruct((1, 1, *shape), jnp.float32) for shape in ((*size, vae.in_channels), (*latent, vae.z_channels))
-  )
+def picture_flops(vae: KLConfig, size: tuple[int, int], way: str) -> float:
+  """Of "encode" or "decode" of one picture by XLA's count: convolutions, attention and what is elementwise."""
+  module, n = vae.module(), vae.space_stride
+  shaped = lambda height, width, channels: jax.ShapeDtypeStruct((1, 1, height, width, channels), jnp.float32)
+  picture = shaped(*size, vae.in_channels)
   params = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), picture))["params"]
-
-  def count(x, method: str) -> float:
-    run = jax.jit(lambda params, x: module.apply({"params": params}, x, method=method))
-    return float(run.lower(params, x).cost_analysis()["flops"])
-
-  return count(picture, "encode"), count(latents, "decode")
+  x = picture if way == "encode" else shaped(size[0] // n, size[1] // n, vae.z_channels)
+  run = jax.jit(lambda params, x: module.apply({"params": params}, x, method=way))
+  return float(run.lower(params, x).cost_analysis()["flops"])

@@ -23,4 +23,5 @@ class FlexTokVAETask(VAETask):
     return config_json.build(KLConfig, model, "config")
 
   def flops(self) -> float:
-    return 3 * sum(picture_flops(self.model, self.size)) * self.cfg.data.frames
+    both = sum(picture_flops(self.model, self.size, way) for way in ("encode", "decode"))
+    return 3 * both * self.cfg.data.frames

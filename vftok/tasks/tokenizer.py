@@ -80,9 +80,10 @@ class TokenizerTask:
   def _opened(self, name) -> tuple[Tokenizer, Any]:
     return Tokenizer.load(name)
 
-  def _vae_flops(self) -> tuple[float, float]:
-    """(encode, decode) of one clip."""
-    return flops.vae_flops(self.tok.cfg.vae, self.tok.chunk_frames, *self.tok.frame_size)
+  def _vae_flops(self, way: str) -> float:
+    """Of one clip; `way` is "encode" or "decode"."""
+    both = flops.vae_flops(self.tok.cfg.vae, self.tok.chunk_frames, *self.tok.frame_size)
+    return both[way == "decode"]
 
   # ---- parts
 
@@ -230,15 +231,15 @@ class TokenizerTask:
   def flops(self) -> float:
     encoder, decoder = self._stack_flops()
     stacks = encoder + (decoder if self.loss_cfg.flow else 0.0)
-    return 3 * stacks + self._vae_flops()[0] + self.nets.flops(self._grid(), self.tok.cfg.latent_size)
+    return 3 * stacks + self._vae_flops("encode") + self.nets.flops(self._grid(), self.tok.cfg.latent_size)
 
   def coding_flops(self, evaluations: int) -> tuple[float, float]:
     """Forward FLOPs of (encoding, decoding) one clip with all tokens and so many evaluations of the decoder.
 
     Without the feature net that some encoders read.
     """
-    (encode, decode), (encoder, decoder) = self._vae_flops(), self._stack_flops()
-    return encode + encoder, evaluations * decoder + decode
+    encoder, decoder = self._stack_flops()
+    return self._vae_flops("encode") + encoder, evaluations * decoder + self._vae_flops("decode")
 
   def _stack_flops(self) -> tuple[float, float]:
     """(encoder, decoder), forward, of one clip."""

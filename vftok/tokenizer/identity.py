@@ -43,9 +43,14 @@ def sampled(digest, tensors) -> None:
     digest.update(f"{jax.tree_util.keystr(path)}{value.shape}".encode() + sample.tobytes())
 
 
+def parameter_counts(params) -> dict[str, int]:
+  """Of every part, and "total"."""
+  parts = {name: sum(int(x.size) for x in jax.tree.leaves(tree)) for name, tree in params.items()}
+  return {**parts, "total": sum(parts.values())}
+
+
 def describe(tok: FlowGeometry, params) -> dict[str, Any]:
   """Geometry, parameter counts per part, switches, fingerprint: plain JSON."""
-  parts = {name: sum(int(x.size) for x in jax.tree.leaves(tree)) for name, tree in params.items()}
   enc, dec = tok.cfg.encoder, tok.cfg.decoder
   return {
     "frame_size": list(tok.frame_size),
@@ -55,7 +60,7 @@ def describe(tok: FlowGeometry, params) -> dict[str, Any]:
     "tokens_per_step": tok.registers,
     "codebook_size": tok.codebook_size,
     "levels": list(tok.levels),
-    "parameters": {**parts, "total": sum(parts.values())},
+    "parameters": parameter_counts(params),
     "dtype": str(jax.tree.leaves(params)[0].dtype),
     "encoder": {"depth": enc.stack.depth, "width": enc.stack.dim, "mask": enc.mask, "patch": list(enc.patch)},
     "decoder": {"depth": dec.stack.depth, "width": dec.stack.dim, "mask": dec.mask, "patch": list(dec.patch)},
@@ -67,7 +72,6 @@ def describe(tok: FlowGeometry, params) -> dict[str, Any]:
 
 def describe_vae(cfg: VAEConfig, params) -> dict[str, Any]:
   """Strides, channels, latents of some clips, parameter counts of a VAE by itself: plain JSON."""
-  parts = {name: sum(int(x.size) for x in jax.tree.leaves(tree)) for name, tree in params.items()}
   time, height, width = cfg.patch
   frames = 1 + 4 * time  # the first frame is a latent step of its own
   fits = [side for side in SHOWN_SIDES if side % height == 0]
@@ -76,7 +80,7 @@ def describe_vae(cfg: VAEConfig, params) -> dict[str, Any]:
     "strides": {"time": time, "height": height, "width": width},
     "channels": cfg.z_channels,
     "latents": {f"{frames}x{side}x{side}": [5, side // height, side // width, cfg.z_channels] for side in fits},
-    "parameters": {**parts, "total": sum(parts.values())},
+    "parameters": parameter_counts(params),
     "dtype": str(jax.tree.leaves(params)[0].dtype),
     "widths": list(cfg.widths),
     "linear": cfg.linear,

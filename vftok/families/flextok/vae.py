@@ -102,8 +102,8 @@ class GroupNorm(nn.Module):
 
     def mean(x):
       """[B, F, 1, 1, C], of a channel's group; channels stay the innermost axis until pixels are gone."""
-      by_group = x.mean((2, 3)).reshape(*shape[:2], self.groups, c // self.groups).mean(-1, keepdims=True)
-      return jnp.broadcast_to(by_group, (*by_group.shape[:-1], c // self.groups)).reshape(*shape[:2], 1, 1, c)
+      by_group = x.mean((2, 3)).reshape(*shape[:2], self.groups, c // self.groups).mean(-1)
+      return jnp.repeat(by_group, c // self.groups, axis=-1)[:, :, None, None]
 
     x = x - mean(x)
     y = x * (lax.rsqrt(mean(jnp.square(x)) + EPS) * ranked(scale, 5)) + ranked(bias, 5)

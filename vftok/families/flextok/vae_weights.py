@@ -18,6 +18,7 @@ from vftok.io import hub
 from vftok.io.layout import Rules, converted, exported
 from vftok.io.leaves import Leaves, leaves_of
 from vftok.runtime.words import brief, is_number, is_whole
+from vftok.tokenizer.identity import parameter_counts
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 _CONV, _POINT = vidtok.KINDS["conv2d"], vidtok.KINDS["point2d"]
@@ -194,7 +195,6 @@ def save_vae(cfg: KLConfig, params, directory: str | os.PathLike) -> None:
 
 def describe(cfg: KLConfig, params) -> dict[str, Any]:
   """Stride, channels, scale, parameter counts of a VAE by itself: plain JSON."""
-  parts = {name: sum(int(x.size) for x in jax.tree.leaves(tree)) for name, tree in params.items()}
   n = cfg.space_stride
   return {
     "kind": "VAE of pictures",
@@ -203,7 +203,7 @@ def describe(cfg: KLConfig, params) -> dict[str, Any]:
     "latents": {f"{32 * n}x{32 * n}": [32, 32, cfg.z_channels]},
     "scaling": cfg.scaling,
     "shift": cfg.shift,
-    "parameters": {**parts, "total": sum(parts.values())},
+    "parameters": parameter_counts(params),
     "dtype": str(jax.tree.leaves(params)[0].dtype),
     "widths": list(cfg.widths),
   }

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vftok.evals.reconstruction import VAE
 from vftok.runtime.files import whole_file
 from vftok.show.picture import labelled_grid
 
@@ -38,7 +39,7 @@ def sheet(path: Path, arms: Mapping[str, tuple[Path, Sequence[str]]]) -> bool:
       continue
     columns = dict(zip(names, np.split(np.asarray(Image.open(file).convert("RGB")), len(names), axis=1), strict=True))
     budgets = [name for name in names if name.startswith("keep ")]
-    wanted = {name: name for name in ("original", "VAE alone") if name in columns and name not in labels}
+    wanted = {name: name for name in ("original", VAE) if name in columns and name not in labels}
     wanted |= {budgets[i]: arm for i in sorted({0, len(budgets) // 2, len(budgets) - 1})}
     for name, label in wanted.items():
       tiles.append(_in_a_row(columns[name]))
