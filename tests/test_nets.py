@@ -3,6 +3,7 @@
 import os
 import pickle
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,6 +53,32 @@ def test_lpips_of_many_images_at_once_and_its_gradient(vgg_params, images):
   h = 3e-3 * np.sign(g)
   measured = float(run(vgg_params, a, b + h)[0] - run(vgg_params, a, b - h)[0])
   assert measured == pytest.approx(2 * float((g * h).sum()), rel=0.1)
+
+
+@pytest.mark.parametrize("size", [(31, 31), (32, 62), (45, 39)])
+def test_a_strided_convolution_is_the_textbooks(size):
+  conv = vgg.Conv(5, window=11, stride=4, padding=2)
+  rng = np.random.default_rng(0)
+  x = jnp.float32(rng.normal(size=(2, *size, 3)))
+  p = {"kernel": jnp.float32(rng.normal(size=(11, 11, 3, 5))), "bias": jnp.float32(rng.normal(size=5))}
+  dims = ("NHWC", "HWIO", "NHWC")
+
+  def plain(p, x):
+    y = jax.lax.conv_general_dilated(x, p["kernel"], (4, 4), ((2, 2), (2, 2)), dimension_numbers=dims)
+    return jax.nn.relu(y + p["bias"])
+
+  made, expected = (jax.vjp(f, p, x) for f in (lambda p, x: conv.apply({"params": p}, x), plain))
+  assert made[0].shape == expected[0].shape
+  chex.assert_trees_all_close((made[0], made[1](made[0])), (expected[0], expected[1](made[0])), rtol=1e-4, atol=1e-3)
+
+
+def test_lpips_computes_no_gradient_back_to_the_images_that_nothing_learns_from():
+  x = jnp.zeros((4, 64, 64, 3))
+  trunk = vgg.AlexNet(("relu5",)).init(jax.random.key(0), x)["params"]
+  heads = {f"lin{i}": jnp.ones(width) for i, (width, *_) in enumerate(vgg._ALEX)}
+  loss = lambda a, b: vgg.lpips({"trunk": trunk, "heads": heads}, a, b).sum()
+  flops = lambda f: jax.jit(f).lower(x, x).compile().cost_analysis()["flops"]
+  assert flops(jax.grad(loss)) < 1.7 * flops(loss)  # two forward and one back, to two forward
 
 
 def test_vgg_features_have_the_sizes_of_their_blocks_and_stop_early(vgg_params, images):

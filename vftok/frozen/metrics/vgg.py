@@ -6,6 +6,7 @@ and enlarging small images first gives other numbers, so say so beside them.
 
 from __future__ import annotations
 
+import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -52,16 +53,17 @@ def distances(params, a_NxHxWx3, b_NxHxWx3) -> tuple[jax.Array, jax.Array]:
   _check(shape, net)
   if jnp.shape(b_NxHxWx3)[-4:] != shape:
     raise ValueError(f"images are {shape} and {jnp.shape(b_NxHxWx3)}, expected one shape: resize one of them.")
-  others = b_NxHxWx3.reshape(-1, *shape[1:])
-  images = jnp.concatenate([a_NxHxWx3.astype(jnp.float32), others.astype(jnp.float32)])
   trunk = (VGG16 if net == "vgg" else AlexNet)(layers)
-  features = trunk.apply({"params": params["trunk"]}, _scaled(images))
-  pair = lambda f: (f[: shape[0]], f[shape[0] :].reshape(*lead, shape[0], *f.shape[1:]))
+  # One call each: of a batch of both, gradients would be computed back to the images that nothing learns from.
+  features = lambda x: trunk.apply({"params": params["trunk"]}, _scaled(x.astype(jnp.float32)))
+  features_a, features_b = features(a_NxHxWx3), features(b_NxHxWx3.reshape(-1, *shape[1:]))
+  apart = lambda f: f.reshape(*lead, shape[0], *f.shape[1:])
   total = 0.0
   for i, layer in enumerate(layers):
-    a, b = pair(_unit(features[layer]))
+    a, b = _unit(features_a[layer]), apart(_unit(features_b[layer]))
     total += ((a - b) ** 2 @ params["heads"][f"lin{i}"]).mean((-1, -2))
-  a, b = pair(_unit(features[layers[-1]].reshape(len(images), -1)))
+  whole = lambda f: _unit(f[layers[-1]].reshape(len(f[layers[-1]]), -1))
+  a, b = whole(features_a), apart(whole(features_b))
   return total, jnp.square(a - b).sum(-1) / 2  # of unit vectors: 1 - cosine, and never below 0
 
 
@@ -119,7 +121,11 @@ class AlexNet(nn.Module):
 
 
 class Conv(nn.Module):
-  """Square convolution of images [N, H, W, C], and ReLU."""
+  """Square convolution of images [N, H, W, C], and ReLU.
+
+  With a stride it is one of stride 1 over images whose squares of pixels are channels: the same sums, whose gradients
+  need no images with holes in them.
+  """
 
   features: int
   window: int = 3
@@ -131,7 +137,23 @@ class Conv(nn.Module):
     shape = (self.window, self.window, x.shape[-1], self.features)
     kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=(0, 1, 2)), shape)
     bias = self.param("bias", nn.initializers.zeros, (self.features,))
-    return nn.relu(C.conv2d(x[None], kernel, self.stride, ((self.padding, self.padding),) * 2)[0] + ranked(bias, 4))
+    pads = ((self.padding, self.padding),) * 2
+    if self.stride > 1:
+      x, kernel, pads = *_without_stride(x, kernel, self.stride, self.padding), ((0, 0),) * 2
+    return nn.relu(C.conv2d(x[None], kernel, 1, pads)[0] + ranked(bias, 4))
+
+
+def _without_stride(x_NxHxWxC, kernel_kxkxCxD, stride, padding):
+  """(images, kernel) whose plain convolution is the strided one, windows made whole by zeros."""
+  window, size = len(kernel_kxkxCxD), x_NxHxWxC.shape[1:3]
+  rest = -window % stride
+  # Of each axis as much as the last window reads: a last row that no window reads goes.
+  read = [(n + 2 * padding - window) // stride * stride + window + rest for n in size]
+  ends = [(padding, max(0, m - n - padding)) for n, m in zip(size, read, strict=True)]
+  x = jnp.pad(x_NxHxWxC, ((0, 0), *ends, (0, 0)))[:, : read[0], : read[1]]
+  kernel = jnp.pad(kernel_kxkxCxD, ((0, rest), (0, rest), (0, 0), (0, 0)))
+  x = einops.rearrange(x, "n (h s) (w z) c -> n h w (s z c)", s=stride, z=stride)
+  return x, einops.rearrange(kernel, "(h s) (w z) c d -> h w (s z c) d", s=stride, z=stride)
 
 
 def convert(flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
