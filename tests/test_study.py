@@ -87,6 +87,16 @@ def test_verdicts_need_no_result():
   assert len(found) > 6 and {v.verdict for v in found} == {OPEN}
 
 
+@pytest.mark.parametrize("attribute", ["object", "colour", "motion"])
+def test_first_tokens_are_compared_by_what_a_probe_reads_of_them(attribute):
+  probe = lambda k1: {"rows": rows([-0.5]), "probe": {"rows": {attribute: {"k1": k1, "k2": 0.9}}}}
+  seeds = lambda *found: dict(enumerate(map(probe, found)))
+  found = claims.verdicts({"nested": seeds(0.8, 0.82, 0.81), "grid_16": seeds(0.4, 0.42, 0.41)}, {})
+  (of_it,) = [v for v in found if attribute in v.claim]
+  np.testing.assert_allclose(of_it.values, 0.4)
+  assert of_it.verdict == HELD
+
+
 @pytest.mark.slow
 def test_only_the_first_frames_are_scored():
   tok = vftok.Tokenizer(from_dict(TokenizerConfig, experiments.get_config("nested-smoke").model.to_dict()))

@@ -76,7 +76,7 @@ def verdicts(
         _each((arm,), tokenizers, smallest_step),
       )
     )
-  for name in ("object", "motion"):
+  for name in ("object", "colour", "motion"):
     out.append(
       judged(
         f"The first token of a step knows more of the {name} than the only token of a grid's.",
