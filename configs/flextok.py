@@ -1,5 +1,5 @@
 """FlexTok (arXiv 2502.13967), pictures: configs/flextok.py:SIZE with SIZE one of smoke, mini, d12_d12, d18_d18 and
-d18_d28; or vae_smoke and vae_mini, the 2-D VAE under `mini`.
+d18_d28; vae_smoke and vae_mini, the 2-D VAE under `mini`; or c2i_mini, class to picture over `mini`'s tokens.
 
 The recipe is VideoFlexTok's, whose relative it is; values marked `unknown` are not published, they are our defaults.
 """
@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 
-from configs import common
+from configs import ar, common
 from vftok.families.flextok.config import FlexTokConfig
 from vftok.families.flextok.vae import KLConfig
 from vftok.models.decoder import DecoderConfig
 from vftok.models.encoder import EncoderConfig
 from vftok.models.layers import PositionConfig
 from vftok.models.transformer import StackConfig
-from vftok.tasks.losses import TokenizerLoss, VAELoss
+from vftok.tasks.losses import ARLoss, TokenizerLoss, VAELoss
 
 BATCH = 1024  # unknown
 STEPS = 1_000_000  # unknown
 
 
 def get_config(size: str = "smoke"):
-  sizes = (smoke, mini, d12_d12, d18_d18, d18_d28, vae_smoke, vae_mini)
+  sizes = (smoke, mini, d12_d12, d18_d18, d18_d28, vae_smoke, vae_mini, c2i_mini)
   return {make.__name__: make for make in sizes}[size]()
 
 
@@ -141,6 +141,38 @@ def mini():
     log_every=20,
     save_every=200,
     media_every=0,
+  )
+
+
+def c2i_mini():
+  """Over `mini`'s tokens, minutes on two CPU cores: the object of a rendered scene is its class."""
+  directory, train = "tokens_flextok_mini", 40_000
+  stored = lambda split: ar.tokens(directory, split=split)
+  return common.base(
+    task="ar",
+    title="FlexTok mini, class to picture",
+    steps=1_000,
+    batch_size=64,
+    model=ar.model(4, text=False, width=192, n_classes=8),
+    loss=ARLoss(),
+    data=dict(sources=ar.tokens(directory), frames=1, size=32, workers=0),
+    eval=dict(
+      sets={split: stored(split) for split in ("val", "test")},
+      generation={**ar.GENERATION, "split": "test", "clips": 128, "keeps": (1, 4, 16), "steps": 20, "fvd": False},
+    ),
+    optim=dict(lr=1e-3, warmup=100, b2=0.95, weight_decay=0.05, final=0.02),
+    ema=0.998,
+    sample=ar.SAMPLE,
+    media_every=0,
+    tokenize=ar.tokenize(
+      "runs/flextok/model",
+      _scenes(count=train),
+      _scenes("val", 1024),
+      _scenes("test", 1024),
+      frames=1,
+      size=32,
+      batch_size=64,
+    ),
   )
 
 
