@@ -105,6 +105,11 @@ def test_savings_are_read_off_the_curve():
   assert adaptive.savings(rows, [1.0, 2.0, 4.0])[1][:2] == ["2", "29.3 % fewer"]
 
 
+def test_columns_of_words_are_to_the_left():
+  cells = [["arm", "verdict", "LPIPS", "seeds"], ["nested", "held", "0.4", "-"], ["grid", "", "", "3"]]
+  assert page.markdown_table(cells).splitlines()[1] == "| --- | --- | ---: | ---: |"
+
+
 def test_a_section_is_added_once(tmp_path):
   path = tmp_path / "report.html"
   path.write_text("<p>a</p></html>")

@@ -83,9 +83,11 @@ def table(cells: Sequence[Sequence[str]]) -> str:
 
 
 def markdown_table(cells: Sequence[Sequence[str]]) -> str:
-  """The same in Markdown, numbers to the right."""
+  """The same in Markdown, columns without a word to the right."""
   lines = ["| " + " | ".join(line) + " |" for line in cells]
-  return "\n".join([lines[0], "| --- |" + " ---: |" * (len(cells[0]) - 1), *lines[1:]]) + "\n"
+  worded = [any(cell[:1].isalpha() for cell in column) for column in zip(*cells[1:], strict=True)]
+  ends = [" ---: |" if i and not (worded and worded[i]) else " --- |" for i in range(len(cells[0]))]
+  return "\n".join([lines[0], "|" + "".join(ends), *lines[1:]]) + "\n"
 
 
 def write_film(directory: Path, name: str, frames: np.ndarray, fps: float) -> None:

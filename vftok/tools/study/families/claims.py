@@ -88,7 +88,7 @@ def verdicts(
   for keep, other in ((1, "grid_16"), (4, "grid_4")):
     out.append(
       judged(
-        f"One nested tokenizer at {keep} tokens a step is no worse than a grid trained for that rate.",
+        f"One nested tokenizer at {keep} token{'s' * (keep > 1)} a step is no worse than a grid trained for that rate.",
         "VideoFlexTok",
         f"LPIPS of {other} less that of nested at {keep} (PSNR, dB, without a net)",
         _each(("nested", other), tokenizers, lambda a, b, k=keep: quality(a, k) and _less(quality(a, k), best(b))),
