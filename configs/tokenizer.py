@@ -5,7 +5,7 @@ The paper's recipe as far as it is known; values marked `unknown` are not publis
 otherwise on purpose has a name of its own: SIZE_ours keeps counts per time step too, which adaptive budgets need.
 
 grid_SIZE is the control of the paper's claim: the same data, VAE, widths and flow, but a token for every patch in place
-of registers; grid_SIZE_4 and grid_SIZE_16 have patches of twice and four times the side, so a 4th and a 16th as many.
+of registers; grid_SIZE_4 and grid_SIZE_16 have one for every 2x2 and 4x4 patches, so a 4th and a 16th as many.
 """
 
 from __future__ import annotations

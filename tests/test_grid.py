@@ -79,6 +79,25 @@ def test_codes_are_added_to_their_patches(params, tokens, latents):
   assert change[2, :2, 2:].max() == change.max()  # slot 1 = 2 y + x is the upper right patch
 
 
+def test_a_token_of_several_patches_is_read_off_them_and_added_to_them(latents):
+  """Of 4x4 patches, token 1 of four is the upper right quarter."""
+  part = lambda c: dataclasses.replace(c, patch=(1, 1, 1), cell=(2, 2), positions=None)
+  cfg = dataclasses.replace(CFG, encoder=part(CFG.encoder), decoder=part(CFG.decoder))
+  tok = vftok.Tokenizer(from_json(TokenizerConfig, json.loads(json.dumps(to_json(cfg)))))
+  params = moved(started(tok.init), seed=1)
+  assert tok.registers == 4 and tok.features(params, latents).shape == (2, 5, 4, cfg.encoder.out_dim)
+  still = lambda part: {**params[part], "stack": jax.tree.map(jnp.zeros_like, params[part]["stack"])}  # no attention
+  run = lambda x: Encoder(cfg.encoder).apply({"params": still("encoder")}, x)
+  for y, x in ((0, 2), (0, 3), (1, 2), (1, 3)):
+    change = jnp.abs(run(latents.at[:, :, y, x].add(1.0)) - run(latents)).max((0, 1, 3))
+    assert change[1] > 0 and not change[jnp.array([0, 2, 3])].any()
+
+  codes, t_B, keep = jnp.zeros((2, 5, 4, len(cfg.levels))), jnp.full(2, 0.5), jnp.full((2, 5), 4)
+  velocity = lambda c: Decoder(cfg.decoder).apply({"params": still("decoder")}, c, keep, latents, t_B)
+  change = jnp.abs(velocity(codes.at[:, 2, 1].add(0.5)) - velocity(codes)).max((0, 4)) > 0
+  assert change[2, :2, 2:].all() and change.sum() == 4
+
+
 def test_no_code_reaches_the_null_velocity(params, tokens, latents):
   other = vftok.VideoTokens.full(tokens.ids[::-1], nested=False)
   null = TOK.velocity(params, tokens, latents, 0.7, null=True)
@@ -151,6 +170,9 @@ def test_every_size_has_grids_of_three_rates(size, end, tokens):
 WRONG = {
   "mask vector": (lambda c: c["decoder"].update(replacements=["mask", "null"]), "no mask"),
   "two kinds": (lambda c: c["decoder"]["stack"].update(adaln=2), "1 where there are no registers"),
+  "cell": (lambda c: [c[part].update(cell=[1, 3]) for part in ("encoder", "decoder")], r"divisors of \(2, 2\)"),
+  "two cells": (lambda c: c["decoder"].update(cell=[1, 2]), r"the encoder's \(1, 1\)"),
+  "no cell": (lambda c: c["encoder"].update(cell=[0, 1]), "whole numbers of 1"),
   "other patches": (lambda c: c["decoder"].update(patch=[1, 1, 1]), "the encoder's"),
   "registers": (lambda c: c["decoder"].update(registers=4), "the encoder's 0"),
   "positions": (
@@ -160,6 +182,14 @@ WRONG = {
   "linear": (lambda c: c["encoder"].update(linear=True), "none without registers"),
   "global": (lambda c: c["encoder"].update(global_token=8), "none without registers"),
 }
+
+
+def test_registers_have_no_cells():
+  data = json.loads(json.dumps(to_json(config("smoke"))))
+  for part in ("encoder", "decoder"):
+    data[part].update(cell=[1, 2])
+  with pytest.raises(ValueError, match=r"encoder\.cell = .*expected \(1, 1\) where there are registers"):
+    from_json(TokenizerConfig, data)
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -46,9 +46,9 @@ class TokenizerConfig:
 
   @property
   def step_tokens(self) -> int:
-    """K, the tokens of a time step: the registers, or where there are none the patches."""
-    (h, w), (_, ph, pw) = self.latent_size, self.encoder.patch
-    return self.encoder.registers or (h // ph) * (w // pw)
+    """K, the tokens of a time step: the registers, or where there are none the cells of patches."""
+    (h, w), (_, ph, pw), (y, x) = self.latent_size, self.encoder.patch, self.encoder.cell
+    return self.encoder.registers or (h // (ph * y)) * (w // (pw * x))
 
   def with_dtype(self, dtype: str) -> TokenizerConfig:
     """The same model computing in `dtype`; norms, softmax, FSQ and flow time stay float32."""

@@ -76,7 +76,11 @@ def check(cfg: TokenizerConfig) -> None:
   _expect(dec.stack.adaln > 0, "decoder.stack.adaln", dec.stack.adaln, "1 or 2")
   _expect(dec.code_dim == len(cfg.levels), "decoder.code_dim", dec.code_dim, f"one per FSQ level, {len(cfg.levels)}")
   _expect(dec.registers == enc.registers, "decoder.registers", dec.registers, f"the encoder's {enc.registers}")
-  if not enc.registers:
+  _counts("encoder", cell=enc.cell)
+  _expect(dec.cell == enc.cell, "decoder.cell", dec.cell, f"the encoder's {enc.cell}")
+  if enc.registers:
+    _expect(enc.cell == (1, 1), "encoder.cell", enc.cell, "(1, 1) where there are registers")
+  else:
     _check_grid(cfg)
   _expect(dec.patch[0] == enc.patch[0], "decoder.patch", dec.patch, f"the encoder's {enc.patch[0]} latents per step")
   _expect(dec.channels == vae.z_channels, "decoder.channels", dec.channels, f"the VAE's {vae.z_channels}")
@@ -98,6 +102,9 @@ def _check_grid(cfg: TokenizerConfig) -> None:
   """Of a model without registers, whose codes are those of its patches."""
   enc, dec = cfg.encoder, cfg.decoder
   _expect(dec.patch == enc.patch, "decoder.patch", dec.patch, f"the encoder's {enc.patch}, for codes are its patches'")
+  patches = tuple(n // p for n, p in zip(cfg.latent_size, enc.patch[1:], strict=True))
+  whole = not any(n % c for n, c in zip(patches, enc.cell, strict=True))
+  _expect(whole, "encoder.cell", enc.cell, f"divisors of {patches}, the patches of a step")
   _expect(dec.stack.adaln == 1, "decoder.stack.adaln", dec.stack.adaln, "1 where there are no registers")
   _expect(
     dec.register_positions is None, "decoder.register_positions", dec.register_positions, "None without registers"

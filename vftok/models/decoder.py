@@ -4,7 +4,7 @@ Registers beyond `keep` of a step are all the same mask vector, with the same mo
 they stay equal in every layer: the decoder takes only the first k slots and lets ONE more token stand for the other
 K - k. This is exact; k is a shape (a bucket), `keep` stays data.
 
-Without registers (a 3-D grid) the embedded code of each patch is added to its noisy latents.
+Without registers (a 3-D grid) the embedded code of each cell is added to the noisy latents of its patches.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class DecoderConfig:
   """Attributes:
   replacements: learned vectors that overwrite registers, applied in this order: "mask" beyond keep, "prefix" in steps
     given as clean frames, "null" in samples without condition. A released model may lack any of them.
-  registers: 0 where codes are added to the patches that they are of.
+  registers: 0 where codes are added to the patches that they are of; cell: so many (down, across), see the encoder's.
   head_adaln: whether the output head is modulated by time.
   readout: (depth, out features) of a REPA head stored with the model, or None.
   draft: a direct path from codes to latents that the flow starts from, or None.
@@ -63,6 +63,7 @@ class DecoderConfig:
   max_timestep: float = 1.0
   readout: tuple[int, int] | None = None
   draft: DraftConfig | None = None
+  cell: tuple[int, int] = (1, 1)
 
   @property
   def collapsible(self) -> bool:
@@ -132,7 +133,7 @@ class Decoder(nn.Module):
     slots = registers.shape[2] if cfg.registers else 0
     layout = Layout(steps, h * w, slots, cfg.mask, cfg.cross, last_stands_for=max(dropped, 1))
     packed, _ = einops.pack([patches, registers] if slots else [patches], "b t * d")
-    packed = packed if slots else packed + registers
+    packed = packed if slots else packed + self._spread(registers, w)
     packed = einops.rearrange(packed, "b t s d -> b (t s) d")
     patches_of = lambda x: einops.rearrange(x, "b (t s) d -> b t s d", t=steps)[:, :, : h * w]
     stack = Stack(cfg.stack, name="stack")
@@ -187,6 +188,13 @@ class Decoder(nn.Module):
       if where[name] is not None:
         x = jnp.where(jnp.broadcast_to(where[name], (b, steps, slots))[..., None], ranked(vector, 4), x)
     return x
+
+  def _spread(self, codes_BxTxkxD, across: int) -> jax.Array:
+    """[B, T, P, D]: the embedded code of a cell at each of its patches; `across`: patches of a row."""
+    if self.cfg.cell == (1, 1):
+      return codes_BxTxkxD
+    cells = dict(y=self.cfg.cell[0], w=across // self.cfg.cell[1], x=self.cfg.cell[1])
+    return einops.repeat(codes_BxTxkxD, "b t (h w) d -> b t (h y w x) d", **cells)
 
   def _head(self, x_BxTxPxD, temb_BxD) -> jax.Array:
     cfg = self.cfg

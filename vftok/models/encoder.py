@@ -1,6 +1,7 @@
 """Time-causal register encoder: VAE latents -> FSQ input per register (spec of VideoFlexTok, section 3).
 
-Without registers it is the control of VideoFlexTok's claim, a 3-D grid: the input of FSQ is read off the patches.
+Without registers it is the control of VideoFlexTok's claim, a 3-D grid: the input of FSQ is read off the patches, or
+off the mean of those of a cell where a token is of several.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class EncoderConfig:
   """Attributes:
   channels: of the input grid: the VAE's, plus 1024 where DINO features come first (SemanTok).
   t_max, registers: the register table [t_max, registers, D]; steps beyond t_max are an error. 0 registers: a grid.
+  cell: of a grid, how many patches (down, across) share a token.
   cross: for mask "flexible" only, see `masks.dense`.
   global_token: features of a per-frame vector that is projected and added to register 0 (SemanTok), 0 for none.
   linear: z starts as a linear map of all latents of its step (one for the first step, one for the others), which a tiny
@@ -54,12 +56,13 @@ class EncoderConfig:
   head_bias: bool = True
   linear: bool = False
   net: bool = True
+  cell: tuple[int, int] = (1, 1)
 
 
 class Encoder(nn.Module):
   """latents [B, T, h, w, C] -> z float32 [B, T', K, c], T' = T / patch[0]: what FSQ rounds.
 
-  K is the registers, or the patches of a step in raster order where there are none.
+  K is the registers, or the cells of a step in raster order where there are none.
   """
 
   cfg: EncoderConfig
@@ -95,6 +98,9 @@ class Encoder(nn.Module):
     packed = einops.rearrange(packed, "b t s d -> b (t s) d")
     out, blocks = _run(Stack(cfg.stack, name="stack"), packed, layout, None, collect)
     registers_out = einops.rearrange(out, "b (t s) d -> b t s d", t=t)[:, :, h * w if cfg.registers else 0 :]
+    if cfg.cell != (1, 1):
+      cells = dict(y=cfg.cell[0], w=w // cfg.cell[1], x=cfg.cell[1])
+      registers_out = einops.reduce(registers_out, "b t (h y w x) d -> b t (h w) d", "mean", **cells)
     z = Linear(cfg.out_dim, ("embed", None), use_bias=cfg.head_bias, zero_init=True, name="head")(
       layer_norm(registers_out)
     )
