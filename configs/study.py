@@ -1,7 +1,7 @@
 """Families at equal data, steps, optimizer and parameters: configs/study.py:ARM-SIZE, as `vftok.tools.study.families`
 runs them. ARM is one of nested, grid, grid_4, grid_16, larp, adaptok and evatok, or of RECIPES, other ways to train
 nested that no claim is about; SIZE is smoke (seconds, for tests),
-pocket (32x32, about 20 hours on two CPU cores by estimate) or mini64 (64x64, for one GPU).
+pocket (32x32, about 15 hours on two CPU cores by estimate) or mini64 (64x64, for one GPU).
 
 ARM-SIZE-DEPTH is a generator of that depth over the arm's tokens, its condition the object that a scene shows.
 """
