@@ -84,16 +84,19 @@ def test_a_token_of_several_patches_is_read_off_them_and_added_to_them(latents):
   part = lambda c: dataclasses.replace(c, patch=(1, 1, 1), cell=(2, 2), positions=None)
   cfg = dataclasses.replace(CFG, encoder=part(CFG.encoder), decoder=part(CFG.decoder))
   tok = vftok.Tokenizer(from_json(TokenizerConfig, json.loads(json.dumps(to_json(cfg)))))
-  params = moved(started(tok.init), seed=1)
-  assert tok.registers == 4 and tok.features(params, latents).shape == (2, 5, 4, cfg.encoder.out_dim)
+  shapes = jax.eval_shape(tok.init, jax.random.key(0))
+  params = moved(jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes), seed=1)
   still = lambda part: {**params[part], "stack": jax.tree.map(jnp.zeros_like, params[part]["stack"])}  # no attention
-  run = lambda x: Encoder(cfg.encoder).apply({"params": still("encoder")}, x)
+  encode = jax.jit(lambda p, x: Encoder(cfg.encoder).apply({"params": p}, x))
+  run = lambda x: encode(still("encoder"), x)
+  assert tok.registers == 4 and run(latents).shape == (2, 5, 4, cfg.encoder.out_dim)
   for y, x in ((0, 2), (0, 3), (1, 2), (1, 3)):
     change = jnp.abs(run(latents.at[:, :, y, x].add(1.0)) - run(latents)).max((0, 1, 3))
     assert change[1] > 0 and not change[jnp.array([0, 2, 3])].any()
 
   codes, t_B, keep = jnp.zeros((2, 5, 4, len(cfg.levels))), jnp.full(2, 0.5), jnp.full((2, 5), 4)
-  velocity = lambda c: Decoder(cfg.decoder).apply({"params": still("decoder")}, c, keep, latents, t_B)
+  decode = jax.jit(lambda p, c: Decoder(cfg.decoder).apply({"params": p}, c, keep, latents, t_B))
+  velocity = lambda c: decode(still("decoder"), c)
   change = jnp.abs(velocity(codes.at[:, 2, 1].add(0.5)) - velocity(codes)).max((0, 4)) > 0
   assert change[2, :2, 2:].all() and change.sum() == 4
 
